@@ -1,0 +1,55 @@
+# `make` lists what there is. Everything runs in .venv, which the first call makes.
+.DEFAULT_GOAL := help
+.PHONY: help demo test docs clean
+.DELETE_ON_ERROR:
+
+# The first of these that runs, is 3.11 to 3.13 and can make environments. Your own: make PYTHON=/path/to/python test
+PYTHON ?=
+CANDIDATES := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
+USABLE := import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+
+BIN := .venv/bin
+READY := .venv/installed
+RENDERER := smalldocs
+TIMEOUT := $(if $(shell command -v timeout 2>/dev/null),timeout --foreground 1200)
+export TF_CPP_MIN_LOG_LEVEL := 3
+
+help:
+	@echo "make demo    train the models on the embedded pancreas data; tables and figures in runs/demo"
+	@echo "make test    everything that must hold: notebooks, package, tests, site"
+	@echo "make docs    build the documentation in _docs"
+	@echo "make clean   remove what the other commands made, except runs/"
+
+demo: $(READY)
+	$(BIN)/vampsc report pancreas --out runs/demo
+
+test: $(READY)
+	$(BIN)/python tools/check_notebooks.py
+	@echo "Running the notebooks"
+	$(TIMEOUT) $(BIN)/nbdev_test --n_workers 0
+	$(BIN)/python -m pytest tests -rs
+	$(BIN)/python tools/build_site.py
+
+docs: $(READY)
+	$(BIN)/python tools/build_site.py --with $(RENDERER)
+
+clean:
+	rm -rf .venv _docs _proc build dist *.egg-info .pytest_cache .hypothesis nbs/nbdev.yml
+	find nbs tests tools vampsc -name __pycache__ -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@found=; for python in $(CANDIDATES); do \
+		if $$python -c '$(USABLE)' >/dev/null 2>&1; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+		echo "vampsc needs Python 3.11, 3.12 or 3.13 with venv and pip, and found none among: $(CANDIDATES)." \
+			"Install one (on Debian or Ubuntu also python3-venv) or name it: make PYTHON=/path/to/python" >&2; \
+		exit 1; \
+	fi; \
+	$$found -m venv --clear .venv
+
+# Again when the requirements change. An unfinished one leaves no stamp, so the next call goes on with it.
+$(READY): settings.ini setup.py | $(BIN)/python
+	@echo "Installing into .venv ($$($(BIN)/python --version)), about 2 minutes, once"
+	@$(BIN)/python -m pip install -qq --no-input --disable-pip-version-check --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,22 @@
+"""What the tests share."""
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")       # before anything imports TensorFlow
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+from hypothesis import settings
+
+# The first call of a compiled function is slow, whatever the example; on a server a failure must repeat.
+settings.register_profile("vampsc", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("vampsc")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    "The folder of larger data sets that the project does not ship."
+    if not SHARED.is_dir(): pytest.skip("needs the data sets in ../shared/data, which the project does not ship")
+    return SHARED
