@@ -1,0 +1,119 @@
+"""Figures: what is in them, and that nothing is cut off."""
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from vampsc import figures
+
+RNG = np.random.default_rng(0)
+
+
+def cells(n=60, units=6): return RNG.normal(size=(n, units)).astype("float32")
+
+
+def drawn(figure):
+    "The figure drawn as it would be saved, and what measures its parts."
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return canvas.get_renderer()
+
+
+def inside(figure):
+    "Every text and the legend lie on the canvas."
+    renderer, canvas = drawn(figure), figure.bbox
+    texts = [t for a in figure.axes for t in (a.title, a.xaxis.label, a.yaxis.label)] + [t for g in figure.legends for t in g.get_texts()]
+    boxes = [t.get_window_extent(renderer) for t in texts if t.get_text()] + [g.get_window_extent(renderer) for g in figure.legends]
+    return all(b.x0 >= -1 and b.y0 >= -1 and b.x1 <= canvas.x1 + 1 and b.y1 <= canvas.y1 + 1 for b in boxes)
+
+
+def apart(figure):
+    "The legend covers no panel."
+    renderer = drawn(figure)
+    right = max(a.get_window_extent(renderer).x1 for a in figure.axes)
+    return all(g.get_window_extent(renderer).x0 >= right - 1 for g in figure.legends)
+
+
+def grid(n_models, labels):
+    names = [f"model {i}" for i in range(n_models)]
+    n = len(labels) if labels is not None else 60
+    return figures.umap_grid({k: cells(n) for k in names}, labels, coordinates={k: cells(n, 2) for k in names})
+
+
+@pytest.mark.parametrize("n_models", [1, 2, 4, 6])
+@pytest.mark.parametrize("n_types", [2, 14, 40])
+def test_umap_grid_legend_is_whole_and_beside_the_panels(n_models, n_types):
+    labels = [f"a cell type with a long name {i % n_types}" for i in range(120)]
+    figure = grid(n_models, labels)
+    assert isinstance(figure, Figure) and len([a for a in figure.axes if a.axison]) == n_models
+    assert {t.get_text() for t in figure.legends[0].get_texts()} == set(labels)
+    assert inside(figure) and apart(figure)
+
+
+def test_unlabelled_cells_are_grey_and_said():
+    figure = grid(1, ["a", None, "b", np.nan] * 10)
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["unlabelled", "a", "b"]
+    assert sum(len(c.get_offsets()) for c in figure.axes[0].collections) == 40
+    assert not grid(1, None).legends
+
+
+def test_colours_differ_and_do_not_depend_on_the_order_of_cells():
+    names = [f"type {i}" for i in range(100)]
+    colours = figures.category_colours(names)
+    assert len(set(colours.values())) == 100 and colours == figures.category_colours(names[::-1])
+
+
+def test_umap_is_decided_by_its_seed():
+    z = np.concatenate([cells(40), cells(40) + 12])
+    one, again = figures.umap_coordinates(z, seed=3), figures.umap_coordinates(z, seed=3)
+    assert one.shape == (80, 2) and np.array_equal(one, again)
+    gap = np.linalg.norm(one[:40].mean(0) - one[40:].mean(0))
+    assert gap > one[:40].std(0).max()                                   # two groups stay two groups
+
+
+def test_covariance_has_its_own_scale_centred_on_zero():
+    small, large = cells(200), 10 * cells(200)
+    figure = figures.covariance_grid({"small": small, "large": large})
+    images = [a.images[0] for a in figure.axes if a.images]
+    for image, z in zip(images, (small, large)):
+        expected = np.cov(z.T.astype("float64"))
+        assert np.allclose(image.get_array(), expected) and image.norm.vmax == -image.norm.vmin == np.abs(expected).max()
+    assert inside(figure)
+
+
+def test_clustered_covariance_is_a_permutation():
+    z = cells(300)
+    z[:, 5] = z[:, 0] + 0.1 * z[:, 5]
+    image = figures.covariance_grid({"m": z}, order="cluster").axes[0].images[0].get_array()
+    assert np.allclose(np.sort(image.ravel()), np.sort(np.cov(z.T.astype("float64")).ravel()))
+    off = np.abs(image - np.diag(np.diag(image)))
+    assert abs(np.subtract(*np.unravel_index(off.argmax(), off.shape))) == 1       # the pair that covaries is adjacent
+
+
+def history(n, kl=1.0):
+    loss = 1e5 * np.exp(-np.arange(n)) + 2000 - np.arange(n)
+    return pd.DataFrame({"loss": loss, "val_loss": loss + 5, "kl": kl * loss / 50, "val_kl": kl * loss / 60,
+                         "learning_rate": np.where(np.arange(n) < n // 2, 1e-3, 5e-4)}, index=pd.RangeIndex(1, n + 1))
+
+
+def test_training_curves_show_what_matters():
+    figure = figures.training_curves({"AE": history(40, kl=0.0), "VAE": history(40)})
+    loss = figure.axes[1]
+    low, high = loss.get_ylim()
+    assert low < 1961 and 2010 < high < 1e4                              # not squeezed by the first epochs
+    assert len(loss.lines) == 3                                          # training, validation, one halving
+    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["training", "validation"]
+    assert inside(figure)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_short_histories_can_be_drawn(n): assert inside(figures.training_curves({"VAE": history(n)}))
+
+
+def test_matplotlib_is_left_alone():
+    before = dict(matplotlib.rcParams)
+    grid(2, ["a", "b"] * 30), figures.covariance_grid({"m": cells()}), figures.training_curves({"m": history(3)})
+    import matplotlib.pyplot as plt
+    assert dict(matplotlib.rcParams) == before and not plt.get_fignums()

@@ -1,0 +1,238 @@
+"""The models: that they learn, that their verbs agree with each other, and that what is saved comes back."""
+import subprocess
+import sys
+
+import anndata as ad
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from keras import ops
+
+from vampsc import models, organs
+from vampsc.counts import CountsError
+
+PRESETS = list(models.PRESETS)
+SMALL = dict(n_genes=300, n_latent=8, hidden=(64, 32), n_pseudo_inputs=40, flow_hidden=(24, 24), n_flow_steps=2)
+
+
+@pytest.fixture(scope="module")
+def adata(): return organs.load("pancreas")
+
+
+@pytest.fixture(scope="module")
+def trained(adata):
+    return {name: models.PRESETS[name](adata, **SMALL).train(max_epochs=8, progress=False) for name in PRESETS}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_training_lowers_the_loss_on_cells_not_trained_on(trained, name):
+    model = trained[name]
+    fresh = models.build_network(model.architecture, len(model.genes), seed=5)
+    before, model.network = model.network, fresh
+    untrained = model.get_reconstruction_error(indices=model.split.test)["per_cell"]
+    model.network = before
+    assert model.get_reconstruction_error(indices=model.split.test)["per_cell"] < 0.8 * untrained
+    assert model.history["val_loss"].iloc[-1] < 0.8 * model.history["val_loss"].iloc[0]
+
+
+def test_presets_are_the_corners_of_posterior_and_prior(trained):
+    corners = {n: (m.architecture.posterior, m.architecture.prior) for n, m in trained.items()}
+    assert corners == {"AE": ("point", "none"), "VAE": ("gaussian", "normal"), "IAF": ("iaf", "normal"),
+                       "VAMP": ("gaussian", "vamp"), "VAMPIAF": ("iaf", "vamp")}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_embedding_shape_subset_and_seed(trained, name):
+    model = trained[name]
+    z = model.get_latent_representation(n_mc_samples=4)
+    assert z.shape == (1937, 8) and z.dtype == np.float32 and np.isfinite(z).all()
+    if model.has_exact_mean:
+        assert np.allclose(model.get_latent_representation(indices=[5, 3]), z[[5, 3]], atol=1e-4)
+        assert np.array_equal(z, model.get_latent_representation(n_mc_samples=1, seed=9))
+    else:
+        assert np.array_equal(z, model.get_latent_representation(n_mc_samples=4))
+        assert not np.array_equal(z, model.get_latent_representation(n_mc_samples=4, seed=9))
+
+
+@pytest.mark.parametrize("name", ["VAE", "IAF", "VAMP", "VAMPIAF"])
+def test_elbo_is_reconstruction_and_kl(trained, name):
+    model = trained[name]
+    test = model.split.test
+    elbo = model.get_elbo(indices=test, n_mc_samples=20)
+    assert elbo["elbo"] == pytest.approx(-elbo["reconstruction"] - elbo["kl"])
+    error = model.get_reconstruction_error(indices=test)
+    assert elbo["reconstruction"] == pytest.approx(error["per_cell"], rel=0.02)
+    assert error["per_gene"] == pytest.approx(error["per_cell"] / 300)
+    assert elbo["kl"] > 0 and elbo["standard_error"] > 0
+
+
+def test_closed_kl_of_the_vae_equals_the_sampled_one(trained):
+    net = trained["VAE"].network
+    x = trained["VAE"].X[:64].toarray()
+    parameters = net.encode(models.log_normalise(x))
+    rng, draws = np.random.default_rng(0), []
+    for _ in range(400):
+        z, log_q = net.posterior.sample(parameters, rng.standard_normal((64, 8)).astype("float32"))
+        draws.append(np.asarray(log_q) - np.asarray(net.prior.log_prob(z)))
+    closed = np.asarray(net.kl(parameters, z, log_q, None))
+    assert np.mean(draws) == pytest.approx(closed.mean(), rel=0.01)
+
+
+def test_reconstruction_against_scipy(trained):
+    from scipy import stats
+    net, x = trained["AE"].network, trained["AE"].X[:5].toarray()
+    z = net.encode(models.log_normalise(x))[0]
+    log_mu, log_theta = (np.asarray(v, "float64") for v in net.decoder(z, np.log(x.sum(1, keepdims=True) / 1e4)))
+    mu, theta = np.exp(log_mu), np.exp(log_theta)
+    expected = -stats.nbinom.logpmf(x, theta, theta / (theta + mu)).sum(1)
+    assert np.allclose(net.reconstruction(x, z), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["VAE", "IAF", "VAMP"])
+def test_prior_samples_are_counts_at_draws_from_the_prior(trained, name):
+    model = trained[name]
+    new = model.sample_prior(4000, seed=1)
+    assert new.shape == (4000, 300) and sp.issparse(new.X) and (new.X.data == np.round(new.X.data)).all()
+    assert list(new.var_names) == list(model.genes.ids)
+    z = new.obsm["z"]
+    if name != "VAMP": assert np.allclose(z.mean(0), 0, atol=0.1) and np.allclose(z.std(0), 1, atol=0.1)
+    else:
+        means, log_vars = (ops.convert_to_numpy(c) for c in model.network.components())
+        assert np.allclose(z.mean(0), means.mean(0), atol=0.25)
+        assert np.allclose(z.var(0), np.exp(log_vars).mean(0) + means.var(0), rtol=0.2)
+    first = model.sample_prior(50, seed=1)
+    assert np.array_equal(first.X.toarray(), model.sample_prior(50, seed=1).X.toarray())
+
+
+def test_prior_samples_have_the_decoders_mean(trained):
+    "With every library the same, the mean count of a gene is the mean of the decoder's rate over draws of z."
+    model = trained["VAE"]
+    library, model.library = model.library, np.full(10, 1e4)
+    new = model.sample_prior(20_000, seed=2)
+    model.library = library
+    log_mu, log_theta = (np.asarray(v, "float64") for v in model.network.decoder(new.obsm["z"], np.zeros((20_000, 1), "float32")))
+    mu, theta = np.exp(log_mu), np.exp(log_theta)
+    error = np.sqrt((mu + mu**2 / theta).mean(0) / 20_000)
+    assert (np.abs(np.asarray(new.X.mean(0)).ravel() - mu.mean(0)) < 5 * error).mean() > 0.99
+
+
+def test_an_autoencoder_has_no_prior(trained):
+    with pytest.raises(ValueError, match="no ELBO"): trained["AE"].get_elbo()
+    with pytest.raises(ValueError, match="no prior"): trained["AE"].sample_prior()
+
+
+def test_one_seed_one_history(adata):
+    runs = [models.VAMP(adata, **SMALL).train(max_epochs=2, progress=False).history for _ in range(2)]
+    columns = ["loss", "val_loss", "kl"]
+    assert np.allclose(runs[0][columns], runs[1][columns], rtol=1e-5)
+    other = models.VAMP(adata, seed=1, **SMALL).train(max_epochs=2, progress=False).history
+    assert not np.allclose(runs[0][columns], other[columns], rtol=1e-3)
+
+
+def test_the_users_random_state_is_left_alone(adata):
+    np.random.seed(3)
+    expected = np.random.rand()
+    np.random.seed(3)
+    models.AE(adata, **SMALL).train(max_epochs=1, progress=False)
+    assert np.random.rand() == expected
+
+
+def test_pseudo_inputs_start_at_training_cells_and_stay_nonnegative(adata, trained):
+    fresh = models.VAMP(adata, **SMALL)
+    start = ops.convert_to_numpy(fresh.network.prior.pseudo_inputs)
+    cells = np.asarray(models.log_normalise(fresh.X[fresh.split.train].toarray()))
+    nearest = ((start[:, None] - cells[None]) ** 2).mean(-1).min(1)
+    assert nearest.max() < 1e-3 < ((start[:, None] - start[None]) ** 2).mean()
+    after = ops.convert_to_numpy(trained["VAMP"].network.prior.pseudo_inputs)
+    assert after.min() >= 0 and not np.allclose(after, start)
+
+
+def test_more_pseudo_inputs_than_cells_are_capped_with_a_word(adata):
+    with pytest.warns(UserWarning, match="500 pseudo-inputs are more than the"):
+        model = models.VAMP(adata[:50].copy(), **{**SMALL, "n_pseudo_inputs": 500})
+    assert model.architecture.n_pseudo_inputs == len(model.split.train) == 40
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_saved_model_gives_equal_embeddings_in_a_fresh_process(trained, name, tmp_path):
+    model = trained[name]
+    model.save(tmp_path / "model")
+    z = model.get_latent_representation(n_mc_samples=3)
+    code = ("import sys, numpy as np, vampsc; m = vampsc.load(sys.argv[1], vampsc.organs.load('pancreas'));"
+            "np.save(sys.argv[2], m.get_latent_representation(n_mc_samples=3)); print(type(m).__name__, len(m.history))")
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "model", tmp_path / "z.npy"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [name, "8"]
+    assert np.array_equal(np.load(tmp_path / "z.npy"), z)
+
+
+def test_saving_does_not_overwrite_unasked_and_loading_names_what_is_wrong(trained, adata, tmp_path):
+    path = tmp_path / "model"
+    trained["VAE"].save(path)
+    with pytest.raises(FileExistsError, match="overwrite=True"): trained["VAE"].save(path)
+    trained["VAE"].save(path, overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]                # no half-written folder is left
+    with pytest.raises(FileNotFoundError, match="no model"): models.load(tmp_path)
+    with pytest.raises(ValueError, match="1937 cells"): models.load(path, adata[:100])
+    with pytest.raises(ValueError, match="adata="): models.load(path).get_latent_representation()
+    text = (path / "model.json").read_text()
+    (path / "model.json").write_text(text.replace('"format": 1', '"format": 99'))
+    with pytest.raises(ValueError, match="format 99"): models.load(path)
+
+
+def test_new_cells_in_another_gene_order_with_missing_genes(trained, adata):
+    model = trained["VAE"]
+    z = model.get_latent_representation()
+    order = np.random.default_rng(0).permutation(adata.n_vars)
+    assert np.allclose(model.get_latent_representation(adata[:20, order].copy()), z[:20], atol=1e-4)
+    fewer = adata[:20, order[: adata.n_vars // 2]].copy()
+    assert np.isfinite(model.get_latent_representation(fewer)).all()
+
+
+def test_training_again_goes_on(adata):
+    model = models.AE(adata, **SMALL).train(max_epochs=2, progress=False)
+    model.train(max_epochs=2, learning_rate=1e-4, progress=False)
+    assert list(model.history.index) == [1, 2, 3, 4]
+    assert model.history["loss"][4] < model.history["loss"][1]
+
+
+@pytest.mark.parametrize("wrong, message", [
+    (dict(n_latnet=3), "'n_latnet' is not a setting"), (dict(dispersion="cell"), "dispersion='cell'"),
+    (dict(gene_space="gencode-47"), "gencode-47"), (dict(layer="counts"), "counts"),
+])
+def test_wrong_settings_are_named(adata, wrong, message):
+    with pytest.raises((TypeError, ValueError), match=message): models.VAE(adata, **wrong)
+
+
+def test_wrong_training_settings_are_named(trained):
+    for wrong, message in ((dict(max_epoch=3), "'max_epoch'"), (dict(profile="fast"), "'fast'"), (dict(n_genes=5), "n_genes")):
+        with pytest.raises(ValueError, match=message): trained["AE"].train(progress=False, **wrong)
+
+
+def test_data_that_are_no_counts_are_refused(adata):
+    logged = adata[:100].copy()
+    logged.X = sp.csr_matrix(np.log1p(logged.X.toarray()))
+    with pytest.raises(CountsError, match="log-transformed"): models.VAE(logged)
+    empty = adata[:100].copy()
+    empty.X[7] = 0
+    with pytest.raises(CountsError, match="no counts"): models.VAE(empty)
+
+
+def test_options_reach_the_network(adata):
+    linear = models.VAE(adata, **{**SMALL, "linear_decoder": True, "dispersion": "gene", "beta": 0.5})
+    assert linear.network.decoder.body.count_params() == 0 and linear.network.decoder.log_dispersion is None
+    assert linear.network.beta == 0.5
+    linear.train(max_epochs=1, progress=False)
+    x = linear.X[:4].toarray()
+    reconstruction, kl = linear.network(x)
+    loss = linear.network.compute_loss(x=x, y_pred=(reconstruction, kl))
+    assert float(loss) == pytest.approx(float(ops.mean(reconstruction + 0.5 * kl) + sum(linear.network.losses)), rel=1e-5)
+
+
+def test_data_without_known_genes_train_on_their_own(adata):
+    mine = ad.AnnData(adata.X[:100, :500].copy())
+    mine.var_names = [f"locus{i}" for i in range(500)]
+    keep = np.asarray(mine.X.sum(1)).ravel() > 0
+    with pytest.warns(UserWarning): model = models.VAE(mine[keep].copy(), n_latent=4, hidden=(16,))
+    assert len(model.genes) == 500
+    assert len(models.VAE(mine[keep].copy(), gene_space=None, n_latent=4, hidden=(16,)).genes) == 500
