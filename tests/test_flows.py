@@ -65,7 +65,6 @@ def test_masks_of_any_shape(d, hidden):
         assert before.any(0).all() and after.any(1).all()
 
 
-@pytest.mark.xfail(strict=True, reason="degrees are cycled, so layers narrower than D - 1 never reach the last ones")
 @pytest.mark.parametrize("hidden", [(8, 4), (4, 4)])
 def test_no_dead_units_in_narrow_layers(hidden):
     "Every input but the last reaches an output, every hidden unit is read."
@@ -276,7 +275,6 @@ def test_masks_travel_with_the_weights():
     assert all(map(np.array_equal, one(z, context), other(z, context)))
 
 
-@pytest.mark.xfail(keras.backend.backend() == "jax", strict=True, reason="JAX takes 1 for the slope of |w| at 0, so L1 moves them")
 def test_masked_weights_stay_zero_in_training():
     network = build_network(Architecture("iaf", n_latent=6, hidden=(12,), n_flow_steps=2, flow_hidden=(16, 16)), 10)
     network.compile(optimizer=keras.optimizers.Adam(1e-2), jit_compile=False)

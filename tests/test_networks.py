@@ -199,6 +199,16 @@ def test_size_factor_moves_the_log_mean_and_nothing_else():
     assert np.array_equal(theta_a, theta_b)
 
 
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_training_reaches_the_dropout(part):
+    "In training two passes differ, in inference they do not: the flag is handed down."
+    network = build_network(Architecture("point", "none", n_latent=4, hidden=(20,)), 11)
+    if part == "encoder": run = lambda training: np.asarray(network.encode(counts(7, 11), training)[0])
+    else: run = lambda training: np.asarray(network.decoder(Z, NO_SIZE, training=training)[0])
+    assert not np.array_equal(run(True), run(True))
+    assert np.array_equal(run(False), run(False))
+
+
 def test_gene_dispersion_is_one_trained_number_a_gene():
     made = decoder(dispersion="gene")
     assert tuple(made.gene_dispersion.shape) == (9,)

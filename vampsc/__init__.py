@@ -18,6 +18,7 @@ def _without_startup_log():
     if "tensorflow" in sys.modules:
         yield
         return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
     keep, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:

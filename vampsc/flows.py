@@ -18,7 +18,9 @@ def made_masks(n_latent, hidden):
     Source: Germain et al. (2015), with degrees 1..D-1 cycled over the hidden units.
     """
     if n_latent < 2: raise ValueError(f"an autoregressive flow needs at least 2 latent units, not {n_latent}.")
-    degrees = [np.arange(1, n_latent + 1)] + [np.arange(units) % (n_latent - 1) + 1 for units in hidden]
+    cycled = lambda units: np.arange(units) % (n_latent - 1) + 1
+    spread = lambda units: np.linspace(n_latent - 1, 1, units).round()          # too few units for every degree
+    degrees = [np.arange(1, n_latent + 1)] + [cycled(n) if n >= n_latent - 1 else spread(n) for n in hidden]
     masks = [a[:, None] <= b for a, b in zip(degrees, degrees[1:])]
     masks.append(degrees[-1][:, None] < degrees[0])
     return [m.astype("float32") for m in masks]
@@ -29,9 +31,10 @@ class MaskedDense(layers.Layer):
     def __init__(self, mask, seed, bias=0.0, regularizer=None, name=None):
         super().__init__(name=name)
         glorot = keras.initializers.GlorotUniform(seed)
-        # Masked from the start: what can never act is zero, and the penalty counts only what can.
+        # Masked from the start and kept so: what can never act is zero, and the penalty counts only what can.
         start = lambda shape, dtype=None: glorot(shape, dtype) * ops.cast(mask, dtype)
-        self.kernel = self.add_weight(mask.shape, start, regularizer=regularizer, name="kernel")
+        self.kernel = self.add_weight(mask.shape, start, regularizer=regularizer, name="kernel",
+                                      constraint=lambda kernel: kernel * ops.cast(mask, kernel.dtype))
         self.bias = self.add_weight(mask.shape[1:], keras.initializers.Constant(bias), name="bias")
         self.mask = self.add_weight(mask.shape, lambda shape, dtype=None: ops.cast(mask, dtype), trainable=False, name="mask")
         self.built = True
@@ -90,7 +93,7 @@ class InverseAutoregressiveFlow(layers.Layer):
         return z, log_det
 
     def inverse(self, z, context):
-        "z' -> z, unit by unit (D network passes a step): for checks and for densities of given points."
+        "z' -> z, unit by unit (D network passes a step): for checks and for densities of points that the flow can reach."
         for i, made in reversed(list(enumerate(self.steps))):
             known = ops.zeros_like(z)
             for _ in range(z.shape[-1]):                       # the d-th round settles unit d

@@ -34,9 +34,11 @@ class GeneSpace:
     name : what to call it, e.g. "gencode-48".
     ids : unique identifiers (genes,): Ensembl without version, or a data set's own names.
     symbols : symbols (genes,); the identifiers where not given.
-    ambiguous : further symbols that are not to be trusted (those that occur twice are found here).
+    whole : the GeneSpace of which this is a part, if any. Data are mapped onto the whole first.
+
+    `ambiguous` is the set of symbols that stand for several genes.
     """
-    def __init__(self, name, ids, symbols=None, ambiguous=()):
+    def __init__(self, name, ids, symbols=None, whole=None):
         self.name, self.ids = str(name), np.array(ids, dtype=str).reshape(-1)
         self.symbols = self.ids if symbols is None else np.array(symbols, dtype=str).reshape(-1)
         if not len(self.ids): raise GeneSpaceError(f"gene space {name}: it has no genes")
@@ -47,7 +49,7 @@ class GeneSpace:
             raise GeneSpaceError(f"gene space {name}: {len(twice)} ids occur more than once (first: {twice[0]}); "
                                  "make them unique, for an AnnData with adata.var_names_make_unique()")
         doubled = pd.Series(self.symbols)[pd.Series(self.symbols).duplicated()]
-        self.ambiguous = frozenset(doubled) | frozenset(map(str, ambiguous))
+        self.whole, self.ambiguous = whole, frozenset(doubled) if whole is None else whole.ambiguous
 
     def __len__(self): return len(self.ids)
     def __repr__(self): return f"GeneSpace {self.name}: {len(self):,} genes"
@@ -61,7 +63,8 @@ class GeneSpace:
     @classmethod
     def of(cls, adata): return _own_genes(adata)
     @classmethod
-    def from_dict(cls, d): return cls(d["name"], d["ids"], d["symbols"], d.get("ambiguous", ()))
+    def from_dict(cls, d):
+        return cls(d["name"], d["ids"], d["symbols"], cls.from_dict(d["whole"]) if d.get("whole") else None)
     def to_dict(self): return _to_dict(self)
     def subset(self, which): return _subset(self, which)
     def map(self, adata, layer=None, min_recognised=0.0): return _map(self, adata, layer, min_recognised)
@@ -72,7 +75,7 @@ KNOWN = {"gencode-48": "genes_gencode_48.csv.gz"}
 def _read_table(path, name):
     "A gene space from a csv file (possibly compressed)."
     try: table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error: raise GeneSpaceError(f"gene table {path}: cannot be read ({error})") from None
+    except Exception as error: raise GeneSpaceError(f"gene table {path}: cannot be read ({error})") from None
     table = table.rename(columns={"ensg": "id", "name": "symbol"} if "id" not in table else {})
     if not {"id", "symbol"} <= set(table):
         raise GeneSpaceError(f"gene table {path}: needs the columns id,symbol (or ensg,name), "
@@ -122,6 +125,18 @@ def _look_up(names, candidates, positions, refuse=()):
         found = index.get_indexer(pd.Index(np.asarray(values, object)[open_], dtype=object))
         positions[open_[found >= 0]] = keep[found[found >= 0]]
 
+def _place(space, adata):
+    "Positions of the data's genes, which of them were found by identifier, and the ambiguous symbols refused."
+    ids, symbols = _names_in(adata)
+    where = np.full(adata.n_vars, -1)
+    bare = bare_ids(space.ids)
+    if len(set(bare)) == len(bare): _look_up(bare, [bare_ids(v) for v in ids], where)
+    else: _look_up(space.ids, ids, where)
+    by_id = where >= 0
+    _look_up(space.symbols, symbols, where, refuse=space.ambiguous)
+    lost = where < 0
+    return where, by_id, sorted({s for v in symbols for s in v[lost] if s in space.ambiguous})
+
 def positions(space, adata):
     """Where each gene of the data lies in the space.
 
@@ -131,16 +146,13 @@ def positions(space, adata):
     by_id : how many were found by identifier; the others were found by symbol.
     ambiguous : sorted symbols of the data that were refused because they stand for several genes.
     """
-    ids, symbols = _names_in(adata)
-    where = np.full(adata.n_vars, -1)
-    bare = bare_ids(space.ids)
-    if len(set(bare)) == len(bare): _look_up(bare, [bare_ids(v) for v in ids], where)
-    else: _look_up(space.ids, ids, where)
-    by_id = int((where >= 0).sum())
-    _look_up(space.symbols, symbols, where, refuse=space.ambiguous)
-    lost = where < 0
-    ambiguous = sorted({s for v in symbols for s in v[lost] if s in space.ambiguous})
-    return where, by_id, ambiguous
+    whole = space if space.whole is None else space.whole
+    where, by_id, ambiguous = _place(whole, adata)
+    if whole is not space:
+        in_part = np.full(len(whole) + 1, -1)                             # the last entry answers for -1
+        in_part[pd.Index(whole.ids).get_indexer(space.ids)] = np.arange(len(space))
+        where = in_part[where]
+    return where, int((by_id & (where >= 0)).sum()), ambiguous
 
 # %% ../nbs/00_genes.ipynb #csr-float32
 def _check_matrix(matrix):
@@ -249,7 +261,7 @@ def _own_genes(adata):
 
 # %% ../nbs/00_genes.ipynb #subset-space
 def _subset(space, which):
-    "GeneSpace.subset: the genes given by a mask or by positions; what was ambiguous in the whole stays so."
+    "GeneSpace.subset: the genes given by a mask or by positions."
     which = np.asarray(which)
     if which.dtype == bool and len(which) != len(space):
         raise GeneSpaceError(f"a mask for {space!r} needs {len(space):,} entries, not {len(which):,}")
@@ -258,12 +270,12 @@ def _subset(space, which):
     if which.dtype != bool and len(which) and (which.min() < -len(space) or which.max() >= len(space)):
         raise GeneSpaceError(f"subset: positions must be below {len(space):,}, the number of genes")
     name = space.name if space.name.endswith(" (part)") else f"{space.name} (part)"
-    return GeneSpace(name, space.ids[which], space.symbols[which], space.ambiguous)
+    return GeneSpace(name, space.ids[which], space.symbols[which], space if space.whole is None else space.whole)
 
 def _to_dict(space):
     "GeneSpace.to_dict: plain lists, ready for JSON."
     return {"name": space.name, "ids": space.ids.tolist(), "symbols": space.symbols.tolist(),
-            "ambiguous": sorted(space.ambiguous)}
+            "whole": None if space.whole is None else _to_dict(space.whole)}
 
 # %% ../nbs/00_genes.ipynb #resolve
 def resolve(gene_space, adata):

@@ -131,7 +131,7 @@ def _sum_at_nonzeros_tf(x, m, r):
     at = tf.where(x > 0)
     x_at, m_at, r_at = (tf.gather_nd(v, at) for v in (x, m, r))
     nonzero = _with_gradient(_nonzero_value, _nonzero_gradient, x_at, m_at, r_at)
-    zero = tf.cast(tf.equal(x, 0), "float32") * _zero_value(x, m, r)
+    zero = tf.where(x > 0, 0.0, _with_gradient(_zero_value, _zero_gradient, x, m, r))
     return tf.reduce_sum(zero, -1) + tf.math.unsorted_segment_sum(nonzero, at[:, 0], tf.shape(x)[0])
 
 # %% ../nbs/02_likelihood.ipynb #nb-log-prob-sum
@@ -140,18 +140,20 @@ def nb_log_prob_sum(x, log_mean, log_dispersion, sparse=None):
 
     Parameters
     ----------
-    x : (cells, genes) counts, dense.
-    log_mean, log_dispersion : shapes that broadcast with x.
+    x : (..., genes) counts, dense; usually (cells, genes).
+    log_mean, log_dispersion : shapes that broadcast with x, such as (samples, cells, genes).
     sparse : evaluate the terms of x > 0 at the non-zeros only; the default does so under TensorFlow,
         where it is several times faster on a CPU. Both ways agree to float32 rounding.
 
     Returns
     -------
-    tensor (cells,)
+    tensor : the broadcast shape without its last axis, usually (cells,)
     """
     if sparse is None: sparse = backend.backend() == "tensorflow"
     if not sparse: return ops.sum(nb_log_prob(x, log_mean, log_dispersion), -1)
     if backend.backend() != "tensorflow":
         raise ValueError("sparse=True needs the TensorFlow backend; leave sparse out to have it chosen.")
     x, m, r = (ops.convert_to_tensor(v, dtype="float32") for v in (x, log_mean, log_dispersion))
-    return _sum_at_nonzeros_tf(x, ops.broadcast_to(m, ops.shape(x)), ops.broadcast_to(r, ops.shape(x)))
+    shape = ops.shape(x + m + r)
+    rows = (ops.reshape(ops.broadcast_to(v, shape), (-1, shape[-1])) for v in (x, m, r))
+    return ops.reshape(_sum_at_nonzeros_tf(*rows), shape[:-1])
