@@ -140,7 +140,7 @@ def n_components_split_half(mean_a, mean_b, share=0.95):
 def _label_codes(labels):
     "An integer for each cell's label, from 0 in order of appearance; -1 where it is NaN, None or empty."
     labels = np.array(labels, dtype=object)
-    if labels.ndim != 1: raise ValueError(f"Labels must be one per cell in one dimension; got shape {labels.shape}.")
+    if labels.ndim != 1: raise ValueError(f"Labels must be a list with one per cell; got shape {labels.shape}.")
     empty = np.array([isinstance(label, str) and not label.strip() for label in labels], dtype=bool)
     labels[empty] = None
     return pd.factorize(labels)[0]
@@ -179,7 +179,7 @@ def _widths(sums, codes, sizes):
     return np.where(sizes[codes] > 1, width, 0.0)
 
 # %% ../nbs/09_metrics.ipynb #silhouette-samples
-def silhouette_samples(z, labels, block_size=1024):
+def silhouette_samples(z, labels, block_size=512):
     """Silhouette of each cell with respect to its label, Euclidean, exact (Rousseeuw 1987).
 
     Parameters
@@ -195,14 +195,15 @@ def silhouette_samples(z, labels, block_size=1024):
 
     Raises
     ------
-    ValueError : fewer than two labels, no label with two cells, or lengths that differ.
+    ValueError : fewer than two labels, no label with two cells, lengths that differ, block_size below 1.
     """
     z, codes = _as_matrix(z), _label_codes(labels)
+    if block_size < 1: raise ValueError(f"block_size must be at least 1 cell; got {block_size}.")
     if len(z) != len(codes): raise ValueError(f"The embedding has {len(z)} cells but there are {len(codes)} labels.")
     known = codes >= 0
     sizes = np.bincount(codes[known])
     if len(sizes) < 2: raise ValueError(f"The silhouette needs at least 2 different labels; found {len(sizes)}.")
-    if sizes.max() < 2: raise ValueError("The silhouette needs a label with 2 cells; every cell has a label of its own.")
+    if sizes.max() < 2: raise ValueError("The silhouette needs a label with 2 cells; each cell has its own label.")
     codes = codes[known]
     sums = _distance_sums(_centred(z[known]), np.eye(len(sizes))[codes], block_size)
     widths = np.full(len(z), np.nan)
@@ -210,7 +211,7 @@ def silhouette_samples(z, labels, block_size=1024):
     return widths
 
 # %% ../nbs/09_metrics.ipynb #silhouette
-def silhouette(z, labels, block_size=1024):
+def silhouette(z, labels, block_size=512):
     """Average silhouette width (ASW) over the labelled cells, Euclidean, exact, not rescaled (the paper's Table 2).
 
     Parameters and errors as in `silhouette_samples`; `n_labelled(labels)` says how many cells were used.
