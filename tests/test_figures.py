@@ -117,3 +117,54 @@ def test_matplotlib_is_left_alone():
     grid(2, ["a", "b"] * 30), figures.covariance_grid({"m": cells()}), figures.training_curves({"m": history(3)})
     import matplotlib.pyplot as plt
     assert dict(matplotlib.rcParams) == before and not plt.get_fignums()
+
+
+@pytest.mark.parametrize("n_models", [1, 4, 6])
+def test_sixty_long_names_stay_readable(n_models):
+    figure = grid(n_models, [f"CD{i % 60} positive alpha-beta memory T cell of the lamina propria, activated" for i in range(240)])
+    assert len(figure.legends[0].get_texts()) == 60 and inside(figure) and apart(figure)
+    assert figure.get_size_inches()[0] < 15
+
+
+def test_names_are_printed_as_they_are():
+    figure = grid(1, ["a$b$", "_c", "", "x" * 150] * 15)
+    assert [t.get_text().replace("\n", "") for t in figure.legends[0].get_texts()] == ["unlabelled", "_c", r"a\$b\$", "x" * 150]
+    assert inside(figure)
+    long = "a model with a very long name indeed, seed 12, paper profile"
+    assert inside(figures.umap_grid({long: cells()}, None, coordinates={long: cells(60, 2)}))
+
+
+def test_categories_keep_a_natural_or_their_own_order():
+    assert list(figures.category_colours(["T10", "T2", "B"])) == ["B", "T2", "T10"]
+    assert list(figures.category_colours(pd.Categorical(["b", "a"], categories=["c", "b", "a"]))) == ["b", "a"]
+
+
+def test_what_is_refused():
+    z = {"m": cells()}
+    for draw in (figures.umap_grid, figures.covariance_grid, figures.training_curves):
+        with pytest.raises(ValueError, match="nothing to draw"): draw({})
+    with pytest.raises(ValueError, match="60 cells but there are 3 labels"): figures.umap_grid(z, list("abc"), coordinates=z)
+    with pytest.raises(ValueError, match="order"): figures.covariance_grid(z, order="clustr")
+
+
+@pytest.mark.parametrize("z", [cells(60, 1), np.zeros((60, 4)), np.c_[cells(60, 3), np.zeros((60, 2))]])
+def test_single_and_dead_units_can_be_clustered(z): assert inside(figures.covariance_grid({"m": z}, order="cluster"))
+
+
+@pytest.mark.parametrize("change", [lambda h: h[["loss"]], lambda h: h.iloc[:0], lambda h: h.assign(val_loss=np.nan),
+                                    lambda h: h.assign(loss=np.inf), lambda h: h.drop(columns=["kl", "val_kl", "learning_rate"])])
+def test_histories_with_gaps(change): assert inside(figures.training_curves({"m": change(history(20))}))
+
+
+def test_a_late_rise_is_not_cut_off():
+    late = history(50)
+    late.loc[50, "val_loss"] = 5e4
+    assert figures.training_curves({"m": late}).axes[0].get_ylim()[1] > 5e4
+
+
+@pytest.mark.parametrize("n", range(1, 7))
+def test_up_to_six_models_fit_a_page(n):
+    names = [f"m{i}" for i in range(n)]
+    for figure in (grid(n, ["alpha", "beta"] * 30), figures.covariance_grid({k: cells() for k in names}),
+                   figures.training_curves({k: history(20) for k in names})):
+        assert figure.get_size_inches()[0] <= 9.01 and inside(figure)

@@ -103,3 +103,13 @@ def test_a_loss_that_is_not_finite_stops_with_advice(adata):
     model = small(adata)
     model.network.decoder.log_rate.bias.assign(np.full(200, np.nan, "float32"))
     with pytest.raises(FloatingPointError, match="learning_rate"): model.train(max_epochs=3, progress=False)
+
+
+def test_epoch_k_sees_the_cells_in_order_k(adata, monkeypatch):
+    seen, plain = [], training.Batches.__getitem__
+    monkeypatch.setattr(training.Batches, "__getitem__", lambda self, b: (seen.append((self.shuffle, self.epoch)), plain(self, b))[1])
+    small(adata).train(max_epochs=3, progress=False)
+    training_epochs = [epoch for shuffled, epoch in seen if shuffled]
+    n = -(-1549 // 128)
+    counts = [training_epochs.count(k) for k in range(4)]
+    assert counts[1:] == [n, n, 0] and counts[0] - n in (0, 2)           # Keras looks at two batches for their shape

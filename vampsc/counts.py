@@ -46,26 +46,27 @@ def _check_values(X, cells, genes):
     low, high = X.data.min(initial=0), X.data.max(initial=0)
     if low >= 0 and np.isfinite(high): return
     faults = ((np.isnan, "NaN", "replace them, e.g. by 0, if you know why they are there"),
-              (np.isinf, "infinite (or too large for float32)", "they cannot be counts: go back to the raw data"),
+              (np.isinf, "infinite (or too large for float32)", "these are no counts: go back to the raw data"),
               (lambda v: v < 0, "negative", "these look like scaled data or residuals: pass raw counts, "
                                             "e.g. layer='counts' or adata.raw.to_adata()"))
     for test, name, remedy in faults:
         bad = test(X.data)
         if bad.any():
-            raise CountsError(f"{bad.sum():,} values are {name} (first: {_first(X, bad, cells, genes)}); {remedy}")
+            where = _first(X, bad, cells, genes)
+            raise CountsError(f"{bad.sum():,} values are {name} (first: {where}); {remedy}")
 
 # %% ../nbs/01_counts.ipynb #multiples
 def _share_of_multiples(X, f, rows=200):
-    """Share of the non-zeros of up to `rows` cells for which f(x) is a multiple of the smallest f(x) of its cell.
+    """Share of the non-zeros of up to `rows` cells for which f(x) is a multiple of its cell's smallest f(x).
 
-    The smallest itself, and what is over 100 times as large, would nearly always count as a multiple: left out.
+    The smallest itself, and what is over 100 times as large, would always count as a multiple: left out.
     """
     hits = total = 0
     for i in np.linspace(0, X.shape[0] - 1, min(rows, X.shape[0])).astype(int):
         x = X.data[X.indptr[i]:X.indptr[i + 1]].astype("float64")
         x = x[x > 0]
         if not len(x): continue
-        with np.errstate(over="ignore", invalid="ignore"): ratio = f(x) / f(x.min())     # f may be infinite
+        with np.errstate(over="ignore", invalid="ignore"): ratio = f(x) / f(x.min())      # f may be infinite
         ratio = ratio[(ratio > 1) & (ratio < 100)]
         hits += np.sum(np.abs(ratio - np.round(ratio)) < 1e-3 * ratio)
         total += len(ratio)
@@ -96,8 +97,9 @@ def _check_whole(X, block=2**22):
     fraction, scale = broken / nonzero, _scale_of(X, broken / nonzero)
     found = f"{fraction:.1%} of the non-zero values are not whole numbers"
     if scale == "log":
-        raise CountsError(f"the values look log-transformed ({found}, the largest is {X.data.max():.4g}); pass raw counts, "
-                          "e.g. layer='counts' or adata.raw.to_adata() (if these are estimates of counts, round them)")
+        raise CountsError(f"the values look log-transformed ({found}, the largest is {X.data.max():.4g}); "
+                          "pass raw counts, e.g. layer='counts' or adata.raw.to_adata() (if these are estimates "
+                          "of counts, round them)")
     hint = "normalised counts; raw counts are better" if scale == "scaled" else "estimated or corrected counts"
     warnings.warn(f"{found}: these look like {hint}. They are used as they are.", stacklevel=3)
 
@@ -126,8 +128,9 @@ def check_counts(X, names=None, genes=None):
     if len(empty):
         first = ", ".join(str(names[i] if names is not None else i) for i in empty[:3])
         raise CountsError(
-            f"{len(empty):,} of {X.shape[0]:,} cells have no counts in the {X.shape[1]:,} genes used (first: {first}); remove "
-            "them, e.g. sc.pp.filter_cells(adata, min_counts=1), or keep more genes (gene_space=None)")
+            f"{len(empty):,} of {X.shape[0]:,} cells have no counts in the {X.shape[1]:,} genes used (first: "
+            f"{first}); remove them, e.g. sc.pp.filter_cells(adata, min_counts=1), or keep more genes "
+            "(gene_space=None)")
 
 # %% ../nbs/01_counts.ipynb #split
 @dataclass(frozen=True, eq=False)
@@ -139,7 +142,8 @@ class Split:
 
     def __eq__(self, other):
         return isinstance(other, Split) and all(map(np.array_equal, self._parts(), other._parts()))
-    def __repr__(self): return "Split: {:,} cells for training, {:,} validation, {:,} test".format(*map(len, self._parts()))
+    def __repr__(self):
+        return "Split: {:,} cells for training, {:,} validation, {:,} test".format(*map(len, self._parts()))
     def _parts(self): return self.train, self.validation, self.test
     def to_dict(self): return dict(zip(("train", "validation", "test"), (p.tolist() for p in self._parts())))
     @classmethod
@@ -163,12 +167,13 @@ def split_cells(n, seed=0, validation=0.1, test=0.1):
     ------
     CountsError : fewer than 10 cells, or shares that leave too few cells for training.
     """
-    if n < 10: raise CountsError(f"{n} cells are too few to split into training, validation and test: 10 are needed")
+    if n < 10: raise CountsError(f"{n} cells are too few for training, validation and test: 10 are needed")
+    given = f"validation={validation} and test={test}"
     if min(validation, test) < 0 or validation + test >= 1:
-        raise CountsError(f"validation={validation} and test={test} must be shares of the cells, below 1 together")
+        raise CountsError(f"{given} must be shares of the cells, below 1 together")
     n_val, n_test = (max(1, round(n * share)) if share > 0 else 0 for share in (validation, test))
     if n - n_val - n_test < 2:
-        raise CountsError(f"validation={validation} and test={test} leave {n - n_val - n_test} of {n} cells for training")
+        raise CountsError(f"{given} leave {n - n_val - n_test} of {n} cells for training")
     order = np.random.default_rng(seed).permutation(n)
     cuts = np.split(order, [n_val, n_val + n_test])
     return Split(np.sort(cuts[2]), np.sort(cuts[0]), np.sort(cuts[1]))
@@ -190,7 +195,7 @@ class Batches(keras.utils.PyDataset):
     """
     def __init__(self, X, indices=None, batch_size=128, shuffle=False, seed=0, **kwargs):
         super().__init__(**kwargs)
-        if int(batch_size) < 1: raise CountsError(f"batch_size={batch_size}: at least 1 cell is needed in a batch")
+        if int(batch_size) < 1: raise CountsError(f"batch_size={batch_size}: a batch needs at least 1 cell")
         self.X, self.batch_size, self.shuffle, self.seed = csr_float32(X), int(batch_size), shuffle, seed
         self.indices = _positions(indices, self.X.shape[0])
         self.epoch = 0

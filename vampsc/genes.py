@@ -22,8 +22,24 @@ class GeneSpaceError(ValueError):
 _VERSIONED = re.compile(r"^(ENS[A-Z]*G\d{11})(?:\.\d+)?(?:_PAR_Y)?$")
 
 def bare_ids(names):
-    "Ensembl gene identifiers without version (nor `_PAR_Y`, an older mark of the Y copy); other names as they are."
+    "Ensembl gene identifiers without version (nor `_PAR_Y`, an older mark of the Y copy); others unchanged."
     return np.array([m[1] if (m := _VERSIONED.match(n)) else n for n in names], dtype=object)
+
+# %% ../nbs/00_genes.ipynb #check-names
+def _check_names(name, ids, symbols):
+    "Raise GeneSpaceError unless there are genes, one symbol for each, and no identifier twice."
+    if not len(ids): raise GeneSpaceError(f"gene space {name}: it has no genes")
+    if len(symbols) != len(ids):
+        raise GeneSpaceError(f"gene space {name}: {len(ids)} ids but {len(symbols)} symbols")
+    twice = _doubled(ids)
+    if len(twice):
+        raise GeneSpaceError(f"gene space {name}: {len(twice)} ids occur more than once (first: {twice[0]}); "
+                             "make them unique, for an AnnData with adata.var_names_make_unique()")
+
+def _doubled(names):
+    "Names that occur more than once."
+    names = pd.Series(names)
+    return names[names.duplicated()].unique()
 
 # %% ../nbs/00_genes.ipynb #gene-space
 class GeneSpace:
@@ -41,15 +57,9 @@ class GeneSpace:
     def __init__(self, name, ids, symbols=None, whole=None):
         self.name, self.ids = str(name), np.array(ids, dtype=str).reshape(-1)
         self.symbols = self.ids if symbols is None else np.array(symbols, dtype=str).reshape(-1)
-        if not len(self.ids): raise GeneSpaceError(f"gene space {name}: it has no genes")
-        if len(self.symbols) != len(self.ids):
-            raise GeneSpaceError(f"gene space {name}: {len(self.ids)} ids but {len(self.symbols)} symbols")
-        twice = pd.Series(self.ids)[pd.Series(self.ids).duplicated()].unique()
-        if len(twice):
-            raise GeneSpaceError(f"gene space {name}: {len(twice)} ids occur more than once (first: {twice[0]}); "
-                                 "make them unique, for an AnnData with adata.var_names_make_unique()")
-        doubled = pd.Series(self.symbols)[pd.Series(self.symbols).duplicated()]
-        self.whole, self.ambiguous = whole, frozenset(doubled) if whole is None else whole.ambiguous
+        _check_names(name, self.ids, self.symbols)
+        self.whole = whole
+        self.ambiguous = frozenset(_doubled(self.symbols)) if whole is None else whole.ambiguous
 
     def __len__(self): return len(self.ids)
     def __repr__(self): return f"GeneSpace {self.name}: {len(self):,} genes"
@@ -97,10 +107,10 @@ def _load(name):
                          f"pass a known name ({', '.join(KNOWN)}) or {table}")
 
 # %% ../nbs/00_genes.ipynb #names-in
-ID_COLUMNS = ("ensembl", "ensembl_id", "ensembl_gene_id", "ensg", "gene_id", "gene_ids", "geneid", "feature_id", "id",
-              "accession")
-SYMBOL_COLUMNS = ("symbol", "symbols", "gene_symbol", "gene_symbols", "hgnc_symbol", "feature_name", "gene_name",
-                  "gene_names", "gene_short_name", "gene", "name")
+ID_COLUMNS = ("ensembl", "ensembl_id", "ensembl_gene_id", "ensg", "gene_id", "gene_ids", "geneid", "feature_id",
+              "id", "accession")
+SYMBOL_COLUMNS = ("symbol", "symbols", "gene_symbol", "gene_symbols", "hgnc_symbol", "feature_name",
+                  "gene_name", "gene_names", "gene_short_name", "gene", "name")
 
 def _names_in(adata):
     "Lists of candidate identifiers and of candidate symbols (each an array over the data's genes), best first."
@@ -159,8 +169,9 @@ def _check_matrix(matrix):
     "The matrix, or a GeneSpaceError if it is not a table of real numbers."
     shape, kind = getattr(matrix, "shape", ()), getattr(getattr(matrix, "dtype", None), "kind", "?")
     if len(shape) != 2 or kind not in "buif":
-        raise GeneSpaceError(f"counts must be a matrix of real numbers, cells x genes, not {type(matrix).__name__} "
-                             f"of shape {shape} and type {getattr(matrix, 'dtype', 'unknown')}")
+        raise GeneSpaceError("counts must be a matrix of real numbers, cells x genes, not "
+                             f"{type(matrix).__name__} of shape {shape} and type "
+                             f"{getattr(matrix, 'dtype', 'unknown')}")
     return matrix
 
 def csr_float32(matrix, block=4096):
@@ -173,7 +184,7 @@ def csr_float32(matrix, block=4096):
     """
     if hasattr(matrix, "to_memory"): matrix = matrix.to_memory()
     _check_matrix(matrix)
-    with np.errstate(over="ignore"):                          # too large becomes infinite, which is reported later
+    with np.errstate(over="ignore"):                     # too large becomes infinite, which is reported later
         if not sparse.issparse(matrix):
             blocks = [sparse.csr_matrix(np.asarray(matrix[i:i + block]).astype("float32"))
                       for i in range(0, max(matrix.shape[0], 1), block)]
@@ -188,10 +199,10 @@ def csr_float32(matrix, block=4096):
 # %% ../nbs/00_genes.ipynb #matrix-of
 def matrix_of(adata, layer=None):
     "The counts of an AnnData (X, or the named layer) as csr_float32."
-    if layer is None and adata.X is None:
-        raise GeneSpaceError("adata.X is empty: pass layer=, one of " + (", ".join(adata.layers) or "(no layers)"))
+    layers = ", ".join(adata.layers) or "none"
+    if layer is None and adata.X is None: raise GeneSpaceError(f"adata.X is empty: pass layer=; layers: {layers}")
     if layer is not None and layer not in adata.layers:
-        raise GeneSpaceError(f"no layer '{layer}' in adata.layers; it has: " + (", ".join(adata.layers) or "none"))
+        raise GeneSpaceError(f"no layer '{layer}' in adata.layers; it has: {layers}")
     return csr_float32(adata.X if layer is None else adata.layers[layer])
 
 # %% ../nbs/00_genes.ipynb #mapping-report
@@ -218,12 +229,11 @@ class MappingReport:
 def _report_text(r):
     "The report as one paragraph."
     refused = ", ".join(r.ambiguous[:8]) + (", ..." if len(r.ambiguous) > 8 else "")
+    why = f", {len(r.ambiguous)} of the symbols because they are ambiguous ({refused})" if r.ambiguous else ""
     return (f"{r.recognised:,} of the data's {r.n_data:,} genes have a place in {r.space} ({r.n_space:,} genes): "
-            f"{r.by_id:,} by identifier, {r.recognised - r.by_id:,} by symbol; they hold {r.share_of_counts:.1%} of all "
-            f"counts. {r.unrecognised:,} genes of the data are not used"
-            + (f", {len(r.ambiguous)} of the symbols because they are ambiguous ({refused})" if r.ambiguous else "")
-            + f". {r.summed:,} genes are the sum of several columns. {r.missing:,} genes of the space are missing from "
-            "the data and are 0.")
+            f"{r.by_id:,} by identifier, {r.recognised - r.by_id:,} by symbol; they hold {r.share_of_counts:.1%} "
+            f"of all counts. {r.unrecognised:,} genes of the data are not used{why}. {r.summed:,} genes are the "
+            f"sum of several columns. {r.missing:,} genes of the space are missing from the data and are 0.")
 
 # %% ../nbs/00_genes.ipynb #map-counts
 def _project(csr, where, n):
@@ -243,9 +253,9 @@ def _map(space, adata, layer=None, min_recognised=0.0):
                            len(space) - len(used), int((times > 1).sum()), tuple(ambiguous), float("nan"))
     if not len(used) or report.share_recognised < min_recognised:
         raise GeneSpaceError(
-            f"only {report.recognised:,} of the data's {adata.n_vars:,} genes ({report.share_recognised:.1%}) are known "
-            f"to gene space {space.name} (first of the data: {', '.join(adata.var_names[:3])}); name genes by Ensembl id "
-            "or symbol, or train on the data's own genes with gene_space=None")
+            f"only {report.recognised:,} of the data's {adata.n_vars:,} genes ({report.share_recognised:.1%}) are "
+            f"known to gene space {space.name} (first of the data: {', '.join(adata.var_names[:3])}); name genes "
+            "by Ensembl id or symbol, or train on the data's own genes with gene_space=None")
     csr = matrix_of(adata, layer)
     mapped = _project(csr, where, len(space))
     total = csr.data.sum(dtype="float64")
@@ -257,7 +267,8 @@ def _own_genes(adata):
     "GeneSpace.of: the data's own variable names, in their order."
     _, symbols = _names_in(adata)
     named = symbols[-1] if len(symbols) > 1 else symbols[0]
-    return GeneSpace("own genes", adata.var_names.to_numpy(str), np.where(named == "", adata.var_names, named))
+    names = adata.var_names.to_numpy(str)
+    return GeneSpace("own genes", names, np.where(named == "", names, named))
 
 # %% ../nbs/00_genes.ipynb #subset-space
 def _subset(space, which):
@@ -270,7 +281,8 @@ def _subset(space, which):
     if which.dtype != bool and len(which) and (which.min() < -len(space) or which.max() >= len(space)):
         raise GeneSpaceError(f"subset: positions must be below {len(space):,}, the number of genes")
     name = space.name if space.name.endswith(" (part)") else f"{space.name} (part)"
-    return GeneSpace(name, space.ids[which], space.symbols[which], space if space.whole is None else space.whole)
+    whole = space if space.whole is None else space.whole
+    return GeneSpace(name, space.ids[which], space.symbols[which], whole)
 
 def _to_dict(space):
     "GeneSpace.to_dict: plain lists, ready for JSON."
@@ -299,7 +311,7 @@ def resolve(gene_space, adata):
     space = GeneSpace.load("gencode-48")
     n = int((positions(space, adata)[0] >= 0).sum())
     if n >= 0.5 * min(adata.n_vars, len(space)): return space
-    warnings.warn(f"only {n:,} of the data's {adata.n_vars:,} genes are known to {space.name}: using the data's own genes "
-                  f"(gene_space=None says so without this warning, gene_space='{space.name}' maps all the same)",
-                  stacklevel=2)
+    warnings.warn(f"only {n:,} of the data's {adata.n_vars:,} genes are known to {space.name}: using the data's "
+                  "own genes (gene_space=None says so without this warning, "
+                  f"gene_space='{space.name}' maps all the same)", stacklevel=2)
     return GeneSpace.of(adata)

@@ -10,7 +10,7 @@ import difflib, os
 from importlib import resources
 from pathlib import Path
 import anndata, numpy as np, pandas as pd
-from .genes import matrix_of
+from .genes import GeneSpaceError, matrix_of
 
 # %% ../nbs/11_organs.ipynb #table
 class OrganError(ValueError):
@@ -31,14 +31,19 @@ def _read(path):
     path = Path(path).expanduser()
     if not path.is_file(): raise OrganError(f"no file '{path}'")
     if path.suffix != ".h5ad":
-        raise OrganError(f"'{path.name}' is not an .h5ad file: read it with scanpy (e.g. scanpy.read_10x_h5) and give the "
-                         "AnnData to the model")
+        raise OrganError(f"'{path.name}' is not an .h5ad file: read it with scanpy (e.g. scanpy.read_10x_h5) and "
+                         "give the AnnData to the model")
     try: adata = anndata.read_h5ad(path)
     except Exception as error:
-        raise OrganError(f"'{path.name}' cannot be read as .h5ad: {str(error).splitlines()[0] if str(error) else error!r}"
-                         ) from None
+        why = (str(error) or repr(error)).splitlines()[0]
+        raise OrganError(f"'{path.name}' cannot be read as .h5ad: {why}") from None
     if 0 in adata.shape: raise OrganError(f"'{path.name}' holds {adata.n_obs} cells x {adata.n_vars} genes")
-    adata.X = matrix_of(adata)
+    if adata.X is None:
+        layers = ", ".join(adata.layers) or "none"
+        raise OrganError(f"'{path.name}' has no X (layers: {layers}): read it with anndata.read_h5ad and name the "
+                         "layer of the counts to the model, layer=")
+    try: adata.X = matrix_of(adata)
+    except GeneSpaceError as error: raise OrganError(f"'{path.name}': {error}") from None
     return adata
 
 # %% ../nbs/11_organs.ipynb #load
@@ -60,9 +65,11 @@ def load(name):
     known, key = table(), str(name)
     row = known[(known["organ"] == key.lower()) | (known["study"] == key)]
     if len(row): return _read(resources.files("vampsc") / "data" / row["file"].iloc[0])
-    if isinstance(name, os.PathLike) or key.endswith(".h5ad") or Path(key).expanduser().exists(): return _read(key)
+    is_path = isinstance(name, os.PathLike) or key.endswith(".h5ad") or Path(key).expanduser().exists()
+    if is_path: return _read(key)
     names = ", ".join([*known["organ"].unique(), *known["study"]])
-    raise OrganError(f"unknown organ or study '{name}': known are {names}; the path of an .h5ad file works too")
+    raise OrganError(f"unknown organ or study '{name}': known are {names}; "
+                     "the path of an .h5ad file works too")
 
 # %% ../nbs/11_organs.ipynb #labels
 def labels(adata, key="cell_type"):
@@ -75,7 +82,8 @@ def labels(adata, key="cell_type"):
 
     Returns
     -------
-    pandas.Categorical (cells,); cells without a label are missing values (code -1), unused categories are left out.
+    pandas.Categorical (cells,); cells without a label are missing values (code -1), unused categories are
+        left out.
 
     Raises
     ------

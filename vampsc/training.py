@@ -104,7 +104,9 @@ def fit(network, X, split, profile, seed=0, progress=True, callbacks=(), label="
     network.compile(optimizer=FusedAdam(profile.learning_rate), jit_compile=backend.backend() == "jax")
     train = Batches(X, split.train, profile.batch_size, shuffle=True, seed=seed)
     validation = Batches(X, split.validation, profile.batch_size)
-    calls = [Record(len(split.train)),
+    # Keras advances a data set once before the first epoch; this says which epoch it is.
+    in_step = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: setattr(train, "epoch", epoch))
+    calls = [in_step, Record(len(split.train)),
              keras.callbacks.ReduceLROnPlateau(monitor="val_loss", factor=0.5, patience=profile.lr_patience),
              keras.callbacks.EarlyStopping(monitor="val_loss", patience=profile.patience, restore_best_weights=True),
              keras.callbacks.TerminateOnNaN(), *([Progress(label)] if progress else []), *callbacks]

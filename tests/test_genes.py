@@ -1,0 +1,175 @@
+"The mapping onto a gene space against one loop over the genes and dictionaries."
+import json
+import warnings
+from collections import Counter
+from importlib import resources
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, strategies as st
+from scipy import sparse
+
+from vampsc.genes import GeneSpace, GeneSpaceError, bare_ids, positions, resolve
+
+INS, GCG, SST, PPY, XGENE, YGENE = (f"ENSG{n:011d}" for n in (254647, 115263, 157005, 108849, 2586, 292348))
+SPACE = GeneSpace("toy", [INS, GCG, SST, PPY, XGENE, YGENE], ["INS", "GCG", "SST", "PPY", "CD99", "CD99"])
+
+
+@pytest.fixture(scope="module")
+def gencode(): return GeneSpace.load("gencode-48")
+
+
+def cells_of(names, n=4, seed=0, **var):
+    X = np.random.default_rng(seed).poisson(2, (n, len(names))).astype("float32")
+    return ad.AnnData(X, var=pd.DataFrame(var, index=list(names)))
+
+
+def slow_places(space, names):
+    "Place of each gene of a list of genes, each with several names (identifier first), or None."
+    by_id, times = {i.split(".")[0]: k for k, i in enumerate(space.ids)}, Counter(space.symbols)
+    by_symbol = {s: k for k, s in enumerate(space.symbols) if times[s] == 1}
+    for gene in names:
+        stems = [name.split(".")[0] if name.startswith("ENSG") else name for name in gene]
+        yield next((t[n] for t, of in ((by_id, stems), (by_symbol, gene)) for n in of if n in t), None)
+
+
+def slow_map(space, adata, columns=()):
+    X, out = np.asarray(adata.X, "float64"), np.zeros((adata.n_obs, len(space)))
+    names = zip(adata.var_names, *(adata.var[c] for c in columns))
+    for j, place in enumerate(slow_places(space, names)):
+        if place is not None: out[:, place] += X[:, j]
+    return out
+
+
+def test_every_case_at_once():
+    data = cells_of(["GCG", f"{INS}.7", "INS", "MALAT1", "CD99", f"{YGENE}.2", SST])
+    mapped, report = SPACE.map(data)
+    X = data.X
+    assert sparse.issparse(mapped) and mapped.format == "csr" and mapped.dtype == np.float32
+    assert np.array_equal(mapped.toarray(), np.column_stack([X[:, 1] + X[:, 2], X[:, 0], X[:, 6], 0 * X[:, 0], 0 * X[:, 0], X[:, 5]]))
+    assert (report.recognised, report.by_id, report.unrecognised, report.missing, report.summed) == (5, 3, 2, 2, 1)
+    assert report.ambiguous == ("CD99",) and report.n_data == 7 and report.n_space == 6
+    assert np.isclose(report.share_of_counts, 1 - X[:, [3, 4]].sum() / X.sum())
+    assert all(word in repr(report) for word in ("toy", "CD99", "symbol")) and "\n" not in repr(report)
+
+
+@given(st.lists(st.sampled_from([INS, f"{INS}.1", "INS", f"{GCG}.12", "GCG", SST, "PPY", "CD99", XGENE, "ACTB", "RP11-206L10.2"]),
+                min_size=1, max_size=14), st.integers(0, 9))
+def test_any_names_against_the_loop(names, seed):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                            # names may repeat
+        data = cells_of(names, seed=seed)
+    expected = slow_map(SPACE, data)
+    places = list(slow_places(SPACE, [[n] for n in names]))
+    if all(p is None for p in places):
+        with pytest.raises(GeneSpaceError, match="gene_space=None"): SPACE.map(data)
+    else:
+        mapped, report = SPACE.map(data)
+        assert np.array_equal(mapped.toarray(), expected)
+        assert report.recognised == sum(p is not None for p in places)
+
+
+def test_identifier_column_beats_symbols(gencode):
+    pick = np.random.default_rng(1).choice(len(gencode), 300, replace=False)
+    names = [f"sym{i}" for i in range(200)] + list(gencode.symbols[pick[200:]])
+    data = cells_of(names, ensembl=[f"{i}.3" for i in gencode.ids[pick[:250]]] + [np.nan] * 50)
+    mapped, report = gencode.map(data)
+    data.var["ensembl"] = data.var["ensembl"].fillna("")
+    assert np.array_equal(mapped.toarray(), slow_map(gencode, data, ["ensembl"])) and report.by_id >= 250
+    where = positions(gencode, data)[0]
+    assert np.array_equal(where[:250], pick[:250])
+
+
+def test_real_data_against_the_loop(gencode, shared_data):
+    data = ad.read_h5ad(shared_data / "blood_zheng_facs.h5ad")[:20]
+    data = ad.AnnData(data.X.toarray(), var=data.var)
+    assert np.array_equal(gencode.map(data)[0].toarray(), slow_map(gencode, data, ["ensembl"]))
+
+
+def test_order_and_layer(gencode):
+    data = cells_of(gencode.ids[::7])
+    data.layers["double"] = sparse.csc_matrix(2 * data.X)
+    mapped = gencode.map(data)[0]
+    shuffled = data[:, np.random.default_rng(0).permutation(data.n_vars)]
+    assert (gencode.map(shuffled)[0] != mapped).nnz == 0
+    assert (gencode.map(data, layer="double")[0] != 2 * mapped).nnz == 0
+    with pytest.raises(GeneSpaceError, match="no layer 'spliced'.*double"): gencode.map(data, layer="spliced")
+
+
+def test_embedded_table(gencode, shared_data):
+    assert len(gencode) == 20_120 == len(set(gencode.ids)) and all(len(i) == 15 and i.startswith("ENSG") for i in gencode.ids)
+    path = shared_data / "Homo_sapiens_GRCh38_97.csv"
+    old = GeneSpace.load(path)
+    reference = pd.read_csv(path)
+    assert len(old) == 19_986 and len(set(old.ids) & set(gencode.ids)) == 19_795
+    assert list(old.ids) == list(reference["ensg"]) and len(old.ambiguous) == 15
+
+
+@pytest.mark.parametrize("which", [slice(10, 40), np.arange(20_120) % 5 == 0, np.array([7, 3, -1])])
+def test_subset(gencode, which):
+    which = np.arange(len(gencode))[which] if isinstance(which, slice) else which
+    part = gencode.subset(which)
+    assert np.array_equal(part.ids, gencode.ids[which]) and part.ambiguous == gencode.ambiguous
+    data = cells_of(gencode.ids)
+    assert (part.map(data)[0] != gencode.map(data)[0][:, which]).nnz == 0
+
+
+def test_subset_maps_as_the_whole():
+    whole = GeneSpace("two", [INS, GCG], [INS, "GCG"])
+    data = cells_of(["GCG", "other"], ensembl=[INS, GCG])            # the identifier says INS, the symbol GCG
+    assert np.array_equal(whole.subset([1]).map(data)[0].toarray(), whole.map(data)[0][:, [1]].toarray())
+
+
+@pytest.mark.parametrize("which, words", [(np.ones(3, bool), "mask"), ([0.5], "positions"), ([20_120], "below 20,120"),
+                                          ([1, 1], "more than once"), (np.zeros(20_120, bool), "no genes")])
+def test_subset_refuses(gencode, which, words):
+    with pytest.raises(GeneSpaceError, match=words): gencode.subset(which)
+
+
+def test_dictionary(gencode):
+    for space in (gencode.subset([*range(9), list(gencode.symbols).index("CD99")]), SPACE, GeneSpace.of(cells_of("abc"))):
+        back = GeneSpace.from_dict(json.loads(json.dumps(space.to_dict())))
+        assert back == space and back.name == space.name and back.ambiguous == space.ambiguous and back.whole == space.whole
+
+
+def test_resolve(gencode, tmp_path):
+    human, other = cells_of([*gencode.ids[:50], *map(str, range(50))]), cells_of([*gencode.ids[:49], *map(str, range(51))])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert resolve("auto", human) == gencode and resolve("gencode-48", other) == gencode
+        assert list(resolve(None, human).ids) == list(human.var_names) and resolve(SPACE, human) is SPACE
+    with pytest.warns(UserWarning, match="49 of the data's 100 genes.*gene_space=None"): own = resolve("auto", other)
+    assert list(own.ids) == list(other.var_names)
+    assert np.array_equal(own.map(other[:, ::-1])[0].toarray(), other.X)
+    pd.DataFrame({"symbol": ["INS", ""], "id": [f"{INS}.9", GCG]}).to_csv(tmp_path / "mine.csv.gz", index=False)
+    for path in (tmp_path / "mine.csv.gz", str(tmp_path / "mine.csv.gz")):
+        mine = resolve(path, human)
+        assert mine.name == "mine" and list(mine.ids) == [INS, GCG] and list(mine.symbols) == ["INS", GCG]
+
+
+@pytest.mark.parametrize("space, words", [("gencode-47", "unknown gene space.*gencode-48"), ("ensembl-97", "not part of the package"),
+                                          (3, "not int"), ("{}/no_columns.csv", "id,symbol"), ("{}/empty.csv", "cannot be read"),
+                                          ("{}/cut.csv.gz", "cannot be read")])
+def test_resolve_refuses(space, words, tmp_path):
+    (tmp_path / "no_columns.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "empty.csv").write_text("")
+    table = (resources.files("vampsc") / "data" / "genes_gencode_48.csv.gz").read_bytes()
+    (tmp_path / "cut.csv.gz").write_bytes(table[:len(table) // 2])
+    with pytest.raises(GeneSpaceError, match=words): resolve(space.format(tmp_path) if isinstance(space, str) else space, cells_of("ab"))
+
+
+def test_spaces_and_coverage_refused(gencode):
+    data = cells_of([INS, "a", "b", "c"])
+    with pytest.raises(GeneSpaceError, match=r"only 1 of the data's 4 genes \(25.0%\).*gencode-48") as error:
+        gencode.map(data, min_recognised=0.5)
+    assert "\n" not in str(error.value) and gencode.map(data, min_recognised=0.25)[1].recognised == 1
+    with pytest.raises(GeneSpaceError, match="2 symbols"): GeneSpace("x", ["a"], ["b", "c"])
+    with pytest.raises(GeneSpaceError, match="make_unique"): GeneSpace("x", ["a", "b", "a"])
+
+
+@given(st.text(max_size=30))
+def test_bare_ids_leave_other_names(text):
+    if not text.startswith("ENS"): assert bare_ids([text])[0] == text
+    assert bare_ids([f"{INS}.{abs(hash(text)) % 100}"])[0] == INS

@@ -1,0 +1,177 @@
+"Metrics against scikit-learn, closed forms and simulation."
+import tracemalloc
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, strategies as st
+from scipy.spatial.distance import cdist
+from sklearn import metrics as sk
+from sklearn.decomposition import PCA
+
+from vampsc.metrics import (active_units, active_units_split_half, activity, activity_split_half, n_components,
+                            n_components_split_half, n_labelled, silhouette, silhouette_samples)
+
+
+def groups(n=300, d=6, k=4, seed=0, spread=2.0):
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, k, n)
+    return rng.normal(size=(n, d)) + spread * rng.normal(size=(k, d))[codes], np.array([f"type {c}" for c in codes], object)
+
+
+def slow_silhouette(z, labels):
+    "Straight from the definition, with distances from differences."
+    labels, distance, out = np.asarray(labels), cdist(z, z), []
+    for i in range(len(z)):
+        own = labels == labels[i]
+        if own.sum() == 1: out.append(0.0); continue
+        a = distance[i, own].sum() / (own.sum() - 1)
+        b = min(distance[i, labels == other].mean() for other in set(labels) - {labels[i]})
+        out.append((b - a) / max(a, b))
+    return np.array(out)
+
+
+# ---- silhouette
+
+@pytest.mark.parametrize("block_size", [1, 7, 100, 299, 300, 301, 1024])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_silhouette_block_sizes(block_size, dtype):
+    z, labels = groups()
+    z = z.astype(dtype)
+    assert np.allclose(silhouette_samples(z, labels, block_size), sk.silhouette_samples(z.astype("float64"), labels), atol=1e-6, rtol=0)
+    assert abs(silhouette(z, labels, block_size) - sk.silhouette_score(z.astype("float64"), labels)) < 1e-6
+
+
+@given(st.integers(5, 60), st.integers(1, 5), st.integers(2, 5), st.integers(1, 70), st.integers(0, 999))
+def test_silhouette_of_any_shape(n, d, k, block_size, seed):
+    z, labels = groups(n, d, k, seed)
+    if 2 <= len(set(labels)) < n:
+        assert np.allclose(silhouette_samples(z, labels, block_size), slow_silhouette(z, labels), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("missing", [np.nan, None, "", " ", pd.NA])
+def test_unlabelled_cells(missing):
+    z, labels = groups()
+    labels[::3] = missing
+    known = np.arange(300) % 3 > 0
+    samples = silhouette_samples(z, labels, 64)
+    assert n_labelled(labels) == 200 and np.array_equal(np.isnan(samples), ~known)
+    assert np.allclose(samples[known], sk.silhouette_samples(z[known], labels[known].astype(str)), atol=1e-6)
+    assert silhouette(z, labels) == pytest.approx(sk.silhouette_score(z[known], labels[known].astype(str)), abs=1e-6)
+
+
+def test_categorical_labels():
+    z, labels = groups()
+    expected = silhouette(z, labels)
+    for form in (pd.Categorical(labels), pd.Series(labels, index=range(5, 305)), list(labels), pd.factorize(labels)[0]):
+        assert silhouette(z, form) == pytest.approx(expected, abs=1e-12)
+
+
+def test_singletons_and_points():
+    z, labels = groups(50)
+    labels[[3, 20]] = "alone", "too"
+    samples = silhouette_samples(z, labels)
+    assert samples[3] == samples[20] == 0 and np.allclose(samples, slow_silhouette(z, labels), atol=1e-6)
+    assert silhouette(np.ones((50, 3)), labels) == 0
+    assert silhouette([[0.], [0], [1], [1]], list("aabb")) == pytest.approx(1)
+    assert silhouette([[0.], [1], [3], [4]], list("aabb")) == pytest.approx(np.mean([5 / 7, 3 / 5, 3 / 5, 5 / 7]))
+
+
+@pytest.mark.parametrize("offset", [1e4, -1e6])
+def test_large_offset(offset):
+    z, labels = groups()
+    assert np.allclose(silhouette_samples(z + offset, labels), slow_silhouette(z, labels), atol=1e-6, rtol=0)
+    assert np.allclose(activity(z + offset), z.var(0), rtol=1e-8) and n_components(z + offset) == n_components(z)
+
+
+@pytest.mark.parametrize("labels, words", [(["a"] * 4, "at least 2 different labels; found 1"), ([None] * 4, "found 0"), (list("abcd"), "2 cells"),
+                                           (list("abc"), "4 cells.* 3 labels"), ([["a"]] * 4, "shape")])
+def test_silhouette_refuses(labels, words):
+    with pytest.raises(ValueError, match=words): silhouette(np.eye(4), labels)
+
+
+@pytest.mark.parametrize("block_size", [0, -5])
+def test_block_size_refused(block_size):
+    z, labels = groups()
+    with pytest.raises(ValueError, match="block_size"): silhouette(z, labels, block_size=block_size)
+
+
+def test_memory_is_that_of_a_block():
+    z, labels = groups(6000, 8)
+    tracemalloc.start()
+    silhouette(z, labels, block_size=256)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6                                                    # all distances at once: 288 MB
+
+
+@pytest.mark.parametrize("function", [activity, active_units, n_components, lambda z: silhouette(z, [0, 1, 1]), lambda z: activity_split_half(z, z)])
+@pytest.mark.parametrize("z, words", [(np.zeros(3), "matrix"), (np.zeros((3, 0)), "matrix"), ([[0, np.nan], [1, 2], [1, np.inf]], "2 of 3 cells")])
+def test_embeddings_refused(function, z, words):
+    with pytest.raises(ValueError, match=words): function(z)
+
+
+# ---- active units
+
+def test_activity_closed_forms():
+    assert (activity(np.full((10, 3), 0.1)) == 0).all()                     # exactly, though 0.1 is not
+    z = np.column_stack([np.tile([-1., 1], 50), np.tile([0, 0.2], 50), np.tile([0, 0.2002], 50), np.full(100, 0.1), np.arange(100)])
+    assert np.allclose(activity(z), [1, 0.01, 0.1001**2, 0, (100**2 - 1) / 12], rtol=1e-9)
+    assert active_units(z, 0.0100001) == 3 and active_units(z, 0.5) == 2 and active_units(np.full((9, 7), 0.1)) == 0
+    assert np.allclose(activity_split_half(z, 2 * z), 2 * activity(z)) and np.allclose(activity_split_half(z, -z), -activity(z))
+    with pytest.raises(ValueError, match="one shape"): activity_split_half(z, z[:5])
+
+
+@pytest.mark.parametrize("samples", [5, 50])
+def test_split_half_is_unbiased(samples):
+    rng = np.random.default_rng(1)
+    def half(mean, sd): return mean + sd * rng.normal(size=mean.shape) / np.sqrt(samples)
+    n, d, signal = 4000, 128, rng.normal(size=(4000, 128))
+    collapsed, plain = np.zeros((n, d)), np.sqrt(0.8) * signal           # posterior N(0, 1); and N(mean, 0.2)
+    a, b = half(collapsed, 1), half(collapsed, 1)
+    assert active_units_split_half(a, b) == 0
+    assert samples > 5 or active_units((a + b) / 2) == 128             # what the halves are for
+    assert abs(activity_split_half(a, b).mean()) < 5 / samples / np.sqrt(n * d)
+    a, b = half(plain, np.sqrt(0.2)), half(plain, np.sqrt(0.2))
+    assert active_units_split_half(a, b) == 128
+    assert activity_split_half(a, b).mean() == pytest.approx(0.8, abs=5 * 0.8 * np.sqrt(2 / n / d) + 1e-3)
+
+
+# ---- principal components
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.9, 0.95, 0.99])
+@pytest.mark.parametrize("n, d", [(200, 10), (50, 128), (500, 64)])
+def test_components_against_sklearn(share, n, d):
+    rng = np.random.default_rng(n)
+    z = rng.normal(size=(n, d)) * np.geomspace(1, 0.01, d) + 3
+    assert n_components(z, share) == PCA(n_components=share, svd_solver="full").fit(z).n_components_
+
+
+def test_components_closed_forms():
+    z = np.vstack([np.diag([3., 2, 1]), -np.diag([3., 2, 1])])            # variances 9 : 4 : 1
+    assert [n_components(z, s) for s in (9 / 14, 0.65, 13 / 14, 0.93, 1)] == [1, 2, 2, 3, 3]
+    assert n_components(np.full((10, 3), 0.1)) == 0 and n_components_split_half(z, z, 0.93) == 3 and n_components_split_half(z, -z) == 0
+    for share in (0, -1, 1.01, np.nan):
+        with pytest.raises(ValueError, match="share"): n_components(z, share)
+
+
+def test_components_split_half_without_noise_of_the_halves():
+    rng = np.random.default_rng(0)
+    mean = rng.normal(size=(4000, 3)) @ rng.normal(size=(3, 64))
+    a, b = (mean + 0.7 * rng.normal(size=mean.shape) for _ in range(2))
+    assert n_components(mean) == 3 == n_components_split_half(a, b) < n_components(a)
+
+
+# ---- what must not matter
+
+@given(st.integers(0, 9999), st.floats(-100, 100), st.floats(0.1, 50))
+def test_invariances(seed, shift, scale):
+    z, labels = groups(60, 4, 3, seed)
+    rng = np.random.default_rng(seed)
+    rotation = np.linalg.qr(rng.normal(size=(4, 4)))[0]
+    order, names = rng.permutation(60), dict(zip(sorted(set(labels)), rng.permutation(10)))
+    expected, components = silhouette_samples(z, labels), n_components(z)
+    assert np.allclose(silhouette_samples(z @ rotation * scale + shift, labels), expected, atol=1e-6)
+    assert np.allclose(silhouette_samples(z[order], [names[k] for k in labels[order]]), expected[order], atol=1e-9)
+    assert n_components(z @ rotation * scale + shift) == components == n_components(z[order])
+    assert np.allclose(activity(z[order] + shift), z.var(0)) and np.allclose(activity(scale * z), scale**2 * z.var(0))
