@@ -151,6 +151,9 @@ def findings(frame):
     said = []
     if len(generative) > 1:
         said.append("PCs for 95 % of the variance, fewest first: " + chain(rank("PCs for 95 %", True), 0) + ".")
+        for name, plain in frame.get("PCs (10 samples)", pd.Series(dtype=float)).dropna().items():
+            said.append(f"Judged by a plain mean of 10 samples, {name} would seem to need {plain:.0f}; "
+                        f"all but {frame.loc[name, 'PCs for 95 %']:.0f} of them hold sampling noise.")
         said.append("ELBO in nats per cell, best first: " + chain(rank("ELBO", False), 1) + ".")
     if "ASW cell type" in frame:
         said.append("Silhouette by cell type, best first: "
