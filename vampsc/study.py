@@ -250,8 +250,9 @@ def report_command(data: str = typer.Argument(help="An .h5ad of raw counts, or t
     source = {"data": data} if data.endswith(".h5ad") else {"organ": data}
     page = report(out, **source, models=models, profile=profile, seed=seed,
                   label_key=None if label_key == "none" else label_key)
-    for path in sorted(p for p in out.iterdir() if p.is_file()): typer.echo(path)
-    typer.echo(f"\nopen {page}")
+    typer.echo("\n" + show_table(pd.read_csv(out / "table.csv", index_col="model")).T.to_string() + "\n")
+    for path in sorted(p for p in out.iterdir() if p.is_file()): typer.echo(path.as_posix())
+    typer.echo(f"\nopen {page.as_posix()}")
 
 # %% ../nbs/12_study.ipynb #command-organs
 @organs_app.command("list")
