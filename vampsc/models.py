@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'PRESETS', 'Network', 'Architecture', 'build_network', 'variable_genes', 'mapped_counts', 'Inference',
-           'Persistence', 'load', 'CountAutoencoder', 'AE', 'VAE', 'IAF', 'VAMP', 'VAMPIAF']
+           'Generative', 'Persistence', 'load', 'CountAutoencoder', 'AE', 'VAE', 'IAF', 'VAMP', 'VAMPIAF']
 
 # %% ../nbs/07_models.ipynb #imports
 import dataclasses, json, shutil, sys, tempfile, warnings
@@ -183,6 +183,9 @@ class Inference:
         n = len(self.genes)
         return {"per_gene": cell / n, "per_cell": cell, "per_gene_at_mean": mean / n, "per_cell_at_mean": mean}
 
+# %% ../nbs/07_models.ipynb #generative
+class Generative(Inference):
+    "Verbs that need a prior: mixed into CountAutoencoder."
     def get_elbo(self, adata=None, indices=None, n_mc_samples=5, seed=0, batch_size=512):
         """Evidence lower bound on log p(x), in nats per cell (higher is better), KL at weight 1 whatever beta was.
 
@@ -271,7 +274,7 @@ def load(path, adata=None):
     return Persistence._from_folder(path, adata)
 
 # %% ../nbs/07_models.ipynb #count-autoencoder
-class CountAutoencoder(Inference, Persistence):
+class CountAutoencoder(Generative, Persistence):
     """An autoencoder of single-cell RNA counts, assembled from a posterior and a prior.
 
     Parameters
