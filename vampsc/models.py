@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'PRESETS', 'Network', 'Architecture', 'build_network', 'variable_genes', 'mapped_counts', 'Inference',
-           'Generative', 'Persistence', 'load', 'CountAutoencoder', 'AE', 'VAE', 'IAF', 'VAMP', 'VAMPIAF']
+           'Generative', 'Persistence', 'load', 'Trainable', 'CountAutoencoder', 'AE', 'VAE', 'IAF', 'VAMP', 'VAMPIAF']
 
 # %% ../nbs/07_models.ipynb #imports
 import dataclasses, json, shutil, sys, tempfile, warnings
@@ -273,8 +273,26 @@ def load(path, adata=None):
     "A saved model. With `adata`, the cells that it was trained on, the verbs' defaults work as before saving."
     return Persistence._from_folder(path, adata)
 
+# %% ../nbs/07_models.ipynb #trainable
+class Trainable(Inference):
+    "The verb that changes the weights: mixed into CountAutoencoder."
+    def train(self, profile="quick", progress=True, callbacks=(), **changes):
+        """Train on the training cells, stop by the validation cells, and keep the best weights.
+
+        profile : "quick", "paper" or a training.Profile; single settings override it, such as max_epochs=100,
+            batch_size=512 or learning_rate=1e-3. progress : show losses and time left. callbacks : more Keras callbacks.
+        Returns self; `history` has a row for each epoch. Called again, it goes on from the present weights.
+        """
+        if "n_genes" in changes: raise ValueError("n_genes is decided when a model is made, as in VAMP(adata, n_genes=4000).")
+        profile = training.get_profile(profile, **changes)
+        more = training.fit(self.network, self._own_counts(), self.split, profile, seed=self.seed + len(self.history),
+                            progress=progress, callbacks=callbacks, label=type(self).__name__)
+        more.index += len(self.history)
+        self.history = pd.concat([self.history, more])
+        return self
+
 # %% ../nbs/07_models.ipynb #count-autoencoder
-class CountAutoencoder(Generative, Persistence):
+class CountAutoencoder(Generative, Trainable, Persistence):
     """An autoencoder of single-cell RNA counts, assembled from a posterior and a prior.
 
     Parameters
@@ -325,21 +343,6 @@ class CountAutoencoder(Generative, Persistence):
 
     @property
     def has_exact_mean(self): return self.architecture.posterior != "iaf"
-
-    def train(self, profile="quick", progress=True, callbacks=(), **changes):
-        """Train on the training cells, stop by the validation cells, and keep the best weights.
-
-        profile : "quick", "paper" or a training.Profile; single settings override it, such as max_epochs=100,
-            batch_size=512 or learning_rate=1e-3. progress : show losses and time left. callbacks : more Keras callbacks.
-        Returns self; `history` has a row for each epoch. Called again, it goes on from the present weights.
-        """
-        if "n_genes" in changes: raise ValueError("n_genes is decided when a model is made, as in VAMP(adata, n_genes=4000).")
-        profile = training.get_profile(profile, **changes)
-        more = training.fit(self.network, self._own_counts(), self.split, profile, seed=self.seed + len(self.history),
-                            progress=progress, callbacks=callbacks, label=type(self).__name__)
-        more.index += len(self.history)
-        self.history = pd.concat([self.history, more])
-        return self
 
     def __repr__(self):
         a, s = self.architecture, self.split
