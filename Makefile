@@ -11,6 +11,7 @@ USABLE := import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <=
 BIN := .venv/bin
 READY := .venv/installed
 RENDERER := smalldocs
+STATISTICS := $(patsubst %,tests/test_%.py,likelihood networks posteriors flows priors bounds)
 TIMEOUT := $(if $(shell command -v timeout 2>/dev/null),timeout --foreground 1200)
 export TF_CPP_MIN_LOG_LEVEL := 3
 
@@ -28,6 +29,8 @@ test: $(READY)
 	@echo "Running the notebooks"
 	$(TIMEOUT) $(BIN)/nbdev_test --n_workers 0
 	$(BIN)/python -m pytest tests -rs
+	@echo "Once more on JAX: the statistics"
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -rs $(STATISTICS)
 	$(BIN)/python tools/build_site.py
 
 docs: $(READY)
@@ -51,5 +54,5 @@ $(BIN)/python:
 # Again when the requirements change. An unfinished one leaves no stamp, so the next call goes on with it.
 $(READY): settings.ini setup.py | $(BIN)/python
 	@echo "Installing into .venv ($$($(BIN)/python --version)), about 2 minutes, once"
-	@$(BIN)/python -m pip install -qq --no-input --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/python -m pip install -qq --no-input --disable-pip-version-check --editable '.[dev,jax]'
 	@touch $@

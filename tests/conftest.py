@@ -9,7 +9,9 @@ import pytest
 from hypothesis import settings
 
 # The first call of a compiled function is slow, whatever the example; on a server a failure must repeat.
-settings.register_profile("vampsc", deadline=None, derandomize=bool(os.environ.get("CI")))
+# JAX compiles anew for every shape, so that examples of many shapes are dear there.
+settings.register_profile("vampsc", deadline=None, derandomize=bool(os.environ.get("CI")),
+                          max_examples=12 if os.environ.get("KERAS_BACKEND") == "jax" else 100)
 settings.load_profile("vampsc")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -9,8 +9,8 @@ from scipy.spatial.distance import cdist
 from sklearn import metrics as sk
 from sklearn.decomposition import PCA
 
-from vampsc.metrics import (active_units, active_units_split_half, activity, activity_split_half, n_components,
-                            n_components_split_half, n_labelled, silhouette, silhouette_samples)
+from vampsc.metrics import (active_units, active_units_split_half, activity, activity_split_half, knn_purity, n_components,
+                            n_components_split_half, n_labelled, nmi_ari, silhouette, silhouette_samples)
 
 
 def groups(n=300, d=6, k=4, seed=0, spread=2.0):
@@ -175,3 +175,88 @@ def test_invariances(seed, shift, scale):
     assert np.allclose(silhouette_samples(z[order], [names[k] for k in labels[order]]), expected[order], atol=1e-9)
     assert n_components(z @ rotation * scale + shift) == components == n_components(z[order])
     assert np.allclose(activity(z[order] + shift), z.var(0)) and np.allclose(activity(scale * z), scale**2 * z.var(0))
+
+
+# ---- clusters and neighbours
+
+def mutual_information(a, b):
+    "Equation by hand, in nats, from the table of shares."
+    table = pd.crosstab(np.asarray(a), np.asarray(b)).to_numpy() / len(a)
+    expected = table.sum(1, keepdims=True) * table.sum(0)
+    return (table[table > 0] * np.log((table / expected)[table > 0])).sum()
+
+
+def rand_adjusted(a, b):
+    "Pairs of cells, one by one."
+    a, b = np.unique(a, return_inverse=True)[1], np.unique(b, return_inverse=True)[1]
+    i, j = np.triu_indices(len(a), 1)
+    same_a, same_b = a[i] == a[j], b[i] == b[j]
+    both, expected = (same_a & same_b).sum(), same_a.sum() * same_b.sum() / len(i)
+    return (both - expected) / ((same_a.sum() + same_b.sum()) / 2 - expected)
+
+
+@given(st.integers(8, 60), st.integers(2, 4), st.integers(0, 500))
+def test_nmi_and_ari_by_hand(n, k, seed):
+    from sklearn.cluster import KMeans
+    z, labels = groups(n, 3, k, seed)
+    labels[:4] = ["type 0", "type 0", "type 1", "type 1"]
+    clusters = KMeans(len(set(labels)), n_init=10, random_state=0).fit_predict(z - z[0] - (z - z[0]).mean(0))
+    found = nmi_ari(z, labels)
+    entropy = mutual_information(labels, labels) + mutual_information(clusters, clusters)
+    assert found["nmi"] == pytest.approx(2 * mutual_information(labels, clusters) / entropy, abs=1e-9)
+    assert found["ari"] == pytest.approx(rand_adjusted(labels, clusters), abs=1e-9)
+
+
+def test_nmi_and_ari_at_their_ends():
+    codes = np.repeat([0, 1, 2], 50)
+    z = 100 * np.eye(3)[codes] + np.random.default_rng(0).normal(size=(150, 3))
+    assert nmi_ari(z, codes) == pytest.approx({"nmi": 1, "ari": 1})
+    by_chance = nmi_ari(z, np.random.default_rng(1).permutation(codes))
+    assert abs(by_chance["ari"]) < 0.05 and by_chance["nmi"] < 0.05
+    cut = nmi_ari(z, codes, n_clusters=6)                             # every type cut in two
+    assert 0.6 < cut["nmi"] < 0.9 and 0.4 < cut["ari"] < 0.75
+    assert nmi_ari(z, codes, seed=3) == nmi_ari(z, codes, seed=3)
+
+
+@given(st.integers(4, 60), st.integers(1, 5), st.integers(2, 4), st.integers(1, 8), st.integers(0, 500))
+def test_purity_by_hand(n, d, types, k, seed):
+    z, labels = groups(n, d, types, seed)
+    labels[:2], labels[2] = "type 0", "type 1"
+    k, distance = min(k, n - 1), cdist(z, z)
+    np.fill_diagonal(distance, np.inf)
+    nearest = np.argsort(distance, 1)[:, :k]
+    assert knn_purity(z, labels, k) == pytest.approx((labels[nearest] == labels[:, None]).mean())
+
+
+def test_purity_at_its_ends():
+    rng = np.random.default_rng(0)
+    codes = np.repeat([0, 1, 2], [600, 300, 100])
+    assert knn_purity(100 * np.eye(3)[codes] + rng.normal(size=(1000, 3)), codes) == 1
+    mixed = knn_purity(rng.normal(size=(1000, 3)), codes)
+    assert mixed == pytest.approx(0.6**2 + 0.3**2 + 0.1**2, abs=0.03)         # the chance of drawing one's own type
+    assert knn_purity(np.zeros((20, 2)), [0, 1] * 10, k=19) == pytest.approx(9 / 19)     # all on one point: itself left out
+
+
+@pytest.mark.parametrize("metric", [lambda z, l: nmi_ari(z, l)["nmi"], lambda z, l: nmi_ari(z, l)["ari"], knn_purity])
+def test_unlabelled_cells_take_no_part(metric):
+    z, labels = groups(200, 4, 3)
+    some = labels.copy()
+    some[::5] = None
+    keep = np.array([l is not None for l in some])
+    assert metric(z, some) == pytest.approx(metric(z[keep], labels[keep]))
+    z[~keep] = 1e6                                                            # wherever they are
+    assert metric(z, some) == pytest.approx(metric(z[keep], labels[keep]))
+    assert metric(z, pd.Categorical(some)) == metric(z, some)
+    assert metric(3 * z + 7, some) == pytest.approx(metric(z, some))          # scale and place do not matter
+
+
+@pytest.mark.parametrize("metric, words", [(nmi_ari, "Comparing clusters"), (knn_purity, "The purity")])
+def test_clusters_and_neighbours_refuse(metric, words):
+    with pytest.raises(ValueError, match=f"{words}.* at least 2 different labels; found 1"): metric(np.zeros((4, 2)), ["a"] * 4)
+    with pytest.raises(ValueError, match="4 cells but there are 3 labels"): metric(np.zeros((4, 2)), ["a", "b", "a"])
+    with pytest.raises(ValueError, match="NaN or infinite"): metric(np.full((4, 2), np.nan), list("aabb"))
+
+
+@pytest.mark.parametrize("k", [0, -1, 4, 50])
+def test_purity_refuses_k(k):
+    with pytest.raises(ValueError, match=f"k must be from 1 to 3.*got {k}"): knn_purity(np.eye(4), list("aabb"), k=k)

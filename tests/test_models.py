@@ -12,6 +12,7 @@ from vampsc import models, organs
 from vampsc.counts import CountsError
 
 PRESETS = list(models.PRESETS)
+GENERATIVE = [name for name in PRESETS if name != "AE"]
 SMALL = dict(n_genes=300, n_latent=8, hidden=(64, 32), n_pseudo_inputs=40, flow_hidden=(24, 24), n_flow_steps=2)
 
 
@@ -38,7 +39,8 @@ def test_training_lowers_the_loss_on_cells_not_trained_on(trained, name):
 def test_presets_are_the_corners_of_posterior_and_prior(trained):
     corners = {n: (m.architecture.posterior, m.architecture.prior) for n, m in trained.items()}
     assert corners == {"AE": ("point", "none"), "VAE": ("gaussian", "normal"), "IAF": ("iaf", "normal"),
-                       "VAMP": ("gaussian", "vamp"), "VAMPIAF": ("iaf", "vamp")}
+                       "VAMP": ("gaussian", "vamp"), "VAMPIAF": ("iaf", "vamp"),
+                       "HVAMP": ("hierarchical", "hvamp")}
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -46,7 +48,7 @@ def test_embedding_shape_subset_and_seed(trained, name):
     model = trained[name]
     z = model.get_latent_representation(n_mc_samples=4)
     assert z.shape == (1937, 8) and z.dtype == np.float32 and np.isfinite(z).all()
-    if model.has_exact_mean:
+    if model.network.posterior.exact_mean:
         assert np.allclose(model.get_latent_representation(indices=[5, 3]), z[[5, 3]], atol=1e-4)
         assert np.array_equal(z, model.get_latent_representation(n_mc_samples=1, seed=9))
     else:
@@ -54,7 +56,7 @@ def test_embedding_shape_subset_and_seed(trained, name):
         assert not np.array_equal(z, model.get_latent_representation(n_mc_samples=4, seed=9))
 
 
-@pytest.mark.parametrize("name", ["VAE", "IAF", "VAMP", "VAMPIAF"])
+@pytest.mark.parametrize("name", GENERATIVE)
 def test_elbo_is_reconstruction_and_kl(trained, name):
     model = trained[name]
     test = model.split.test
@@ -88,18 +90,19 @@ def test_reconstruction_against_scipy(trained):
     assert np.allclose(net.reconstruction(x, z), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["VAE", "IAF", "VAMP"])
+@pytest.mark.parametrize("name", GENERATIVE)
 def test_prior_samples_are_counts_at_draws_from_the_prior(trained, name):
     model = trained[name]
     new = model.sample_prior(4000, seed=1)
     assert new.shape == (4000, 300) and sp.issparse(new.X) and (new.X.data == np.round(new.X.data)).all()
     assert list(new.var_names) == list(model.genes.ids)
     z = new.obsm["z"]
-    if name != "VAMP": assert np.allclose(z.mean(0), 0, atol=0.1) and np.allclose(z.std(0), 1, atol=0.1)
+    if not model.architecture.has_pseudo_inputs: assert np.allclose(z.mean(0), 0, atol=0.1) and np.allclose(z.std(0), 1, atol=0.1)
     else:
-        means, log_vars = (ops.convert_to_numpy(c) for c in model.network.components())
-        assert np.allclose(z.mean(0), means.mean(0), atol=0.25)
-        assert np.allclose(z.var(0), np.exp(log_vars).mean(0) + means.var(0), rtol=0.2)
+        means, log_vars, _ = (ops.convert_to_numpy(c) for c in model.network.components())
+        upper = z[:, -means.shape[1]:]                                      # HVAMP: the components are those of z2
+        assert np.allclose(upper.mean(0), means.mean(0), atol=0.25)
+        assert np.allclose(upper.var(0), np.exp(log_vars).mean(0) + means.var(0), rtol=0.2)
     first = model.sample_prior(50, seed=1)
     assert np.array_equal(first.X.toarray(), model.sample_prior(50, seed=1).X.toarray())
 
@@ -114,6 +117,53 @@ def test_prior_samples_have_the_decoders_mean(trained):
     mu, theta = np.exp(log_mu), np.exp(log_theta)
     error = np.sqrt((mu + mu**2 / theta).mean(0) / 20_000)
     assert (np.abs(np.asarray(new.X.mean(0)).ravel() - mu.mean(0)) < 5 * error).mean() > 0.99
+
+
+@pytest.mark.parametrize("name", GENERATIVE)
+def test_kl_by_unit_adds_up_to_the_kl(trained, name):
+    model, test = trained[name], trained[name].split.test
+    units, component = model.get_kl_per_unit(indices=test, n_mc_samples=40, seed=1)
+    elbo = model.get_elbo(indices=test, n_mc_samples=40, seed=1)
+    assert units.shape == (8,) and units.dtype == np.float64
+    # The same draws: equal to rounding, but for the VAE, whose ELBO has the closed form.
+    assert units.sum() + component == pytest.approx(elbo["kl"], rel=0.02 if name == "VAE" else 1e-4)
+    mixture = model.architecture.has_pseudo_inputs
+    assert (0 < component <= np.log(40) if mixture else component == 0)
+    if name == "VAE":
+        closed = models.kl_to_standard_normal(*model.network.encode(models.log_normalise(model.X[test].toarray())))
+        np.testing.assert_allclose(units, np.asarray(closed).mean(0), atol=0.05 * elbo["kl"] / 8)
+
+
+@pytest.mark.parametrize("name", ["VAMP", "VAMPIAF", "HVAMP"])
+def test_pseudo_inputs_as_cells(trained, name):
+    model = trained[name]
+    found, (means, log_vars, log_weights) = model.pseudo_inputs(), model.network.components()
+    assert found.shape == (40, 300) and list(found.var_names) == list(model.genes.ids)
+    assert list(found.var["symbol"]) == list(model.genes.symbols)
+    assert np.array_equal(found.X, np.asarray(model.network.prior.pseudo_inputs)) and (found.X >= 0).all()
+    np.testing.assert_allclose(found.obs["weight"], 1 / 40, rtol=1e-6)
+    np.testing.assert_array_equal(found.obsm["z"], means)
+    found.X[:] = 0                                                          # a copy, not the model's own
+    assert np.asarray(model.network.prior.pseudo_inputs).max() > 0
+
+
+def test_learned_weights_are_trained_and_saved(adata, tmp_path):
+    model = models.VAMP(adata, **SMALL, learn_weights=True)
+    np.testing.assert_allclose(model.pseudo_inputs().obs["weight"], 1 / 40, rtol=1e-6)
+    model.train(max_epochs=4, progress=False)
+    weight = model.pseudo_inputs().obs["weight"]
+    assert weight.sum() == pytest.approx(1, rel=1e-5) and weight.max() > 1.02 / 40 and weight.min() < 0.98 / 40
+    model.save(tmp_path / "m")
+    assert np.array_equal(models.load(tmp_path / "m").pseudo_inputs().obs["weight"], weight)
+    drawn = model.network.prior.sample(50_000, 8, model.network.components(), np.random.default_rng(0))
+    means = model.pseudo_inputs().obsm["z"]
+    expected = weight.to_numpy() @ means
+    np.testing.assert_allclose(drawn.mean(0), expected, atol=6 * drawn.std() / np.sqrt(50_000))
+
+
+def test_models_without_pseudo_inputs_say_so(trained):
+    for name in ("AE", "VAE", "IAF"):
+        with pytest.raises(ValueError, match=f"{name} has no pseudo-inputs; take VAMP"): trained[name].pseudo_inputs()
 
 
 def test_an_autoencoder_has_no_prior(trained):
@@ -153,17 +203,30 @@ def test_more_pseudo_inputs_than_cells_are_capped_with_a_word(adata):
     assert model.architecture.n_pseudo_inputs == len(model.split.train) == 40
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_saved_model_gives_equal_embeddings_in_a_fresh_process(trained, name, tmp_path):
-    model = trained[name]
-    model.save(tmp_path / "model")
-    z = model.get_latent_representation(n_mc_samples=3)
-    code = ("import sys, numpy as np, vampsc; m = vampsc.load(sys.argv[1], vampsc.organs.load('pancreas'));"
-            "np.save(sys.argv[2], m.get_latent_representation(n_mc_samples=3)); print(type(m).__name__, len(m.history))")
-    done = subprocess.run([sys.executable, "-c", code, tmp_path / "model", tmp_path / "z.npy"], capture_output=True, text=True)
+FRESH = """
+import sys, numpy as np, vampsc
+adata, folder = vampsc.organs.load("pancreas"), sys.argv[1]
+for name in sys.argv[2:]:
+    model = vampsc.load(f"{folder}/{name}", adata)
+    found = {"z": model.get_latent_representation(n_mc_samples=3)}
+    if name != "AE": found["log_p"] = model.get_marginal_ll(n_mc_samples=2, per_cell=True)
+    np.savez(f"{folder}/{name}.npz", **found)
+    print(type(model).__name__, len(model.history))
+"""
+
+
+def test_saved_models_give_bit_equal_results_in_a_fresh_process(trained, tmp_path):
+    "Embeddings, and the log-densities of prior, posterior and counts together, cell by cell."
+    for name, model in trained.items(): model.save(tmp_path / name)
+    done = subprocess.run([sys.executable, "-c", FRESH, tmp_path, *PRESETS], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [name, "8"]
-    assert np.array_equal(np.load(tmp_path / "z.npy"), z)
+    assert done.stdout.split() == [word for name in PRESETS for word in (name, "8")]
+    for name, model in trained.items():
+        found = np.load(tmp_path / f"{name}.npz")
+        assert np.array_equal(found["z"], model.get_latent_representation(n_mc_samples=3)), name
+        if name == "AE": continue
+        log_p = model.get_marginal_ll(n_mc_samples=2, per_cell=True)
+        assert np.array_equal(found["log_p"], log_p) and np.isfinite(log_p).all(), name
 
 
 def test_saving_does_not_overwrite_unasked_and_loading_names_what_is_wrong(trained, adata, tmp_path):

@@ -119,7 +119,8 @@ def penalty(kernels, l1=5e-4, l2=5e-4):
 def dense_kernels(stack): return [layer.kernel for layer in stack.layers if isinstance(layer, layers.Dense)]
 
 
-@pytest.mark.parametrize("posterior, prior", [("point", "none"), ("gaussian", "normal"), ("iaf", "normal"), ("gaussian", "vamp")])
+@pytest.mark.parametrize("posterior, prior", [("point", "none"), ("gaussian", "normal"), ("iaf", "normal"), ("gaussian", "vamp"),
+                                              ("iaf", "vamp"), ("hierarchical", "hvamp")])
 def test_penalty_is_on_hidden_kernels_only(posterior, prior):
     settings = dict(n_latent=4, hidden=(9, 6), n_pseudo_inputs=3, n_flow_steps=2, flow_hidden=(8, 7), l1=2e-3, l2=3e-3)
     network = build_network(Architecture(posterior, prior, **settings), 11)
@@ -130,6 +131,10 @@ def test_penalty_is_on_hidden_kernels_only(posterior, prior):
         flow = [layer.kernel for made in network.posterior.flow.steps for layer in (*made.inner, *made.context)]
         assert [tuple(k.shape) for k in flow] == [(4, 8), (8, 7), (6, 8), (6, 7)] * 2
         kernels += flow
+    if prior == "hvamp":                                             # the hidden layers of q(z1|x, z2) and p(z1|z2)
+        levels = [network.posterior.first.body.kernel, network.prior.first.body.kernel]
+        assert [tuple(k.shape) for k in levels] == [(6 + 2, 6), (2, 6)]
+        kernels += levels
     assert len(network.losses) == len(kernels)
     assert float(sum(network.losses)) == pytest.approx(penalty(kernels, 2e-3, 3e-3), rel=1e-5)
 

@@ -26,7 +26,7 @@ def test_point():
     posterior, h = built(PointPosterior), draws(4, 6)
     posterior.mean.bias.assign(draws(5, seed=1))
     parameters = posterior(h)
-    assert len(parameters) == 1 and not posterior.stochastic
+    assert len(parameters) == 1 and posterior.exact_mean
     np.testing.assert_allclose(parameters[0], h @ np.asarray(posterior.mean.kernel) + np.asarray(posterior.mean.bias), atol=1e-5)
     z, log_q = posterior.sample(parameters, draws(4, 5, scale=100))
     assert log_q is None and np.array_equal(z, parameters[0])         # the noise has no say
@@ -44,7 +44,7 @@ def test_parameters_are_two_linear_heads():
     low, high = np.log(1e-3), np.log(100)
     clipped = low + np.logaddexp(0, line(posterior.log_var) - low) - np.logaddexp(0, line(posterior.log_var) - high)
     np.testing.assert_allclose(log_var, clipped, rtol=1e-4, atol=1e-5)
-    assert posterior.stochastic and not posterior.losses and len(posterior.weights) == 4
+    assert posterior.exact_mean and not posterior.losses and len(posterior.weights) == 4
 
 
 @pytest.mark.parametrize("log_var", [LOG_VAR_BOUNDS[0], -2.0, 0.0, 1.5, LOG_VAR_BOUNDS[1]])

@@ -6,11 +6,12 @@ from hypothesis import given, strategies as st
 from keras import layers, ops
 from scipy import special, stats
 
+from autodiff import gradients, jacobian, variable_gradients
 from vampsc.models import Architecture, build_network
-from vampsc.networks import log_normalise
-from vampsc.priors import StandardNormal, VampPrior, gaussian_log_densities
+from vampsc.networks import log_normalise, new_seeds
+from vampsc.priors import (ConditionalGaussian, HierarchicalPosterior, HierarchicalVampPrior, StandardNormal, VampPrior,
+                           gaussian_log_densities, mixture_by_unit)
 
-tape_test = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="takes its gradients with TensorFlow's tape")
 
 
 def draws(*shape, seed=0, scale=1.0): return np.random.default_rng(seed).normal(0, scale, shape).astype("float32")
@@ -26,7 +27,12 @@ def by_hand(z, means, log_vars):
 def prior(k=3, genes=4): return VampPrior(k, genes)
 
 
-def log_prob(z, means, log_vars): return np.asarray(prior().log_prob(z, (ops.convert_to_tensor(means), ops.convert_to_tensor(log_vars))))
+def mixture(means, log_vars):
+    "Components of equal weight."
+    return ops.convert_to_tensor(means), ops.convert_to_tensor(log_vars), prior(len(means)).log_weights()
+
+
+def log_prob(z, means, log_vars): return np.asarray(prior().log_prob(z, mixture(means, log_vars)))
 
 
 # ---- standard normal
@@ -67,19 +73,13 @@ def test_tiny_variances_far_from_zero(far):
     np.testing.assert_allclose(log_prob(z, means, log_vars), by_hand(z, means, log_vars), rtol=1e-5)
 
 
-@tape_test
 def test_gradient_with_tiny_variances():
     "By z: (m_k - z)/v_k weighed by the responsibilities; by the means: the same, of opposite sign, component by component."
-    import tensorflow as tf
     rng = np.random.default_rng(3)
     means, log_vars = rng.uniform(-10, 10, (5, 128)).astype("float32"), np.full((5, 128), np.log(1e-3), "float32")
     means[1] = means[0] + 0.01 * draws(128)                          # two that overlap
     z = (means[:1] + 0.03 * draws(4, 128, seed=1)).astype("float32")
-    at = [tf.constant(v) for v in (z, means, log_vars)]
-    with tf.GradientTape() as tape:
-        tape.watch(at)
-        total = tf.reduce_sum(prior().log_prob(at[0], at[1:]))
-    found = [np.asarray(g, "float64") for g in tape.gradient(total, at)]
+    found = gradients(lambda z, *gaussians: prior().log_prob(z, (*gaussians, prior(5).log_weights())), z, means, log_vars)
     logs = np.array([by_hand(z, means[k:k + 1], log_vars[k:k + 1]) for k in range(5)])
     share = special.softmax(logs, axis=0)[:, :, None]                # (K, cells, 1)
     pull = (means[:, None].astype("float64") - z) * np.exp(-log_vars.astype("float64"))[:, None]
@@ -130,11 +130,152 @@ def test_density_lies_between_its_components(k, d, seed):
     assert (mixed <= each.max(1) + 1e-4).all() and (mixed >= each.max(1) - np.log(k) - 1e-4).all()
 
 
+# ---- weights of their own
+
+def weighted(logits, genes=4):
+    made = VampPrior(len(logits), genes, learn_weights=True)
+    made.logits.assign(np.float32(logits))
+    return made
+
+
+@given(st.integers(1, 6), st.integers(1, 4), st.floats(0, 30), st.integers(0, 1000))
+def test_weighted_density_by_hand(k, d, spread, seed):
+    "Also where the weights differ by e^60."
+    z, means, log_vars = draws(3, d, seed=seed, scale=3), draws(k, d, seed=seed + 1, scale=3), draws(k, d, seed=seed + 2)
+    logits = np.linspace(-spread, spread, k).astype("float32")
+    log_weights = logits - special.logsumexp(logits.astype("float64"))
+    logs = np.array([by_hand(z, means[i:i + 1], log_vars[i:i + 1]) for i in range(k)])
+    truth = special.logsumexp(logs + log_weights[:, None], axis=0)
+    found = weighted(logits).log_prob(z, (means, log_vars, weighted(logits).log_weights()))
+    np.testing.assert_allclose(found, truth, rtol=2e-5, atol=2e-5)
+
+
+def test_weights_start_equal_and_get_a_gradient():
+    made, z = weighted(np.zeros(3)), draws(10, 2)
+    means, log_vars = draws(3, 2, seed=1), draws(3, 2, seed=2)
+    np.testing.assert_allclose(made.log_prob(z, (means, log_vars, made.log_weights())), by_hand(z, means, log_vars), rtol=1e-5)
+    by_logits, = variable_gradients(lambda: made.log_prob(z, (means, log_vars, made.log_weights())), [made.logits])
+    r = special.softmax([by_hand(z, means[k:k + 1], log_vars[k:k + 1]) for k in range(3)], axis=0)
+    np.testing.assert_allclose(by_logits, r.sum(1) - 10 / 3, rtol=1e-4, atol=1e-5)
+    assert prior().logits is None and len(prior().weights) == 1               # off unless asked for
+
+
+def test_samples_follow_the_weights():
+    made = weighted(np.log([0.7, 0.2, 0.1]))
+    parts = (np.float32([[-50], [0], [50]]), np.zeros((3, 1), "float32"), made.log_weights())
+    z = made.sample(20_000, 1, parts, np.random.default_rng(0))
+    np.testing.assert_allclose(np.bincount(np.digitize(z[:, 0], [-25, 25])) / 20_000, [0.7, 0.2, 0.1], atol=0.015)
+
+
+# ---- unit by unit
+
+@given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 1000))
+def test_shares_of_units_and_component(k, d, seed):
+    "By enumeration: the responsibilities, each unit's expected log-density, and the divergence from the weights."
+    z, means, log_vars = draws(4, d, seed=seed, scale=2), draws(k, d, seed=seed + 1, scale=2), draws(k, d, seed=seed + 2)
+    log_weights = special.log_softmax(draws(k, seed=seed + 3).astype("float64"))
+    by_unit, component = mixture_by_unit(z, means, log_vars, log_weights)
+    each = stats.norm.logpdf(z[:, None].astype("float64"), means, np.exp(log_vars.astype("float64") / 2))   # (cells, K, D)
+    joint = each.sum(2) + log_weights
+    r = special.softmax(joint, axis=1)
+    np.testing.assert_allclose(by_unit, (r[:, :, None] * each).sum(1), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(component, special.rel_entr(r, np.exp(log_weights)).sum(1), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(by_unit.sum(1) - component, special.logsumexp(joint, axis=1), rtol=1e-9)
+    assert (component > -1e-9).all() and (component <= -log_weights.min() + 1e-9).all()
+
+
+def test_one_component_is_free_and_a_certain_one_costs_log_k():
+    means = np.float32(np.eye(5) * 100)
+    parts = means, np.zeros((5, 5), "float32"), np.full(5, -np.log(5))
+    np.testing.assert_allclose(mixture_by_unit(means, *parts)[1], np.log(5))
+    assert (mixture_by_unit(draws(3, 5), *(p[:1] * (i < 2) for i, p in enumerate(parts)))[1] == 0).all()
+    by_unit, component = StandardNormal().log_prob_by_unit(draws(3, 5))
+    np.testing.assert_allclose(by_unit, stats.norm.logpdf(draws(3, 5).astype("float64")), rtol=1e-5)
+    assert component == 0
+
+
+# ---- two levels
+
+def conditional_by_hand(made, v):
+    h = np.tanh(np.asarray(v, "float64") @ np.asarray(made.body.kernel, "float64") + np.asarray(made.body.bias))
+    mean, raw = (h @ np.asarray(head.kernel, "float64") + np.asarray(head.bias) for head in (made.mean, made.log_var))
+    low, high = np.log(1e-3), np.log(100)
+    return mean, low + np.logaddexp(0, raw - low) - np.logaddexp(0, raw - high)
+
+
+def two_levels(n_latent=5, k=3, seed=0, **settings):
+    "A posterior and a prior of two levels, with weights that matter, and components for z2."
+    posterior = HierarchicalPosterior(n_latent, new_seeds(seed), hidden=7, **settings)
+    posterior.build((None, 6))
+    prior_ = HierarchicalVampPrior(k, 4, n_latent, new_seeds(seed + 1), hidden=7, **settings)
+    rng = np.random.default_rng(seed)
+    for w in (*posterior.trainable_weights, *prior_.first.trainable_weights): w.assign(rng.normal(0, 0.7, w.shape))
+    n2 = n_latent - n_latent // 2
+    return posterior, prior_, (draws(k, n2, seed=1), draws(k, n2, seed=2, scale=0.3), prior_.log_weights())
+
+
+@given(st.integers(2, 7), st.integers(1, 4), st.integers(1, 5))
+def test_two_level_densities_by_hand(n_latent, k, cells):
+    posterior, prior_, parts = two_levels(n_latent, k)
+    n1, h, noise = n_latent // 2, draws(cells, 6), draws(cells, n_latent, seed=5)
+    parameters = posterior(h)
+    z, log_q = (np.asarray(v, "float64") for v in posterior.sample(parameters, noise))
+    z1, z2 = z[:, :n1], z[:, n1:]
+    mean2, log_var2 = (np.asarray(p, "float64") for p in parameters[:2])
+    np.testing.assert_allclose(z2, mean2 + np.exp(log_var2 / 2) * noise[:, n1:], rtol=1e-4, atol=1e-5)
+    mean1, log_var1 = conditional_by_hand(posterior.first, np.hstack([h, z2]))
+    np.testing.assert_allclose(z1, mean1 + np.exp(log_var1 / 2) * noise[:, :n1], rtol=1e-4, atol=1e-4)
+    density = lambda v, m, s: stats.norm.logpdf(v, m, np.exp(s / 2)).sum(1)
+    np.testing.assert_allclose(log_q, density(z2, mean2, log_var2) + density(z1, mean1, log_var1), rtol=1e-3, atol=1e-3)
+    truth = by_hand(z2, *parts[:2]) + density(z1, *conditional_by_hand(prior_.first, z2))
+    np.testing.assert_allclose(prior_.log_prob(z.astype("float32"), parts), truth, rtol=1e-3, atol=1e-3)
+    by_unit, component = prior_.log_prob_by_unit(z.astype("float32"), parts)
+    assert by_unit.shape == z.shape
+    np.testing.assert_allclose(by_unit.sum(1) - component, truth, rtol=1e-3, atol=1e-3)
+
+
+def test_two_level_prior_integrates_to_one_and_its_samples_have_its_moments():
+    _, prior_, parts = two_levels(2)
+    axis = np.linspace(-15, 15, 401)
+    plane = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+    p = np.exp(np.asarray(prior_.log_prob(plane.astype("float32"), parts), "float64")) * (axis[1] - axis[0])**2
+    assert p.sum() == pytest.approx(1, abs=2e-3)
+    z = prior_.sample(100_000, 2, parts, np.random.default_rng(0))
+    assert z.shape == (100_000, 2) and z.dtype == np.float32
+    mean = p @ plane
+    covariance = (p[:, None] * (plane - mean)).T @ (plane - mean)
+    np.testing.assert_allclose(z.mean(0), mean, atol=5 * np.sqrt(covariance.max() / 1e5) + 5e-3)
+    np.testing.assert_allclose(np.cov(z.T), covariance, atol=0.05 * covariance.max())
+    assert abs(covariance[0, 1]) > 0.02                                       # the levels do depend on each other
+
+
+def test_two_level_posterior_is_the_density_of_its_sample():
+    "Change of variables from the noise, by autodiff: q(z1, z2) is exact, z2 inside z1's mean included."
+    posterior, *_ = two_levels(5)
+    h, noise = draws(6, 6), draws(6, 5, seed=1)
+    found, (log_q,) = jacobian(lambda noise: posterior.sample(posterior(h), noise), noise)
+    truth = stats.norm.logpdf(noise.astype("float64")).sum(1) - np.linalg.slogdet(found)[1]
+    np.testing.assert_allclose(log_q, truth, rtol=1e-4, atol=5e-4)
+    assert (found[:, :2, 2:] != 0).all()                                      # z1 moves with the noise of z2
+
+
+def test_two_levels_have_no_training_mode_and_need_two_units():
+    made = ConditionalGaussian(3, new_seeds(0), hidden=5)
+    made.build((None, 4))
+    v = draws(6, 4)
+    for a, b, true in zip(made(v), made(v), conditional_by_hand(made, v)):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_allclose(a, true, rtol=1e-4, atol=1e-5)
+    assert len(made.weights) == 6 and len(made.losses) == 1                   # the penalty is the hidden kernel's
+    assert not HierarchicalPosterior(4, new_seeds(0)).exact_mean
+    with pytest.raises(ValueError, match="at least 2"): HierarchicalPosterior(1, new_seeds(0))
+
+
 # ---- sampling
 
 def test_sample_moments():
     means, log_vars = np.float32([[-4, 0], [2, 1], [2, -5]]), np.float32([[0, -2], [1, 0], [-3, 0.5]])
-    z = prior().sample(200_000, 2, (means, log_vars), np.random.default_rng(0))
+    z = prior().sample(200_000, 2, mixture(means, log_vars), np.random.default_rng(0))
     assert z.shape == (200_000, 2) and z.dtype == np.float32
     covariance = (np.cov(means.T.astype("float64"), bias=True) + np.diag(np.exp(log_vars.astype("float64")).mean(0)))
     np.testing.assert_allclose(z.mean(0), means.mean(0), atol=5 * np.sqrt(covariance.max() / 2e5))
@@ -142,7 +283,7 @@ def test_sample_moments():
     # Mean log-density of its own draws = minus the entropy; another mixture's draws would score lower.
     nearest = np.argmax(np.asarray(gaussian_log_densities(z, means, log_vars)), 1)
     np.testing.assert_allclose(np.bincount(nearest, minlength=3) / 2e5, 1 / 3, atol=0.02)
-    assert np.array_equal(z, prior().sample(200_000, 2, (means, log_vars), np.random.default_rng(0)))
+    assert np.array_equal(z, prior().sample(200_000, 2, mixture(means, log_vars), np.random.default_rng(0)))
 
 
 # ---- pseudo-inputs
@@ -202,8 +343,8 @@ def encoder_by_hand(made, u):
 def test_components_are_the_encoders_at_the_pseudo_inputs(posterior):
     made = network(posterior=posterior)
     truth = encoder_by_hand(made, made.prior.pseudo_inputs)
-    assert len(made.components()) == 2
-    for found, true in zip(made.components(), truth): np.testing.assert_allclose(found, true, rtol=1e-4, atol=1e-5)
+    assert len(made.components()) == 3
+    for found, true in zip(made.components(), (*truth, np.full(4, -np.log(4))), strict=True): np.testing.assert_allclose(found, true, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("k", [1, 5])
@@ -236,7 +377,7 @@ def test_pseudo_inputs_pass_in_inference_mode_also_in_training(monkeypatch):
     monkeypatch.setattr(made.prior, "log_prob", lambda z, components: seen.append(components) or z[:, 0])
     truth = encoder_by_hand(made, made.prior.pseudo_inputs)          # before the cells move the statistics
     made(counts(16), training=True)
-    for found, true in zip(seen[0], truth): np.testing.assert_allclose(found, true, rtol=1e-4, atol=1e-5)
+    for found, true in zip(seen[0][:2], truth, strict=True): np.testing.assert_allclose(found, true, rtol=1e-4, atol=1e-5)
     assert len(seen) == 1
 
 
@@ -255,15 +396,12 @@ def test_pseudo_inputs_leave_the_moving_statistics_alone():
     np.testing.assert_allclose(first.moving_variance, first.momentum * variance + (1 - first.momentum) * h.var(0), rtol=1e-4, atol=1e-6)
 
 
-@tape_test
 def test_gradient_reaches_encoder_and_pseudo_inputs():
     "Of the prior's density alone, against central differences of a float64 copy, for single entries of each kernel."
-    import tensorflow as tf
     made, z = network(), draws(20, 3)
     watched = [made.prior.pseudo_inputs, made.encoder.layers[0].kernel, made.encoder.layers[3].kernel,
                made.posterior.mean.kernel, made.posterior.log_var.kernel]
-    with tf.GradientTape() as tape: total = tf.reduce_sum(made.prior.log_prob(z, made.components()))
-    found = [np.asarray(g) for g in tape.gradient(total, [getattr(v, "value", v) for v in watched])]
+    found = variable_gradients(lambda: made.prior.log_prob(z, made.components()), watched)
     assert all(np.isfinite(g).all() and (g != 0).mean() > 0.9 for g in found)
     for v, g in zip(watched, found):
         start = np.asarray(v).copy()
@@ -280,7 +418,7 @@ def test_gradient_reaches_encoder_and_pseudo_inputs():
 
 def test_training_moves_pseudo_inputs_and_keeps_them_at_least_zero():
     made, x = network(), counts(32)
-    made.compile(optimizer=keras.optimizers.Adam(0.1), jit_compile=False)
+    made.compile(optimizer=keras.optimizers.Adam(0.1), jit_compile=keras.backend.backend() == "jax")
     before = np.asarray(made.prior.pseudo_inputs).copy()
     for _ in range(8): made.train_on_batch(x)
     after = np.asarray(made.prior.pseudo_inputs)

@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 
-_MODELS = ("CountAutoencoder", "AE", "VAE", "IAF", "VAMP", "VAMPIAF", "load")
+_MODELS = ("CountAutoencoder", "AE", "VAE", "IAF", "VAMP", "VAMPIAF", "HVAMP", "load")
 _ROOMS = ("genes", "counts", "likelihood", "networks", "posteriors", "flows", "priors", "models", "training",
           "metrics", "figures", "organs", "study")
 __all__ = [*_MODELS, *_ROOMS]

@@ -67,15 +67,16 @@ class MADE(layers.Layer):
 
 # %% ../nbs/05_flows.ipynb #iaf-step
 def iaf_step(z, m, s):
-    "Equation (1) and its log-determinant: (cells, D) three times -> (cells, D), (cells,)."
+    "Equation (1) and the logarithm of its Jacobian's diagonal: (cells, D) three times -> (cells, D) twice."
     gate = ops.sigmoid(s)
-    return gate * z + (1.0 - gate) * m, ops.sum(ops.log_sigmoid(s), axis=-1)
+    return gate * z + (1.0 - gate) * m, ops.log_sigmoid(s)
 
 # %% ../nbs/05_flows.ipynb #inverse-autoregressive-flow
 class InverseAutoregressiveFlow(layers.Layer):
     """Inverse autoregressive flow: (z, context) -> (z', log|det dz'/dz|).
 
     n_steps MADEs; the order of the units is reversed between them. Source: Kingma et al. (2016), Algorithm 1.
+    `bend` carries a log-density along, (z, log_q) -> (z', log_q'), kept apart by unit: all are (cells, D).
     """
     def __init__(self, n_latent, seeds, n_steps=5, hidden=(320, 320), l1=5e-4, l2=5e-4, name="iaf"):
         super().__init__(name=name)
@@ -84,13 +85,16 @@ class InverseAutoregressiveFlow(layers.Layer):
     def build(self, z_shape, context_shape):
         for made in self.steps: made.build(z_shape, context_shape)
 
-    def call(self, z, context):
-        log_det = 0.0
+    def bend(self, z, log_q, context):
         for i, made in enumerate(self.steps):
-            if i: z = ops.flip(z, axis=-1)
-            z, step = iaf_step(z, *made(z, context))
-            log_det = log_det + step
-        return z, log_det
+            if i: z, log_q = ops.flip(z, axis=-1), ops.flip(log_q, axis=-1)
+            z, log_gate = iaf_step(z, *made(z, context))
+            log_q = log_q - log_gate
+        return z, log_q
+
+    def call(self, z, context):
+        z, minus_log_det = self.bend(z, ops.zeros_like(z), context)
+        return z, -ops.sum(minus_log_det, axis=-1)
 
     def inverse(self, z, context):
         "z' -> z, unit by unit (D network passes a step): for checks and for densities of points that the flow can reach."
@@ -98,8 +102,7 @@ class InverseAutoregressiveFlow(layers.Layer):
             known = ops.zeros_like(z)
             for _ in range(z.shape[-1]):                       # the d-th round settles unit d
                 m, s = made(known, context)
-                gate = ops.sigmoid(s)
-                known = (z - (1.0 - gate) * m) / gate
+                known = z + (z - m) * ops.exp(ops.minimum(-s, 80.0))      # a gate shut tighter is lost in float32
             z = ops.flip(known, axis=-1) if i else known
         return z
 
@@ -109,17 +112,17 @@ class IAFPosterior(GaussianPosterior):
 
     The first two are those of the base Gaussian, before the flow: E[z|x] has no closed form and is estimated from samples.
     """
+    exact_mean = False
+
     def __init__(self, n_latent, seeds, n_steps=5, hidden=(320, 320), l1=5e-4, l2=5e-4, name="posterior"):
         super().__init__(n_latent, seeds, name)
         self.flow = InverseAutoregressiveFlow(n_latent, seeds, n_steps, hidden, l1, l2)
 
     def build(self, shape):
         super().build(shape)
-        self.flow.build((*shape[:-1], self.mean.units), shape)
+        self.flow.build((*shape[:-1], self.n_latent), shape)
 
     def call(self, h): return (*super().call(h), h)
 
-    def sample(self, parameters, noise):
-        z, log_q = super().sample(parameters, noise)
-        z, log_det = self.flow(z, parameters[2])
-        return z, log_q - log_det
+    def sample_by_unit(self, parameters, noise):
+        return self.flow.bend(*super().sample_by_unit(parameters, noise), parameters[2])

@@ -6,7 +6,7 @@
 __all__ = ['SHIFT', 'PAIRS', 'unit_deviance', 'stirling_error', 'digamma_error', 'nb_log_prob', 'nb_log_prob_sum']
 
 # %% ../nbs/02_likelihood.ipynb #imports
-import math
+import contextlib, math
 from keras import backend, ops
 
 # %% ../nbs/02_likelihood.ipynb #unit-deviance
@@ -63,11 +63,24 @@ def _nonzero_value(x, m, r):
             + stirling_error(n) - stirling_error(theta) - stirling_error(x))
     return wide - far_x - far_theta
 
+# %% ../nbs/02_likelihood.ipynb #residual
+def _double_precision():
+    "A context in which float64 is float64 under every backend."
+    if backend.backend() != "jax": return contextlib.nullcontext()
+    import jax
+    return jax.enable_x64(True)
+
+def _residual(x, m):
+    "x - exp(m) in double precision, rounded to float32 at the end."
+    with _double_precision():
+        x, m = (ops.cast(v, "float64") for v in (x, m))
+        return ops.cast(x - ops.exp(m), "float32")
+
 # %% ../nbs/02_likelihood.ipynb #nonzero-gradient
 def _nonzero_gradient(x, m, r):
     "Equation (5): the derivatives by log mu and log theta, for x > 0."
     mu, theta, n, p, far_theta = _parts(x, m, r)
-    return p * (x - mu), theta * (digamma_error(n) - digamma_error(theta)) - far_theta
+    return p * _residual(x, m), theta * (digamma_error(n) - digamma_error(theta)) - far_theta
 
 # %% ../nbs/02_likelihood.ipynb #with-gradient
 def _with_gradient(value, gradient, x, m, r):

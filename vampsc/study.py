@@ -16,7 +16,7 @@ from . import counts, metrics, models, organs, training
 # %% ../nbs/12_study.ipynb #embed-in-halves
 def embed(model, n_mc_samples=25):
     "(embedding, halves): E[z|x] of all cells; halves is None where it is exact, else two independent estimates."
-    if model.has_exact_mean: return model.get_latent_representation(), None
+    if model.network.posterior.exact_mean: return model.get_latent_representation(), None
     halves = [model.get_latent_representation(n_mc_samples=n_mc_samples, seed=seed) for seed in (1, 2)]
     return (halves[0] + halves[1]) / 2, halves
 
@@ -39,9 +39,11 @@ def judge(model, labels=None):
                   test_loss_per_gene_at_mean=loss["per_gene_at_mean"])
     if model.network.prior is not None:
         elbo = model.get_elbo(indices=test)
-        result.update(test_kl=elbo["kl"], test_elbo=elbo["elbo"], test_elbo_standard_error=elbo["standard_error"])
+        result.update(test_kl=elbo["kl"], test_elbo=elbo["elbo"], test_elbo_standard_error=elbo["standard_error"],
+                      test_marginal_ll=model.get_marginal_ll(indices=test, n_mc_samples=50)["marginal_ll"])
     if labels is not None:
-        result.update(asw=metrics.silhouette(z, labels), n_labelled=metrics.n_labelled(labels))
+        result.update(asw=metrics.silhouette(z, labels), **metrics.nmi_ari(z, labels), n_labelled=metrics.n_labelled(labels))
+        result["knn_purity"] = metrics.knn_purity(z, labels, k=min(15, result["n_labelled"] - 1))
     return result, z
 
 # %% ../nbs/12_study.ipynb #data-hash
@@ -83,7 +85,7 @@ def configuration(adata, model, profile, seed, label_key, settings):
 
 # %% ../nbs/12_study.ipynb #preset
 def preset(name):
-    "The model class of that name, in any case: ae, vae, iaf, vamp, vampiaf."
+    "The model class of that name, in any case: ae, vae, iaf, vamp, vampiaf, hvamp."
     if name.upper() not in models.PRESETS:
         raise ValueError(f"model {name!r} is not known; take one of {', '.join(models.PRESETS).lower()}.")
     return models.PRESETS[name.upper()]
@@ -92,7 +94,7 @@ def preset(name):
 def run(adata, model, out, profile="quick", seed=0, label_key=None, progress=True, **settings):
     """One run: build, train, judge, record in the folder out/<model>-seed<seed>; read back if it is there already.
 
-    adata : AnnData of raw counts. model : "ae", "vae", "iaf", "vamp" or "vampiaf".
+    adata : AnnData of raw counts. model : "ae", "vae", "iaf", "vamp", "vampiaf" or "hvamp".
     profile : name or training.Profile. label_key : the column of obs with cell types, or None.
     **settings : of the model, such as gene_space, n_genes or layer.
     """
@@ -124,9 +126,9 @@ def _train_and_record(adata, folder, config, profile, labels, progress, settings
     return read_run(folder)
 
 # %% ../nbs/12_study.ipynb #table
-COLUMNS = {"active_units": "active units", "pcs95": "PCs for 95 %", "asw": "ASW cell type",
+COLUMNS = {"active_units": "active units", "pcs95": "PCs for 95 %", "asw": "ASW cell type", "nmi": "NMI", "ari": "ARI", "knn_purity": "kNN purity",
            "test_loss_per_gene": "test loss per gene", "test_nats_per_cell": "test nats per cell",
-           "test_kl": "KL", "test_elbo": "ELBO", "active_units_10_samples": "active units (10 samples)",
+           "test_kl": "KL", "test_elbo": "ELBO", "test_marginal_ll": "log p(x)", "active_units_10_samples": "active units (10 samples)",
            "pcs95_10_samples": "PCs (10 samples)", "epochs": "epochs", "train_seconds": "seconds"}
 
 def table(runs):
@@ -137,8 +139,8 @@ def table(runs):
 
 def show_table(frame):
     "The table with sensible digits and a dash where a model has no such number."
-    digits = {"ASW cell type": "{:.3f}", "test loss per gene": "{:.5f}", "test nats per cell": "{:.1f}", "KL": "{:.1f}",
-              "ELBO": "{:.1f}"}
+    digits = {**dict.fromkeys(("ASW cell type", "NMI", "ARI", "kNN purity"), "{:.3f}"), "test loss per gene": "{:.5f}",
+              **dict.fromkeys(("test nats per cell", "KL", "ELBO", "log p(x)"), "{:.1f}")}
     text = {c: [("-" if pd.isna(v) else digits.get(c, "{:.0f}").format(v)) for v in frame[c]] for c in frame}
     return pd.DataFrame(text, index=frame.index).rename_axis(None)
 
@@ -204,7 +206,7 @@ def option(default, text): return typer.Option(default, help=text, show_default=
 # %% ../nbs/12_study.ipynb #command-fit
 @app.command()
 def fit(data: str = typer.Argument(help="An .h5ad of raw counts, or the name of an organ such as pancreas."),
-        model: str = option("vamp", "ae, vae, iaf, vamp or vampiaf."),
+        model: str = option("vamp", "ae, vae, iaf, vamp, vampiaf or hvamp."),
         out: Path = option(Path("runs"), "The run goes into OUT/<model>-seed<seed>."),
         profile: str = option("quick", "quick, or paper for the paper's settings."),
         label_key: str = option(None, "Column of obs with cell types, for the silhouette."),
