@@ -31,7 +31,7 @@ def test_bound_is_the_log_of_the_mean_weight(draws, cells, offset, spread, seed)
     assert bound.dtype == np.float64 and bound.shape == error.shape == (cells,)
     if draws == 1: return np.testing.assert_array_equal(error, np.nan)        # one draw says nothing of the spread
     w = np.exp(log_w.astype("float64") - log_w.max(0))
-    np.testing.assert_allclose(error, w.std(0) / w.mean(0) / np.sqrt(draws), atol=5e-5, rtol=1e-4)
+    np.testing.assert_allclose(error, w.std(0, ddof=1) / w.mean(0) / np.sqrt(draws), atol=5e-5, rtol=1e-4)
 
 
 def test_many_small_weights_are_not_lost():
@@ -179,11 +179,18 @@ def test_verb_is_the_bound_by_hand():
     assert per_cell.shape == (120,) and per_cell.dtype == np.float64
     np.testing.assert_allclose(per_cell, truth, rtol=1e-6)
     assert found["marginal_ll"] == pytest.approx(truth.mean())
-    assert found["standard_error"] == pytest.approx(truth.std() / np.sqrt(120))
+    assert found["standard_error"] == pytest.approx(truth.std(ddof=1) / np.sqrt(120))
     assert found["mc_error"] == pytest.approx(np.sqrt((error**2).sum()) / 120)
     few = [model.get_marginal_ll(**these, n_mc_samples=30, per_cell=True) for these in (dict(indices=[3, 1]), dict(adata=adata[[3, 1]]))]
     np.testing.assert_allclose(*few, rtol=1e-5)
     small = model.get_marginal_ll(n_mc_samples=30, batch_size=16, per_cell=True)       # other draws, the same cells
     assert np.corrcoef(small, per_cell)[0, 1] > 0.95
+    single = model.get_marginal_ll(indices=[3], n_mc_samples=2)
+    assert np.isnan(single["standard_error"]) and np.isfinite(single["marginal_ll"])
+    verbs = model.get_elbo, model.get_marginal_ll, model.get_kl_per_unit
+    for verb in verbs:
+        with pytest.raises(ValueError, match="n_mc_samples must be at least 1.*got 0"): verb(n_mc_samples=0)
+    for verb in (*verbs, model.get_latent_representation, model.get_reconstruction_error):
+        with pytest.raises(ValueError, match="no cells"): verb(indices=np.array([], int))
     with pytest.raises(ValueError, match="no prior"):
         models.AE(adata, n_genes=200, n_latent=4, hidden=(16,)).get_marginal_ll()

@@ -248,6 +248,8 @@ def test_unlabelled_cells_take_no_part(metric):
     assert metric(z, some) == pytest.approx(metric(z[keep], labels[keep]))
     assert metric(z, pd.Categorical(some)) == metric(z, some)
     assert metric(3 * z + 7, some) == pytest.approx(metric(z, some))          # scale and place do not matter
+    z[~keep] = 0
+    assert metric(z + 1e8, some) == pytest.approx(metric(z, some), abs=0.02)
 
 
 @pytest.mark.parametrize("metric, words", [(nmi_ari, "Comparing clusters"), (knn_purity, "The purity")])

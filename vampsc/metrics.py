@@ -255,6 +255,6 @@ def knn_purity(z, labels, k=15):
     z, codes, known, _ = _labelled_part(z, labels, "The purity of neighbourhoods")
     if not 1 <= k < known.sum():
         raise ValueError(f"k must be from 1 to {known.sum() - 1}, one less than the labelled cells; got {k}.")
-    neighbours = NearestNeighbors(n_neighbors=k).fit(z[known]).kneighbors(return_distance=False)
+    neighbours = NearestNeighbors(n_neighbors=k).fit(_centred(z[known])).kneighbors(return_distance=False)
     codes = codes[known]
     return float((codes[neighbours] == codes[:, None]).mean())

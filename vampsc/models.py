@@ -52,9 +52,17 @@ class Network(keras.Model):
     def kl(self, parameters, z, log_q, components):
         "KL of the posterior from the prior for each cell: closed where it can be, else estimated at z."
         if self.prior is None: return ops.zeros_like(z[:, 0])
-        if type(self.posterior) is GaussianPosterior and isinstance(self.prior, StandardNormal):
-            return ops.sum(kl_to_standard_normal(*parameters), axis=-1)
+        if self.has_closed_kl: return ops.sum(kl_to_standard_normal(*parameters), axis=-1)
         return log_q - self.prior.log_prob(z, components)
+
+    @property
+    def has_closed_kl(self): return type(self.posterior) is GaussianPosterior and isinstance(self.prior, StandardNormal)
+
+    def kl_by_unit(self, parameters, z, log_q, components):
+        "The same divided: of each unit (cells, latent), and of naming the component; log_q is by unit. For judging, in numpy."
+        if self.has_closed_kl: return np.asarray(kl_to_standard_normal(*parameters)), 0.0
+        log_p, price = self.prior.log_prob_by_unit(z, components)
+        return np.asarray(log_q, "float64") - np.asarray(log_p, "float64"), price
 
     def reconstruction(self, counts, z, training=False):
         "Negative log-likelihood of each cell's counts given its z, in nats."
@@ -111,6 +119,9 @@ class Architecture:
             raise ValueError(f"posterior={self.posterior!r} does not go with prior={self.prior!r}; "
                              f"it takes {' or '.join(map(repr, fitting))}.")
 
+        if self.has_pseudo_inputs and self.n_pseudo_inputs < 1:
+            raise ValueError(f"a VAMP prior needs at least 1 pseudo-input; got n_pseudo_inputs={self.n_pseudo_inputs}.")
+
     @property
     def has_pseudo_inputs(self): return self.prior in ("vamp", "hvamp")
 
@@ -151,6 +162,15 @@ def mapped_counts(adata, space, layer=None):
     check_counts(X, adata.obs_names, space.symbols)
     return X, report
 
+# %% ../nbs/07_models.ipynb #at-least-one
+def _at_least_one(n_mc_samples):
+    if n_mc_samples < 1: raise ValueError(f"n_mc_samples must be at least 1 draw; got {n_mc_samples}.")
+    return n_mc_samples
+
+def _standard_error(values):
+    "Of the mean over cells; NaN for a single cell."
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+
 # %% ../nbs/07_models.ipynb #inference
 class Inference:
     "Verbs that look at cells: mixed into CountAutoencoder."
@@ -158,6 +178,7 @@ class Inference:
         "Dense float32 minibatches (cells, genes) of the model's cells, or of adata mapped onto its genes."
         X = self._own_counts() if adata is None else mapped_counts(adata, self.genes, self.layer)[0]
         if indices is not None: X = X[np.asarray(indices)]
+        if X.shape[0] == 0: raise ValueError("there are no cells to look at: adata or indices is empty.")
         for start in range(0, X.shape[0], batch_size): yield X[start:start + batch_size].toarray()
 
     def _own_counts(self):
@@ -170,13 +191,13 @@ class Inference:
         "E[z|x]: exact where it is a parameter, else the mean of draws."
         if self.network.posterior.exact_mean: return parameters[0]
         draws = (self.network.posterior.sample(parameters, self._noise(rng, parameters[0].shape[0]))[0]
-                 for _ in range(n_mc_samples))
+                 for _ in range(_at_least_one(n_mc_samples)))
         return sum(draws) / n_mc_samples
 
     def get_latent_representation(self, adata=None, indices=None, n_mc_samples=50, seed=0, batch_size=512):
         """The embedding, E[z|x] for each cell.
 
-        Exact for AE, VAE and VAMP. With a flow it is the mean of n_mc_samples draws (seeded).
+        Exact for AE, VAE and VAMP. With a flow or two levels it is the mean of n_mc_samples draws (seeded).
         Returns a float32 array (cells, latent).
         """
         rng = np.random.default_rng(seed)
@@ -205,15 +226,16 @@ def importance_bound(log_weights):
     """Importance-weighted bound on log p(x) for each cell, equation (3), in float64 (Burda et al. 2016).
 
     log_weights : an iterable of S arrays (cells,), log p(x, z) - log q(z|x) at one draw of z each.
-    Returns (bound, standard_error), each (cells,), in nats; the error is that of the S draws, to first order
-    (unknown, NaN, for one draw).
+    Returns (bound, standard_error), each (cells,), in nats; the error is the spread of the bound over
+    repetitions, to first order: at most 1, too small where few draws carry all the weight, NaN for one draw. How far the
+    bound is below log p(x) it does not say.
     """
     first, second, n = -np.inf, -np.inf, 0
     for log_w in log_weights:
         log_w, n = np.asarray(log_w, "float64"), n + 1
         first, second = np.logaddexp(first, log_w), np.logaddexp(second, 2 * log_w)
     if n == 0: raise ValueError("the bound needs at least one draw; got n_mc_samples=0.")
-    relative_variance = np.maximum(n * np.exp(second - 2 * first) - 1, 0) / n if n > 1 else np.full_like(first, np.nan)
+    relative_variance = np.maximum(n * np.exp(second - 2 * first) - 1, 0) / (n - 1) if n > 1 else np.full_like(first, np.nan)
     return first - np.log(n), np.sqrt(relative_variance)
 
 # %% ../nbs/07_models.ipynb #bounds
@@ -233,47 +255,48 @@ class Bounds(Inference):
         """
         rng, components, rows = np.random.default_rng(seed), self._components(), []
         for x in self._batches(adata, indices, batch_size):
-            draws = [self.network.terms(x, self._noise(rng, len(x)), components) for _ in range(n_mc_samples)]
+            draws = [self.network.terms(x, self._noise(rng, len(x)), components) for _ in range(_at_least_one(n_mc_samples))]
             rows.append(np.mean(np.asarray(draws, "float64"), axis=0))
         reconstruction, kl = np.concatenate(rows, axis=1)
         elbo = -(reconstruction + kl)
-        return {"elbo": float(elbo.mean()), "standard_error": float(elbo.std() / np.sqrt(len(elbo))),
+        return {"elbo": float(elbo.mean()), "standard_error": _standard_error(elbo),
                 "reconstruction": float(reconstruction.mean()), "kl": float(kl.mean())}
 
     def get_marginal_ll(self, adata=None, indices=None, n_mc_samples=100, seed=0, batch_size=512, per_cell=False):
         """Importance-weighted bound on log p(x) from n_mc_samples draws, equation (3), in nats per cell.
 
-        Returns a dict: `marginal_ll`, the mean over cells; `standard_error` over cells; `mc_error`, the part of it that
-        comes from the draws. With per_cell=True: a float64 array (cells,) instead.
+        Returns a dict: `marginal_ll`, the mean over cells; `standard_error` over cells (NaN for one cell); `mc_error`, its
+        spread over repetitions with other draws, as in importance_bound. With per_cell=True: a float64 array (cells,) instead.
         Raises ValueError for an AE.
         """
         rng, components, rows = np.random.default_rng(seed), self._components(), []
         for x in self._batches(adata, indices, batch_size):
             parameters = self.network.encode(log_normalise(x))
             rows.append(importance_bound(self.network.log_weight(x, parameters, self._noise(rng, len(x)), components)
-                                         for _ in range(n_mc_samples)))
+                                         for _ in range(_at_least_one(n_mc_samples))))
         bound, error = np.concatenate(rows, axis=1)
         if per_cell: return bound
         n = len(bound)
-        return {"marginal_ll": float(bound.mean()), "standard_error": float(bound.std() / np.sqrt(n)),
+        return {"marginal_ll": float(bound.mean()), "standard_error": _standard_error(bound),
                 "mc_error": float(np.sqrt(np.square(error).sum()) / n)}
 
     def get_kl_per_unit(self, adata=None, indices=None, n_mc_samples=5, seed=0, batch_size=512):
         """The KL term of the ELBO divided among the latent units, in nats, mean over cells.
 
-        Returns (units, component): a float64 array (latent,), and with a VAMP prior the price of naming the component,
-        at most log K, else 0. Their sum is the KL, estimated at n_mc_samples draws.
+        Returns (units, component): a float64 array (latent,), and with a VAMP prior the price of naming the component
+        (with equal weights at most log K), else 0. Their sum is the KL: in closed form for a VAE, else estimated at
+        n_mc_samples draws. With a flow only the sum has a meaning; single shares can be negative.
         Raises ValueError for an AE.
         """
         rng, components, net = np.random.default_rng(seed), self._components(), self.network
         units, component, n = np.zeros(net.n_latent), 0.0, 0
         for x in self._batches(adata, indices, batch_size):
-            parameters, n = net.encode(log_normalise(x)), n + len(x) * n_mc_samples
-            for _ in range(n_mc_samples):
+            parameters, n = net.encode(log_normalise(x)), n + len(x)
+            for _ in range(_at_least_one(n_mc_samples)):
                 z, log_q = net.posterior.sample_by_unit(parameters, self._noise(rng, len(x)))
-                log_p, price = net.prior.log_prob_by_unit(z, components)
-                units += np.sum(np.asarray(log_q, "float64") - np.asarray(log_p, "float64"), axis=0)
-                component += float(np.sum(price))
+                by_unit, price = net.kl_by_unit(parameters, z, log_q, components)
+                units += np.sum(by_unit, axis=0, dtype="float64") / n_mc_samples
+                component += float(np.sum(price)) / n_mc_samples
         return units / n, component / n
 
 # %% ../nbs/07_models.ipynb #generative

@@ -128,7 +128,7 @@ def _train_and_record(adata, folder, config, profile, labels, progress, settings
 # %% ../nbs/12_study.ipynb #table
 COLUMNS = {"active_units": "active units", "pcs95": "PCs for 95 %", "asw": "ASW cell type", "nmi": "NMI", "ari": "ARI", "knn_purity": "kNN purity",
            "test_loss_per_gene": "test loss per gene", "test_nats_per_cell": "test nats per cell",
-           "test_kl": "KL", "test_elbo": "ELBO", "test_marginal_ll": "log p(x)", "active_units_10_samples": "active units (10 samples)",
+           "test_kl": "KL", "test_elbo": "ELBO", "test_marginal_ll": "log p(x), bound", "active_units_10_samples": "active units (10 samples)",
            "pcs95_10_samples": "PCs (10 samples)", "epochs": "epochs", "train_seconds": "seconds"}
 
 def table(runs):
@@ -140,7 +140,7 @@ def table(runs):
 def show_table(frame):
     "The table with sensible digits and a dash where a model has no such number."
     digits = {**dict.fromkeys(("ASW cell type", "NMI", "ARI", "kNN purity"), "{:.3f}"), "test loss per gene": "{:.5f}",
-              **dict.fromkeys(("test nats per cell", "KL", "ELBO", "log p(x)"), "{:.1f}")}
+              **dict.fromkeys(("test nats per cell", "KL", "ELBO", "log p(x), bound"), "{:.1f}")}
     text = {c: [("-" if pd.isna(v) else digits.get(c, "{:.0f}").format(v)) for v in frame[c]] for c in frame}
     return pd.DataFrame(text, index=frame.index).rename_axis(None)
 
@@ -209,7 +209,7 @@ def fit(data: str = typer.Argument(help="An .h5ad of raw counts, or the name of 
         model: str = option("vamp", "ae, vae, iaf, vamp, vampiaf or hvamp."),
         out: Path = option(Path("runs"), "The run goes into OUT/<model>-seed<seed>."),
         profile: str = option("quick", "quick, or paper for the paper's settings."),
-        label_key: str = option(None, "Column of obs with cell types, for the silhouette."),
+        label_key: str = option(None, "Column of obs with cell types, for silhouette, NMI, ARI and purity."),
         seed: int = option(0, "Decides split, weights, order and noise."),
         layer: str = option(None, "Layer with the counts, if they are not in X."),
         gene_space: str = option("auto", "auto, none, a name or a csv of genes."),
