@@ -1,5 +1,6 @@
 """What must hold for any shape, any dtype and any size of number: random examples of every density and transform."""
 import numpy as np
+import pytest
 from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 from keras import ops
@@ -52,6 +53,13 @@ def test_likelihood_is_finite_and_negative_everywhere(x, m, r):
     "For any count, fractions included, up to 16 million."
     found = float(nb_log_prob(np.float32(x), m, r))
     assert np.isfinite(found) and (found <= 1e-4 or x != round(x))
+
+
+@pytest.mark.parametrize("x", [1e-45, 1.1754943508222875e-38, 1e-31, 1e-29, 1e-20])
+def test_tiny_fractions_are_zero(x):
+    "1/x overflows there; the value tends to that of 0."
+    for log_prob in (nb_log_prob, lambda *at: nb_log_prob_sum(*([[v]] for v in at))[0]):
+        assert abs(float(log_prob(x, 0.5, -0.2)) - float(nb_log_prob(0.0, 0.5, -0.2))) < 1e-6
 
 
 # ---- input layer and bounds
