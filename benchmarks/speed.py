@@ -1,12 +1,16 @@
 """Cells per second of a training step on this machine: vampsc, scvi-tools and a naive Keras model of the same shape.
 
-    python benchmarks/speed.py [--rounds 5] [--steps 8] [--batch 128]        writes speed.csv
+    python benchmarks/speed.py [--rounds 7] [--steps 12] [--batch 128 512]        writes speed.csv
 
 Data: the embedded pancreas on all 20,120 genes. Shape: (512, 256, 128, 256, 512) with two output heads; scvi-tools'
-SCVI with n_hidden=512, n_layers=2, n_latent=128, nb, gene-cell. Each contestant runs by its own training loop, data
-loading included; the clock runs from the end of the second batch. Rounds are interleaved; the table holds medians.
+SCVI with n_hidden=512, n_layers=2, n_latent=128, nb, gene-cell. Each contestant trains by its own loop in a process of
+its own, data loading included, and is timed by its median step after the first four. Rounds are interleaved: each contestant
+runs a few steps, then the next, and so on; the table holds medians over rounds of the rates and of their ratios.
 """
 import argparse
+import datetime
+import multiprocessing
+import os
 import sys
 import time
 from importlib.metadata import version
@@ -22,17 +26,17 @@ from keras import layers, ops
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
-from vampsc import counts, models, organs, training  # noqa: E402
+from vampsc import counts, kernels, models, organs, training  # noqa: E402
 
 
 class Clock:
-    "Cells per second between the second batch and the last."
+    "Cells per second by the median step, the first four left out: memory and caches are warming up."
     def __init__(self, batch): self.batch, self.times = batch, []
 
     def tick(self): self.times.append(time.perf_counter())
 
     @property
-    def rate(self): return self.batch * (len(self.times) - 2) / (self.times[-1] - self.times[1])
+    def rate(self): return self.batch / np.median(np.diff(self.times[3:]))
 
 
 class KerasClock(Clock, keras.callbacks.Callback):
@@ -48,18 +52,25 @@ class LightningClock(Clock, lightning.pytorch.Callback):
     def on_train_batch_end(self, *args): self.tick()
 
 
-def ours(name, adata, batch, steps, **settings):
-    model = getattr(models, name)(adata, **settings)
-    model.network.compile(optimizer=training.FusedAdam(2e-3), jit_compile=False)
+def ours(name, adata, batch, steps):
+    model = getattr(models, name)(adata)
+    training.compile_network(model.network, 2e-3)
     def run():
-        data = counts.Batches(model.X, model.split.train[:batch * steps], batch, shuffle=True)
+        data = counts.Batches(model.X, np.arange(batch * steps) % model.X.shape[0], batch, shuffle=True)
         clock = KerasClock(batch, steps)
         model.network.fit(data, epochs=1, callbacks=[clock], verbose=0, shuffle=False)
         return clock.rate
     return run
 
 
-def naive(adata, batch, steps):
+def plain(name, *size):
+    "The same model by Keras operations and automatic differentiation alone."
+    os.environ["VAMPSC_PATH"] = "plain"
+    kernels._chosen = "plain"
+    return ours(name, *size)
+
+
+def naive(jit, adata, batch, steps):
     "The paper's VAE as one would type it: lgamma, dense, Keras' own Adam and regularisers."
     X = models.VAE(adata).X
     n, init = X.shape[1], dict(kernel_regularizer=keras.regularizers.L1L2(5e-4, 5e-4), activation="tanh")
@@ -87,10 +98,10 @@ def naive(adata, batch, steps):
             return ops.mean(kl - ops.sum(log_p, -1)) + sum(model.losses)
 
     trained = Naive()
-    trained.compile(optimizer=keras.optimizers.Adam(5e-5), jit_compile=False)
+    trained.compile(optimizer=keras.optimizers.Adam(5e-5), jit_compile=jit)
     def run():
         clock = KerasClock(batch, steps)
-        trained.fit(counts.Batches(X, np.arange(batch * steps), batch, shuffle=True), epochs=1, callbacks=[clock],
+        trained.fit(counts.Batches(X, np.arange(batch * steps) % X.shape[0], batch, shuffle=True), epochs=1, callbacks=[clock],
                     verbose=0, shuffle=False)
         return clock.rate
     return run
@@ -99,7 +110,7 @@ def naive(adata, batch, steps):
 def scvi_tools(adata, batch, steps):
     data = models.VAE(adata)
     import anndata as ad
-    cells = ad.AnnData(data.X[:batch * steps].copy())
+    cells = ad.AnnData(data.X[np.arange(batch * steps) % data.X.shape[0]])
     scvi.settings.verbosity = 40
     scvi.model.SCVI.setup_anndata(cells)
     def run():
@@ -113,8 +124,8 @@ def scvi_tools(adata, batch, steps):
 
 def bare_products(adata, batch, steps):
     "Only the matrix products of a VAE's step, forward and backward, on random numbers: what cannot be saved."
-    n = 20_120
-    shapes = [(n, 512), (512, 256), (256, 256), (128, 256), (256, 512), (512, 2 * n)]
+    n = models.VAE(adata).X.shape[1]
+    shapes = [(n, 512), (512, 256), (256, 256), (128, 256), (256, 512), (512, n), (512, n)]
     pairs = [(tf.random.normal((batch, i)), tf.random.normal((i, o)), tf.random.normal((batch, o))) for i, o in shapes]
     @tf.function
     def step():
@@ -130,20 +141,65 @@ def bare_products(adata, batch, steps):
     return run
 
 
+CONTESTANTS = {
+    **{f"vampsc {name}": (ours, name) for name in ("AE", "VAE", "IAF", "VAMP")},
+    "vampsc VAE, plain path": (plain, "VAE"),
+    "scvi-tools": (scvi_tools,), "naive Keras": (naive, "auto"), "naive Keras, no XLA": (naive, False),
+    "bare matrix products": (bare_products,),
+}
+
+
+def contest(name, batch, steps, orders, answers):
+    "A process of its own, so that idle threads of one library do not slow another: warm up, then a round when told."
+    function, *settings = CONTESTANTS[name]
+    run = function(*settings, organs.load("pancreas"), batch, steps)
+    run()
+    answers.put("ready")
+    while orders.get(): answers.put(run())
+
+
+def measured(names, rounds, steps, batch):
+    "Cells per second: a row for each round, a column for each contestant."
+    context, contestants = multiprocessing.get_context("spawn"), {}
+    for name in names:
+        orders, answers = context.Queue(), context.Queue()
+        context.Process(target=contest, args=(name, batch, steps, orders, answers), daemon=True).start()
+        answers.get(timeout=600)
+        contestants[name] = orders, answers
+    def rate(name):
+        contestants[name][0].put(True)
+        return contestants[name][1].get(timeout=600)
+    rates = pd.DataFrame([{name: rate(name) for name in names} for _ in range(rounds)])
+    for orders, _ in contestants.values(): orders.put(False)
+    return rates
+
+
+def summary(rates, batch):
+    "Medians of the rates, and medians over rounds of the ratios."
+    times = lambda name: rates.rdiv(rates[name], axis=0).median() if name in rates else np.nan     # time beside name's
+    table = pd.DataFrame({"batch": batch, "cells per second": rates.median().round(1),
+                          "speed beside scvi-tools": 1 / times("scvi-tools"), "speed beside naive Keras": 1 / times("naive Keras"),
+                          "time beside vampsc VAE": times("vampsc VAE"), "time beside bare products": times("bare matrix products")})
+    return table.rename_axis("contestant")
+
+
+def versions():
+    names = ("tensorflow", "keras", "numba", "scvi-tools", "torch")
+    return ", ".join([f"Python {sys.version.split()[0]}", *(f"{n} {version(n)}" for n in names)])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    for name, default in (("rounds", 5), ("steps", 8), ("batch", 128)): parser.add_argument(f"--{name}", type=int, default=default)
-    given = parser.parse_args()
-    adata, size = organs.load("pancreas"), (given.batch, given.steps)
-    contestants = {"vampsc VAE": ours("VAE", adata, *size), "vampsc IAF": ours("IAF", adata, *size),
-                   "vampsc VAMP": ours("VAMP", adata, *size), f"scvi-tools {version('scvi-tools')}": scvi_tools(adata, *size),
-                   "naive Keras": naive(adata, *size), "bare matrix products": bare_products(adata, *size)}
-    for run in contestants.values(): run()                                          # compile, warm up
-    rates = pd.DataFrame([{name: run() for name, run in contestants.items()} for _ in range(given.rounds)])
-    table = pd.DataFrame({"cells per second": rates.median(), "times the naive": (rates.div(rates["naive Keras"], axis=0)).median(),
-                          "times scvi-tools": rates.div(rates.filter(like="scvi").iloc[:, 0], axis=0).median()})
-    table.to_csv(HERE / "speed.csv", index_label="contestant", float_format="%.3g")
-    print(table.to_string(float_format="%.3g"))
+    for name, default in (("rounds", 7), ("steps", 16)): parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--batch", type=int, nargs="+", default=[128, 512])
+    parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
+    given, tables = parser.parse_args(), []
+    for batch in given.batch:
+        steps = max(9, given.steps * 128 // batch)
+        tables.append(summary(measured(given.only, given.rounds, steps, batch), batch))
+        print(tables[-1].to_string(float_format="%.2f"), flush=True)
+    table = pd.concat(tables).assign(date=datetime.date.today().isoformat(), cpu=f"{os.cpu_count()} cores", versions=versions())
+    if given.only == list(CONTESTANTS): table.to_csv(HERE / "speed.csv", float_format="%.4g")
 
 
 if __name__ == "__main__": main()

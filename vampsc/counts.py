@@ -10,6 +10,7 @@ import warnings
 from dataclasses import dataclass
 import keras, numpy as np
 from .genes import csr_float32, matrix_of
+from .kernels import dense_rows
 
 # %% ../nbs/01_counts.ipynb #counts-matrix
 def counts_matrix(adata, layer=None):
@@ -206,7 +207,7 @@ class Batches(keras.utils.PyDataset):
     def epoch(self, epoch): self._epoch, self.order = int(epoch), _order(self, int(epoch))
 
     def __len__(self): return _number_of_batches(self)
-    def __getitem__(self, b): return self.X[self.cells(b)].toarray()
+    def __getitem__(self, b): return dense_rows(self.X, self.cells(b))
     def cells(self, b): return _cells_of(self, b)
     def on_epoch_end(self): self.epoch += 1
 

@@ -12,11 +12,11 @@ import dataclasses, json, shutil, sys, tempfile, warnings
 from pathlib import Path
 import anndata as ad, keras, numpy as np, pandas as pd, scanpy as sc, scipy.sparse as sp
 from keras import ops
-from . import genes, training
+from . import genes, kernels, training
 from .counts import Split, check_counts, split_cells
 from .flows import IAFPosterior
 from .likelihood import nb_log_prob_sum
-from .networks import Decoder, hidden_layers, log_normalise, new_seeds, size_factors
+from .networks import LIMIT, TARGET_SUM, Decoder, hidden_layers, log_normalise, new_seeds, size_factors, soft_bound
 from .posteriors import GaussianPosterior, PointPosterior, kl_to_standard_normal
 from .priors import HierarchicalPosterior, HierarchicalVampPrior, StandardNormal, VampPrior
 
@@ -66,8 +66,9 @@ class Network(keras.Model):
 
     def reconstruction(self, counts, z, training=False):
         "Negative log-likelihood of each cell's counts given its z, in nats."
-        log_parameters = self.decoder(z, ops.log(size_factors(counts)), training=training)
-        return -nb_log_prob_sum(counts, *log_parameters)
+        a, b = self.decoder.heads(z, training)
+        if kernels.compiled(): return -kernels.nb_log_prob_of_heads(counts, a, b, LIMIT, TARGET_SUM)
+        return -nb_log_prob_sum(counts, soft_bound(a) + ops.log(size_factors(counts)), soft_bound(b))
 
     def terms(self, counts, noise, components, training=False):
         "(reconstruction, kl) of each cell, in nats, at the z drawn with this noise (cells, latent)."
@@ -87,7 +88,11 @@ class Network(keras.Model):
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         for tracker, term in zip(self.trackers, y_pred): tracker.update_state(term)
         reconstruction, kl = y_pred
-        return ops.mean(reconstruction + self.beta * kl) + sum(self.losses)
+        return ops.mean(reconstruction + self.beta * kl) + self.penalty()
+
+    def penalty(self):
+        "The L1/L2 penalties; in a fused step without a derivative, which the optimiser adds."
+        return kernels.penalty(self.trainable_variables) if training.is_fused(getattr(self, "optimizer", None)) else sum(self.losses)
 
 # %% ../nbs/07_models.ipynb #architecture
 # A point has no density and so no prior; two levels need a prior of two levels.
