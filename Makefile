@@ -1,6 +1,6 @@
 # `make` lists what there is. Everything runs in .venv, which the first call makes.
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs clean
+.PHONY: help demo test docs bench clean
 .DELETE_ON_ERROR:
 
 # The first of these that runs, is 3.11 to 3.13 and can make environments. Your own: make PYTHON=/path/to/python test
@@ -19,6 +19,7 @@ help:
 	@echo "make demo    train the models on the embedded pancreas data; tables and figures in runs/demo"
 	@echo "make test    everything that must hold: notebooks, package, tests, site"
 	@echo "make docs    build the documentation in _docs"
+	@echo "make bench   measure speed beside scvi-tools and plain Keras, in an environment of its own; takes about 40 minutes"
 	@echo "make clean   remove what the other commands made, except runs/"
 
 demo: $(READY)
@@ -36,8 +37,17 @@ test: $(READY)
 docs: $(READY)
 	$(BIN)/python tools/build_site.py --with $(RENDERER)
 
+# The packages compared with are no part of .venv.
+.venv-benchmarks/installed: benchmarks/requirements.txt settings.ini | $(BIN)/python
+	$(BIN)/python -m venv --clear .venv-benchmarks
+	.venv-benchmarks/bin/python -m pip install -qq --no-input -r benchmarks/requirements.txt --editable .
+	@touch $@
+
+bench: .venv-benchmarks/installed
+	.venv-benchmarks/bin/python benchmarks/speed.py
+
 clean:
-	rm -rf .venv _docs _proc build dist *.egg-info .pytest_cache .hypothesis nbs/nbdev.yml
+	rm -rf .venv .venv-benchmarks _docs _proc build dist *.egg-info .pytest_cache .hypothesis nbs/nbdev.yml
 	find nbs tests tools vampsc -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:
