@@ -3,7 +3,6 @@ import keras
 import mpmath
 import numpy as np
 import pytest
-import scipy.sparse as sp
 from keras import ops
 
 from vampsc import kernels, models, networks, organs, training
@@ -126,14 +125,6 @@ def test_not_a_number_is_not_hidden(batch):
     a, b = heads(batch.shape)
     b[5, np.flatnonzero(batch[5])[0]] = np.nan
     assert np.isnan(np.asarray(fast(batch, a, b))).nonzero()[0].tolist() == [5]
-
-
-def test_dense_rows():
-    X = sp.random(50, 30, 0.2, "csr", dtype="float32", random_state=0)
-    rows = np.array([3, 0, 49, 3])
-    np.testing.assert_array_equal(kernels.dense_rows(X, rows), X[rows].toarray())
-    twice = sp.csr_matrix((np.float32([1, 2]), [1, 1], [0, 2]), shape=(1, 3))          # an entry that stands twice
-    np.testing.assert_array_equal(kernels.dense_rows(twice, np.array([0])), [[0, 3, 0]])
 
 
 def trained(adata, name, path, steps=4, **settings):

@@ -10,7 +10,7 @@ import warnings
 from dataclasses import dataclass
 import keras, numpy as np
 from .genes import csr_float32, matrix_of
-from .kernels import dense_rows
+from .kernels import row_reader
 
 # %% ../nbs/01_counts.ipynb #counts-matrix
 def counts_matrix(adata, layer=None):
@@ -191,14 +191,15 @@ class Batches(keras.utils.PyDataset):
     shuffle : training: a new order in each epoch, and no batch of a single cell.
     seed : the order of an epoch depends on (seed, epoch) alone. Pass shuffle=False to keras' fit, which would
         otherwise shuffle the batches once more with a generator of its own.
+    rows : positions -> dense rows of X; by default the fastest `kernels.row_reader`. Several Batches can share one.
 
     Item b is a float32 array (cells of the batch, genes). `epoch` can be set, to go on where a run was stopped.
     """
-    def __init__(self, X, indices=None, batch_size=128, shuffle=False, seed=0, **kwargs):
+    def __init__(self, X, indices=None, batch_size=128, shuffle=False, seed=0, rows=None, **kwargs):
         super().__init__(**kwargs)
         if int(batch_size) < 1: raise CountsError(f"batch_size={batch_size}: a batch needs at least 1 cell")
         self.X, self.batch_size, self.shuffle, self.seed = csr_float32(X), int(batch_size), shuffle, seed
-        self.indices = _positions(indices, self.X.shape[0])
+        self.indices, self.rows = _positions(indices, self.X.shape[0]), rows or row_reader(self.X)
         self.epoch = 0
 
     @property
@@ -207,7 +208,7 @@ class Batches(keras.utils.PyDataset):
     def epoch(self, epoch): self._epoch, self.order = int(epoch), _order(self, int(epoch))
 
     def __len__(self): return _number_of_batches(self)
-    def __getitem__(self, b): return dense_rows(self.X, self.cells(b))
+    def __getitem__(self, b): return self.rows(self.cells(b))
     def cells(self, b): return _cells_of(self, b)
     def on_epoch_end(self): self.epoch += 1
 

@@ -125,6 +125,10 @@ class Record(keras.callbacks.Callback):
                     cells_seen=(epoch + 1) * self.n_cells)
 
 # %% ../nbs/08_training.ipynb #fit
+class _Inputs(Batches):
+    "Batches as Keras' fit takes them also when they are no numpy arrays."
+    def __getitem__(self, b): return (super().__getitem__(b),)
+
 def compile_network(network, learning_rate):
     "Keras' compile with the optimiser and the settings that are fastest for this backend."
     network.compile(optimizer=FusedAdam(learning_rate, adds_penalty=True), jit_compile=backend.backend() == "jax")
@@ -138,8 +142,9 @@ def fit(network, X, split, profile, seed=0, progress=True, callbacks=(), label="
     Returns the history, a DataFrame with a row for each epoch. The network ends with its best weights.
     """
     compile_network(network, profile.learning_rate)
-    train = Batches(X, split.train, profile.batch_size, shuffle=True, seed=seed)
-    validation = Batches(X, split.validation, profile.batch_size)
+    rows = kernels.row_reader(X)
+    train = _Inputs(X, split.train, profile.batch_size, shuffle=True, seed=seed, rows=rows)
+    validation = _Inputs(X, split.validation, profile.batch_size, rows=rows)
     # Keras advances a data set once before the first epoch; this says which epoch it is.
     def begin(epoch, logs):
         train.epoch = epoch

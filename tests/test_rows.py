@@ -1,0 +1,54 @@
+"""Dense rows of a sparse matrix: in one pass on the host, and on JAX's device."""
+import keras
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from vampsc import counts, kernels, models, organs
+
+BACKEND = keras.backend.backend()
+needs_jax = pytest.mark.skipif(BACKEND != "jax", reason="counts stay on the device only under JAX")
+
+
+@pytest.fixture
+def X(): return sp.random(50, 30, 0.2, "csr", dtype="float32", random_state=0)
+
+
+def readers(X): return [kernels.row_reader(X, on_device=False)] + ([kernels.row_reader(X, on_device=True)] if BACKEND == "jax" else [])
+
+
+def test_rows_are_the_matrix(X):
+    X = sp.vstack([X, sp.csr_matrix((2, 30), dtype="float32")], format="csr")            # and cells without a count
+    for rows in ([3, 0, 49, 3], [51], [51, 50], np.arange(52)):
+        for read in readers(X): np.testing.assert_array_equal(np.asarray(read(np.array(rows))), X[rows].toarray())
+
+
+def test_entries_that_stand_twice_add_up():
+    twice = sp.csr_matrix((np.float32([1, 2, 5]), [1, 1, 2], [0, 2, 3]), shape=(2, 3))
+    for read in readers(twice): np.testing.assert_array_equal(np.asarray(read(np.array([0, 1]))), [[0, 3, 0], [0, 0, 5]])
+
+
+def test_a_matrix_without_counts():
+    for read in readers(sp.csr_matrix((4, 3), dtype="float32")): assert not np.asarray(read(np.array([1, 2]))).any()
+
+
+def test_the_device_is_refused_elsewhere(X):
+    if BACKEND == "jax": pytest.skip("this is JAX")
+    assert not kernels.fits_on_device(X)
+    with pytest.raises(ValueError, match="KERAS_BACKEND=jax"): kernels.row_reader(X, on_device=True)
+
+
+@needs_jax
+def test_a_processor_is_no_device(X): assert not kernels.fits_on_device(X)
+
+
+@needs_jax
+def test_training_from_the_device_is_training_from_the_host(monkeypatch):
+    import jax
+    adata, histories = organs.load("pancreas")[:300], []
+    for on_device in (False, True):
+        monkeypatch.setattr(kernels, "fits_on_device", lambda X: on_device)
+        model = models.VAE(adata, n_genes=200, n_latent=4, hidden=(16,))
+        assert isinstance(counts.Batches(model.X)[0], jax.Array) == on_device
+        histories.append(model.train(max_epochs=2, progress=False).history["loss"])
+    np.testing.assert_allclose(*histories, rtol=1e-5)
