@@ -52,3 +52,23 @@ def test_training_from_the_device_is_training_from_the_host(monkeypatch):
         assert isinstance(counts.Batches(model.X)[0], jax.Array) == on_device
         histories.append(model.train(max_epochs=2, progress=False).history["loss"])
     np.testing.assert_allclose(*histories, rtol=1e-5)
+
+
+def test_memory_is_used_again_only_when_free():
+    first = kernels._aligned((1000, 1000))
+    place, part = first.ctypes.data, first[3:4]
+    assert place % 64 == 0 and kernels._aligned((1000, 1000)).ctypes.data != place
+    del first
+    assert kernels._aligned((1000, 1000)).ctypes.data != place                          # `part` still lies there
+    del part
+    assert kernels._aligned((1000, 1000)).ctypes.data == place
+    held = [kernels._aligned((1000, 1000)) for _ in range(40)]                           # more than are kept
+    assert len({a.ctypes.data for a in held}) == 40
+    for n in range(20): kernels._aligned((1000, 1001 + n))
+    assert len(kernels._memory.kept) <= 8
+
+
+def test_batches_that_are_held_do_not_change(X):
+    X = sp.random(64, 20_000, 0.1, "csr", dtype="float32", random_state=1)
+    held = [batch for batch in counts.Batches(X, batch_size=16)] * 2 + [batch for batch in counts.Batches(X, batch_size=16)]
+    for k, batch in enumerate(held): np.testing.assert_array_equal(batch, X[16 * (k % 4):16 * (k % 4 + 1)].toarray())

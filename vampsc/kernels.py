@@ -7,7 +7,7 @@ __all__ = ['PATHS', 'F', 'ZERO', 'BLOCK', 'compiled', 'use_path', 'nb_log_prob_o
            'rows_on_device', 'row_reader', 'penalty', 'adam_in_place', 'own_memory', 'updates_in_place']
 
 # %% ../nbs/13_speed.ipynb #imports
-import contextlib, functools, math, os, threading
+import contextlib, functools, math, os, sys, threading
 import numba, numpy as np, keras
 from keras import backend
 
@@ -194,10 +194,27 @@ def _scaled(a, b, scale, out_a, out_b):
         for j in range(a.shape[1]): out_a[i, j], out_b[i, j] = a[i, j] * scale[i], b[i, j] * scale[i]
 
 # %% ../nbs/13_speed.ipynb #to-tensorflow
+class _Memory:
+    "Blocks of memory that are used again when nothing refers to them any more: fresh ones are slow to touch."
+    def __init__(self, sizes=8, blocks=16): self.limits, self.kept, self.lock = (sizes, blocks), {}, threading.Lock()
+
+    def block(self, size):
+        if size < 2**20: return np.empty(size, np.uint8)
+        with self.lock:
+            if size not in self.kept and len(self.kept) == self.limits[0]: del self.kept[next(iter(self.kept))]
+            blocks = self.kept.setdefault(size, [])
+            free = next((k for k in range(len(blocks)) if sys.getrefcount(blocks[k]) == 2), None)    # in blocks, as argument
+            if free is not None: return blocks[free]
+            if len(blocks) == self.limits[1]: blocks.pop(0)
+            blocks.append(np.empty(size, np.uint8))
+            return blocks[-1]
+
+_memory = _Memory()
+
 def _aligned(shape):
     "An uninitialised float32 array that TensorFlow takes over without a copy (its data start at a multiple of 64 bytes)."
     size = 4 * math.prod(shape)
-    memory = np.empty(size + 64, np.uint8)
+    memory = _memory.block(size + 64)
     start = -memory.ctypes.data % 64
     return memory[start:start + size].view(np.float32).reshape(shape)
 
