@@ -1,6 +1,6 @@
 """Cells per second of a training step on this machine: vampsc, scvi-tools and a naive Keras model of the same shape.
 
-    python benchmarks/speed.py [--rounds 7] [--steps 12] [--batch 128 512]        writes speed.csv
+    python benchmarks/speed.py [--rounds 7] [--steps 12] [--batch 128 512]        writes speed.csv and speed.png
 
 Data: the embedded pancreas on all 20,120 genes. Shape: (512, 256, 128, 256, 512) with two output heads; scvi-tools'
 SCVI with n_hidden=512, n_layers=2, n_latent=128, nb, gene-cell. Each contestant trains by its own loop in a process of
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import keras
 import lightning
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import scvi
@@ -188,6 +189,21 @@ def versions():
     return ", ".join([f"Python {sys.version.split()[0]}", *(f"{n} {version(n)}" for n in names)])
 
 
+def plotted(table):
+    "A bar for each contestant, a panel for each size of minibatch."
+    groups = list(table.groupby("batch"))
+    figure, axes = plt.subplots(1, len(groups), figsize=(5 * len(groups), 3.2), sharey=True, squeeze=False)
+    for axis, (batch, rows) in zip(axes[0], groups):
+        rates = rows["cells per second"].iloc[::-1]
+        colors = ["C0" if n.startswith("vampsc") else "#bbbbbb" if n.startswith("bare") else "C1" for n in rates.index]
+        axis.bar_label(axis.barh(rates.index, rates, color=colors), fmt=" %.0f")
+        axis.set(title=f"minibatches of {batch}", xlabel="cells per second")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.margins(x=0.12)
+    figure.tight_layout()
+    figure.savefig(HERE / "speed.png", dpi=120)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name, default in (("rounds", 7), ("steps", 16)): parser.add_argument(f"--{name}", type=int, default=default)
@@ -199,7 +215,9 @@ def main():
         tables.append(summary(measured(given.only, given.rounds, steps, batch), batch))
         print(tables[-1].to_string(float_format="%.2f"), flush=True)
     table = pd.concat(tables).assign(date=datetime.date.today().isoformat(), cpu=f"{os.cpu_count()} cores", versions=versions())
-    if given.only == list(CONTESTANTS): table.to_csv(HERE / "speed.csv", float_format="%.4g")
+    if given.only == list(CONTESTANTS):
+        table.to_csv(HERE / "speed.csv", float_format="%.4g")
+        plotted(table)
 
 
 if __name__ == "__main__": main()

@@ -63,7 +63,7 @@ class MADE(layers.Layer):
 
     def call(self, z, context):
         for masked, side in zip(self.inner, self.context): z = ops.relu(masked(z) + side(context))
-        return ops.split(self.outer(z) + self.outer_context(context), 2, axis=-1)
+        return ops.split(ops.cast(self.outer(z) + self.outer_context(context), "float32"), 2, axis=-1)
 
 # %% ../nbs/05_flows.ipynb #iaf-step
 def iaf_step(z, m, s):

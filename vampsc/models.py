@@ -8,7 +8,7 @@ __all__ = ['PRIORS_OF', 'FORMAT', 'PRESETS', 'Network', 'Architecture', 'build_n
            'CountAutoencoder', 'AE', 'VAE', 'IAF', 'VAMP', 'VAMPIAF', 'HVAMP']
 
 # %% ../nbs/07_models.ipynb #imports
-import dataclasses, json, shutil, sys, tempfile, warnings
+import contextlib, dataclasses, json, shutil, sys, tempfile, warnings
 from pathlib import Path
 import anndata as ad, keras, numpy as np, pandas as pd, scanpy as sc, scipy.sparse as sp
 from keras import ops
@@ -27,7 +27,7 @@ class Network(keras.Model):
     prior is None for a point posterior. beta weighs the KL term while training; evaluation always reports it at 1.
     """
     def __init__(self, encoder, posterior, prior, decoder, beta=1.0, seed=0):
-        super().__init__()
+        super().__init__(dtype="float32")                # counts, densities and the loss, whatever the layers compute in
         self.encoder, self.posterior, self.prior, self.decoder = encoder, posterior, prior, decoder
         self.beta, self.noise_seed = beta, keras.random.SeedGenerator(seed)
         self.trackers = [keras.metrics.Mean(name) for name in ("reconstruction", "kl")]
@@ -115,11 +115,14 @@ class Architecture:
     learn_weights: bool = False             # of its components; else 1/K each
     n_flow_steps: int = 5
     flow_hidden: tuple = (320, 320)
+    precision: str = "float32"              # or "mixed_bfloat16": the layers' products; weights, densities and loss stay float32
 
     def __post_init__(self):
         for name, known in dict(posterior=PRIORS_OF, prior=("none", "normal", "vamp", "hvamp")).items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not known; take one of {', '.join(known)}.")
+        if self.precision not in ("float32", "mixed_bfloat16"):
+            raise ValueError(f"precision={self.precision!r} is not known; take 'float32' or 'mixed_bfloat16'.")
         if self.prior not in (fitting := PRIORS_OF[self.posterior]):
             raise ValueError(f"posterior={self.posterior!r} does not go with prior={self.prior!r}; "
                              f"it takes {' or '.join(map(repr, fitting))}.")
@@ -131,8 +134,19 @@ class Architecture:
     def has_pseudo_inputs(self): return self.prior in ("vamp", "hvamp")
 
 # %% ../nbs/07_models.ipynb #build-network
+@contextlib.contextmanager
+def _layers_in(precision):
+    "Layers made within compute in this precision."
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try: yield
+    finally: keras.config.set_dtype_policy(before)
+
 def build_network(a, n_genes, seed=0):
     "The Network of an Architecture `a` for this many genes, built, with all random choices decided by `seed`."
+    with _layers_in(a.precision): return _built_network(a, n_genes, seed)
+
+def _built_network(a, n_genes, seed):
     seeds, penalty = new_seeds(seed), dict(l1=a.l1, l2=a.l2)
     encoder = hidden_layers(a.hidden, seeds, a.dropout, **penalty, name="encoder")
     level = dict(hidden=a.hidden[-1] if a.hidden else 256, **penalty)

@@ -75,7 +75,8 @@ class Decoder(layers.Layer):
     def heads(self, z, training=False):
         "Log-rates (cells, genes) and log-dispersions, (cells, genes) or (genes,), before the bound."
         h = self.body(z, training=training)
-        return self.log_rate(h), self.gene_dispersion if self.log_dispersion is None else self.log_dispersion(h)
+        b = self.gene_dispersion if self.log_dispersion is None else self.log_dispersion(h)
+        return ops.cast(self.log_rate(h), "float32"), ops.cast(b, "float32")
 
     def call(self, z, log_size, training=False):
         a, b = self.heads(z, training)

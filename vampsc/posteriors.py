@@ -21,7 +21,7 @@ class PointPosterior(layers.Layer):
 
     def build(self, shape): self.mean.build(shape)
 
-    def call(self, h): return (self.mean(h),)
+    def call(self, h): return (ops.cast(self.mean(h), "float32"),)
 
     def sample(self, parameters, noise): return parameters[0], None
 
@@ -51,7 +51,9 @@ class GaussianPosterior(layers.Layer):
     def build(self, shape):
         self.mean.build(shape); self.log_var.build(shape)
 
-    def call(self, h): return self.mean(h), soft_clip(self.log_var(h), *LOG_VAR_BOUNDS)
+    def call(self, h):
+        mean, log_var = (ops.cast(v, "float32") for v in (self.mean(h), self.log_var(h)))   # also in mixed precision
+        return mean, soft_clip(log_var, *LOG_VAR_BOUNDS)
 
     def sample_by_unit(self, parameters, noise):
         "z and each unit's share of log q(z|x), both (cells, latent)."

@@ -119,7 +119,8 @@ class ConditionalGaussian(layers.Layer):
 
     def call(self, v):
         h = self.body(v)
-        return self.mean(h), soft_clip(self.log_var(h), *LOG_VAR_BOUNDS)
+        mean, log_var = (ops.cast(u, "float32") for u in (self.mean(h), self.log_var(h)))
+        return mean, soft_clip(log_var, *LOG_VAR_BOUNDS)
 
 # %% ../nbs/06_priors.ipynb #hierarchical-posterior
 class HierarchicalPosterior(GaussianPosterior):
@@ -144,7 +145,7 @@ class HierarchicalPosterior(GaussianPosterior):
     def sample_by_unit(self, parameters, noise):
         mean, log_var, h = parameters
         second, log_q2 = gaussian_sample(mean, log_var, noise[:, self.n_first:])
-        first, log_q1 = gaussian_sample(*self.first(ops.concatenate([h, second], -1)), noise[:, :self.n_first])
+        first, log_q1 = gaussian_sample(*self.first(ops.concatenate([ops.cast(h, "float32"), second], -1)), noise[:, :self.n_first])
         return ops.concatenate([first, second], -1), ops.concatenate([log_q1, log_q2], -1)
 
 # %% ../nbs/06_priors.ipynb #hierarchical-vamp-prior
