@@ -43,9 +43,16 @@ def use_path(path):
 
 # %% ../nbs/13_speed.ipynb #numba-settings
 F = np.float32
-_inlined = numba.njit(fastmath={"contract"}, error_model="numpy", cache=True, forceinline=True)
-_summing = numba.njit(fastmath={"contract", "reassoc"}, error_model="numpy", cache=True, forceinline=True)
-_parallel = numba.njit(fastmath={"contract"}, error_model="numpy", cache=True, parallel=True)
+
+def _jit(fastmath=("contract",), **options):
+    "numba.njit that keeps its machine code for the next session, where there is a folder to write to."
+    def decorate(function):
+        options.update(fastmath=set(fastmath), error_model="numpy")
+        try: return numba.njit(cache=True, **options)(function)
+        except RuntimeError: return numba.njit(**options)(function)
+    return decorate
+
+_inlined, _summing, _parallel = _jit(forceinline=True), _jit(("contract", "reassoc"), forceinline=True), _jit(parallel=True)
 
 # %% ../nbs/13_speed.ipynb #exponential
 @_inlined
@@ -259,7 +266,7 @@ def nb_log_prob_of_heads(x, a, b, limit, target_sum):
     return function(a, tf.broadcast_to(b, tf.shape(a)))
 
 # %% ../nbs/13_speed.ipynb #dense-rows
-@numba.njit(nogil=True, cache=True)
+@_jit(nogil=True)
 def _dense_rows(data, indices, indptr, rows, out):
     out[:] = 0
     for i in range(len(rows)):
