@@ -11,7 +11,7 @@ USABLE := import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <=
 BIN := .venv/bin
 READY := .venv/installed
 RENDERER := smalldocs
-STATISTICS := $(patsubst %,tests/test_%.py,likelihood networks posteriors flows priors bounds properties rows)
+STATISTICS := $(patsubst %,tests/test_%.py,likelihood networks posteriors flows priors bounds properties rows traced)
 TIMEOUT := $(if $(shell command -v timeout 2>/dev/null),timeout --foreground 1200)
 export TF_CPP_MIN_LOG_LEVEL := 3
 

@@ -66,12 +66,22 @@ def prints(source):
                and getattr(s.value.func, "id", "") == "print" for s in body)
 
 
+def mixes_imports(source):
+    "Does the cell import and do other things? Building the site runs such a cell, without those before it."
+    if re.search(r"^#\|\s*exports?\b", source, re.M): return False
+    try: body = ast.parse(source).body
+    except SyntaxError: return False
+    imports = [isinstance(s, (ast.Import, ast.ImportFrom)) for s in body]
+    return any(imports) and not all(imports)
+
+
 def unfit_outputs(name, notebook):
     "What in a notebook's outputs should not reach the site, one line a find."
     cells = [c for c in notebook["cells"] if c["cell_type"] == "code"]
     for cell in cells:
         where = f"{name}, cell {cell.get('id')}"
         outputs = cell["outputs"]
+        if mixes_imports("".join(cell["source"])): yield f"{where}: imports and other code; give the imports their own cell"
         if not outputs and prints("".join(cell["source"])): yield f"{where}: prints, but has no output; run it"
         for output in outputs:
             shown = list(texts(output))

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PATHS', 'F', 'ZERO', 'BLOCK', 'compiled', 'use_path', 'nb_log_prob_of_heads', 'dense_rows', 'fits_on_device',
-           'rows_on_device', 'row_reader', 'penalty', 'adam_in_place', 'own_memory', 'updates_in_place']
+           'rows_on_device', 'row_reader', 'penalty', 'adam_in_place', 'own_memory', 'updates_in_place', 'traced']
 
 # %% ../nbs/13_speed.ipynb #imports
-import contextlib, functools, math, os, sys, threading
+import contextlib, functools, math, os, sys, threading, types
 import numba, numpy as np, keras
 from keras import backend
 
@@ -414,3 +414,20 @@ def updates_in_place():
         variable = tf.Variable(np.zeros(64, "float32"))
         tf.function(lambda: tf.numpy_function(on_host, [tf.convert_to_tensor(variable)], tf.float32))()
         return bool((variable.numpy() == 1).all())
+
+# %% ../nbs/13_speed.ipynb #traced
+def traced(network, names):
+    "These functions of a Keras model, by name, each compiled as a whole by the backend, once for each shape of its arguments."
+    functions = {name: getattr(network, name) for name in names}
+    if backend.backend() == "tensorflow":
+        import tensorflow as tf
+        return types.SimpleNamespace(**{name: tf.function(f, reduce_retracing=True) for name, f in functions.items()})
+    if backend.backend() == "jax": return types.SimpleNamespace(**{name: _jitted(network, f) for name, f in functions.items()})
+    return network
+
+def _jitted(network, function):
+    import jax
+    @jax.jit
+    def pure(values, *arguments):
+        with keras.StatelessScope(state_mapping=list(zip(network.variables, values))): return function(*arguments)
+    return lambda *arguments: pure([v.value for v in network.variables], *arguments)

@@ -1,0 +1,57 @@
+"Functions of the network compiled as a whole, beside the same run one operation after the other."
+import keras
+import numpy as np
+import pytest
+
+from vampsc import kernels, models, organs
+
+
+@pytest.fixture(scope="module")
+def adata(): return organs.load("pancreas")[:150]
+
+
+def numbers(model):
+    "What the verbs say of the cells, with a last minibatch of another size."
+    said = {"z": model.get_latent_representation(n_mc_samples=3, batch_size=64),
+            "error": list(model.get_reconstruction_error(n_mc_samples=3, batch_size=64).values())}
+    if model.network.prior is not None:
+        said |= {"elbo": list(model.get_elbo(n_mc_samples=2, batch_size=64).values()),
+                 "marginal": model.get_marginal_ll(n_mc_samples=3, batch_size=64, per_cell=True)}
+    return said
+
+
+@pytest.mark.parametrize("name", ["AE", "VAE", "VAMPIAF", "HVAMP"])
+def test_compiled_and_not_are_equal_also_after_the_weights_have_changed(adata, name, monkeypatch):
+    small = dict(n_pseudo_inputs=9) if "VAMP" in name else {}
+    model = getattr(models, name)(adata, n_genes=200, n_latent=4, hidden=(16, 8), **small)
+    for shift in (0.0, 0.1):
+        model.network.set_weights([w + np.float32(shift) for w in model.network.get_weights()])
+        monkeypatch.setattr(models, "MUCH", np.inf)
+        compiled, model._compiled = model._compiled, {}
+        plain = numbers(model)
+        assert not model._compiled
+        monkeypatch.setattr(models, "MUCH", 0)
+        model._compiled = compiled                                   # those of the first round, traced before the change
+        whole = numbers(model)
+        assert model._compiled
+        for key in plain: np.testing.assert_allclose(whole[key], plain[key], rtol=2e-4, atol=2e-5, err_msg=key)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the compiled kernels need TensorFlow")
+def test_each_path_has_its_own(adata, monkeypatch):
+    monkeypatch.setattr(models, "MUCH", 0)
+    model = models.VAE(adata, n_genes=200, n_latent=4, hidden=(16,))
+    found = []
+    for path in ("compiled", "plain"):
+        with kernels.use_path(path): found.append(model.get_elbo()["elbo"])
+    assert set(model._compiled) == {True, False}
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_only_much_work_is_compiled(adata, monkeypatch):
+    model = models.VAE(adata, n_genes=200, n_latent=4, hidden=(16,))
+    monkeypatch.setattr(models, "MUCH", 150 * 200 * 3)
+    model.get_elbo(n_mc_samples=2)
+    assert not model._compiled
+    model.get_elbo(n_mc_samples=3)
+    assert model._compiled
