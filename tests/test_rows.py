@@ -14,7 +14,9 @@ needs_jax = pytest.mark.skipif(BACKEND != "jax", reason="counts stay on the devi
 def X(): return sp.random(50, 30, 0.2, "csr", dtype="float32", random_state=0)
 
 
-def readers(X): return [kernels.row_reader(X, on_device=False)] + ([kernels.row_reader(X, on_device=True)] if BACKEND == "jax" else [])
+def readers(X):
+    X = counts.Counts(X)
+    return [kernels.row_reader(X, on_device=False)] + ([kernels.row_reader(X, on_device=True)] if BACKEND == "jax" else [])
 
 
 def test_rows_are_the_matrix(X):

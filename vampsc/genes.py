@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KNOWN', 'ID_COLUMNS', 'SYMBOL_COLUMNS', 'GeneSpaceError', 'bare_ids', 'GeneSpace', 'positions', 'csr_float32',
-           'matrix_of', 'MappingReport', 'resolve']
+           'matrix_of', 'values_of', 'MappingReport', 'project', 'mapping', 'resolve']
 
 # %% ../nbs/00_genes.ipynb #imports
 import dataclasses, re, warnings
@@ -199,11 +199,15 @@ def csr_float32(matrix, block=4096):
 # %% ../nbs/00_genes.ipynb #matrix-of
 def matrix_of(adata, layer=None):
     "The counts of an AnnData (X, or the named layer) as csr_float32."
+    return csr_float32(values_of(adata, layer))
+
+def values_of(adata, layer=None):
+    "X of an AnnData, or the named layer, as it is: of a backed one still in its file."
     layers = ", ".join(adata.layers) or "none"
     if layer is None and adata.X is None: raise GeneSpaceError(f"adata.X is empty: pass layer=; layers: {layers}")
     if layer is not None and layer not in adata.layers:
         raise GeneSpaceError(f"no layer '{layer}' in adata.layers; it has: {layers}")
-    return csr_float32(adata.X if layer is None else adata.layers[layer])
+    return adata.X if layer is None else adata.layers[layer]
 
 # %% ../nbs/00_genes.ipynb #mapping-report
 @dataclass(frozen=True)
@@ -236,7 +240,7 @@ def _report_text(r):
             f"sum of several columns. {r.missing:,} genes of the space are missing from the data and are 0.")
 
 # %% ../nbs/00_genes.ipynb #map-counts
-def _project(csr, where, n):
+def project(csr, where, n):
     "Equation (1): csr (cells, genes of the data) onto n genes, where[j] being the place of column j or -1."
     if len(where) == n and np.array_equal(where, np.arange(n)): return csr
     columns = np.flatnonzero(where >= 0)
@@ -245,8 +249,13 @@ def _project(csr, where, n):
     placed.sort_indices()
     return placed
 
-def _map(space, adata, layer=None, min_recognised=0.0):
-    "GeneSpace.map: the counts on the genes of the space, CSR float32 (cells, genes), and a MappingReport."
+def mapping(space, adata, min_recognised=0.0):
+    """Where each gene of the data lies in the space, as in `positions`, and a MappingReport; no count is looked at.
+
+    Raises
+    ------
+    GeneSpaceError : no gene of the data has a place in the space, or a smaller share than min_recognised.
+    """
     where, by_id, ambiguous = positions(space, adata)
     used, times = np.unique(where[where >= 0], return_counts=True)
     report = MappingReport(space.name, len(space), adata.n_vars, int((where >= 0).sum()), by_id,
@@ -256,8 +265,13 @@ def _map(space, adata, layer=None, min_recognised=0.0):
             f"only {report.recognised:,} of the data's {adata.n_vars:,} genes ({report.share_recognised:.1%}) are "
             f"known to gene space {space.name} (first of the data: {', '.join(adata.var_names[:3])}); name genes "
             "by Ensembl id or symbol, or train on the data's own genes with gene_space=None")
+    return where, report
+
+def _map(space, adata, layer=None, min_recognised=0.0):
+    "GeneSpace.map: the counts on the genes of the space, CSR float32 (cells, genes), and a MappingReport."
+    where, report = mapping(space, adata, min_recognised)
     csr = matrix_of(adata, layer)
-    mapped = _project(csr, where, len(space))
+    mapped = project(csr, where, len(space))
     total = csr.data.sum(dtype="float64")
     share = 1.0 if mapped is csr or total == 0 else float(mapped.data.sum(dtype="float64") / total)
     return mapped, dataclasses.replace(report, share_of_counts=share)

@@ -267,20 +267,25 @@ def nb_log_prob_of_heads(x, a, b, limit, target_sum):
 
 # %% ../nbs/13_speed.ipynb #dense-rows
 @_jit(nogil=True)
-def _dense_rows(data, indices, indptr, rows, out):
+def _dense_rows(data, indices, indptr, rows, where, out):
     out[:] = 0
     for i in range(len(rows)):
-        for k in range(indptr[rows[i]], indptr[rows[i] + 1]): out[i, indices[k]] += data[k]
+        for k in range(indptr[rows[i]], indptr[rows[i] + 1]):
+            j = where[indices[k]]
+            if j >= 0: out[i, j] += data[k]
 
-def dense_rows(X, rows):
-    "X[rows].toarray() of a CSR matrix, in one pass, while Python goes on with other work: float32 (rows, columns)."
-    out = _aligned((len(rows), X.shape[1]))
-    _dense_rows(X.data, X.indices, X.indptr, rows, out)
+def dense_rows(data, indices, indptr, rows, where, n):
+    """Rows of a CSR matrix, dense, in one pass, while Python goes on with other work: float32 (rows, n).
+
+    where : which of the n columns each column of the matrix goes to, or -1.
+    """
+    out = _aligned((len(rows), n))
+    _dense_rows(data, indices, indptr, rows, where, out)
     return out
 
 # %% ../nbs/13_speed.ipynb #device-rows
 def fits_on_device(X):
-    "Is there a JAX accelerator, and does a CSR matrix take less than a third of its memory?"
+    "Is there a JAX accelerator, and do these Counts take less than a third of its memory?"
     if backend.backend() != "jax": return False
     import jax
     device = jax.devices()[0]
@@ -304,14 +309,14 @@ def rows_on_device(X):
     return lambda rows: dense(*on_device, jnp.asarray(rows, "int32"))
 
 def row_reader(X, on_device=None):
-    """A function positions -> dense float32 rows of the CSR matrix X, by the fastest way that there is.
+    """A function positions -> dense float32 rows of Counts X, by the fastest way that there is.
 
     on_device : keep X on JAX's device and read it there; None leaves that to `fits_on_device`.
     """
     if on_device and backend.backend() != "jax":
         raise ValueError(f"counts stay on the device only with the JAX backend, not {backend.backend()}; set KERAS_BACKEND=jax.")
-    if fits_on_device(X) if on_device is None else on_device and X.nnz: return rows_on_device(X)
-    return functools.partial(dense_rows, X)
+    if fits_on_device(X) if on_device is None else on_device and X.nnz: return rows_on_device(X[:])
+    return X.dense
 
 # %% ../nbs/13_speed.ipynb #adam-kernel
 @_inlined

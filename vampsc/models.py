@@ -13,7 +13,7 @@ from pathlib import Path
 import anndata as ad, keras, numpy as np, pandas as pd, scanpy as sc, scipy.sparse as sp
 from keras import ops
 from . import genes, kernels, training
-from .counts import Batches, Split, check_counts, split_cells
+from .counts import Batches, Split, check_counts, counts_of, split_cells
 from .flows import IAFPosterior
 from .likelihood import nb_log_prob_sum
 from .networks import LIMIT, TARGET_SUM, Decoder, hidden_layers, log_normalise, new_seeds, size_factors, soft_bound
@@ -187,10 +187,10 @@ def variable_genes(X, n_genes):
 
 # %% ../nbs/07_models.ipynb #mapped-counts
 def mapped_counts(adata, space, layer=None):
-    "Counts of adata on the genes of `space`, checked: (CSR float32, MappingReport)."
-    X, report = space.map(adata, layer)
+    "Counts of adata on the genes of `space`, checked and in place: (Counts, MappingReport)."
+    X, report = counts_of(adata, space, layer)
     check_counts(X, adata.obs_names, space.symbols)
-    return X, report
+    return X, dataclasses.replace(report, share_of_counts=X.share)
 
 # %% ../nbs/07_models.ipynb #at-least-one
 def _at_least_one(n_mc_samples):
@@ -207,17 +207,18 @@ LOOKS = ("encode_counts", "sample", "terms_at", "log_weight", "reconstruction")
 
 class Inference:
     "Verbs that look at cells: mixed into CountAutoencoder."
-    def _counts(self, adata=None, indices=None):
-        "CSR counts of the model's cells, or of adata mapped onto its genes."
+    def _cells(self, adata=None, indices=None):
+        "(Counts, positions of the cells to look at): of the model's cells, or of adata on the model's genes."
         X = self._own_counts() if adata is None else mapped_counts(adata, self.genes, self.layer)[0]
-        if indices is not None: X = X[np.asarray(indices)]
-        if X.shape[0] == 0: raise ValueError("there are no cells to look at: adata or indices is empty.")
-        return X
+        cells = np.arange(len(X))
+        if indices is not None: cells = cells[np.asarray(indices, None if len(indices) else int)]
+        if len(cells) == 0: raise ValueError("there are no cells to look at: adata or indices is empty.")
+        return X, cells
 
-    def _network(self, X, draws=1):
+    def _network(self, cells, draws=1):
         "The network; where there is much to do, with its functions compiled as a whole, which takes a second or two once."
         path = kernels.compiled()
-        if path not in self._compiled and X.shape[0] * X.shape[1] * draws < MUCH: return self.network
+        if path not in self._compiled and len(cells) * len(self.genes) * draws < MUCH: return self.network
         if path not in self._compiled: self._compiled[path] = kernels.traced(self.network, LOOKS)
         return self._compiled[path]
 
@@ -240,9 +241,9 @@ class Inference:
         Exact for AE, VAE and VAMP. With a flow or two levels it is the mean of n_mc_samples draws (seeded).
         Returns a float32 array (cells, latent).
         """
-        rng, X = np.random.default_rng(seed), self._counts(adata, indices)
-        net = self._network(X, 1 if self.network.posterior.exact_mean else n_mc_samples)
-        parameters = (net.encode_counts(x) for x in Batches(X, batch_size=batch_size))
+        rng, (X, cells) = np.random.default_rng(seed), self._cells(adata, indices)
+        net = self._network(cells, 1 if self.network.posterior.exact_mean else n_mc_samples)
+        parameters = (net.encode_counts(x) for x in Batches(X, cells, batch_size))
         return np.concatenate([np.asarray(self._posterior_mean(p, rng, n_mc_samples, net), "float32") for p in parameters])
 
     def get_reconstruction_error(self, adata=None, indices=None, n_mc_samples=50, seed=0, batch_size=512):
@@ -252,9 +253,9 @@ class Inference:
         `per_gene`: the same divided by the number of genes, as in the paper's Table 2.
         `per_cell_at_mean`, `per_gene_at_mean`: at z = E[z|x] (n_mc_samples draws where it has no closed form).
         """
-        rng, sampled, at_mean, X = np.random.default_rng(seed), [], [], self._counts(adata, indices)
-        net = self._network(X, 2 if self.network.posterior.exact_mean else 1 + n_mc_samples)
-        for x in Batches(X, batch_size=batch_size):
+        rng, sampled, at_mean, (X, cells) = np.random.default_rng(seed), [], [], self._cells(adata, indices)
+        net = self._network(cells, 2 if self.network.posterior.exact_mean else 1 + n_mc_samples)
+        for x in Batches(X, cells, batch_size):
             parameters = net.encode_counts(x)
             z = net.sample(parameters, self._noise(rng, len(x)))[0]
             sampled.append(np.asarray(net.reconstruction(x, z)))
@@ -295,9 +296,9 @@ class Bounds(Inference):
         Returns a dict: `elbo` = -(`reconstruction` + `kl`), and `standard_error` of elbo over cells.
         Raises ValueError for an AE, which has no prior and so no ELBO.
         """
-        rng, components, rows, X = np.random.default_rng(seed), self._components(), [], self._counts(adata, indices)
-        net = self._network(X, _at_least_one(n_mc_samples))
-        for x in Batches(X, batch_size=batch_size):
+        rng, components, rows, (X, cells) = np.random.default_rng(seed), self._components(), [], self._cells(adata, indices)
+        net = self._network(cells, _at_least_one(n_mc_samples))
+        for x in Batches(X, cells, batch_size):
             parameters = net.encode_counts(x)
             draws = [net.terms_at(x, parameters, self._noise(rng, len(x)), components) for _ in range(n_mc_samples)]
             rows.append(np.mean(np.asarray(draws, "float64"), axis=0))
@@ -313,9 +314,9 @@ class Bounds(Inference):
         spread over repetitions with other draws, as in importance_bound. With per_cell=True: a float64 array (cells,) instead.
         Raises ValueError for an AE.
         """
-        rng, components, rows, X = np.random.default_rng(seed), self._components(), [], self._counts(adata, indices)
-        net = self._network(X, _at_least_one(n_mc_samples))
-        for x in Batches(X, batch_size=batch_size):
+        rng, components, rows, (X, cells) = np.random.default_rng(seed), self._components(), [], self._cells(adata, indices)
+        net = self._network(cells, _at_least_one(n_mc_samples))
+        for x in Batches(X, cells, batch_size):
             parameters = net.encode_counts(x)
             rows.append(importance_bound(net.log_weight(x, parameters, self._noise(rng, len(x)), components)
                                          for _ in range(n_mc_samples)))
@@ -335,7 +336,7 @@ class Bounds(Inference):
         """
         rng, components, net = np.random.default_rng(seed), self._components(), self.network
         units, component, n = np.zeros(net.n_latent), 0.0, 0
-        for x in Batches(self._counts(adata, indices), batch_size=batch_size):
+        for x in Batches(*self._cells(adata, indices), batch_size):
             parameters, n = net.encode_counts(x), n + len(x)
             for _ in range(_at_least_one(n_mc_samples)):
                 z, log_q = net.posterior.sample_by_unit(parameters, self._noise(rng, len(x)))
@@ -477,9 +478,9 @@ class CountAutoencoder(Generative, Trainable, Persistence):
         split = split or split_cells(adata.n_obs, seed)
         if n_genes is not None:
             keep = variable_genes(X[split.train], n_genes)
-            space, X = space.subset(keep), X[:, keep]
+            space, X = space.subset(keep), X.columns(keep)
             check_counts(X, adata.obs_names, space.symbols)              # a cell may have none of the chosen genes
-        library = np.asarray(X[split.train].sum(1)).ravel()
+        library = X.totals[split.train]
         if a.has_pseudo_inputs and a.n_pseudo_inputs > len(split.train):
             warnings.warn(f"{a.n_pseudo_inputs} pseudo-inputs are more than the {len(split.train)} training cells; "
                           f"taking {len(split.train)}.", stacklevel=2)

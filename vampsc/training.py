@@ -11,7 +11,7 @@ import keras, numpy as np, pandas as pd
 from keras import backend
 from tqdm import tqdm
 from . import kernels
-from .counts import Batches
+from .counts import Batches, as_counts
 
 # %% ../nbs/08_training.ipynb #profile
 @dataclasses.dataclass(frozen=True)
@@ -137,11 +137,12 @@ def compile_network(network, learning_rate):
 def fit(network, X, split, profile, seed=0, progress=True, callbacks=(), label="training"):
     """Train a Network on counts.
 
-    X : CSR (cells, genes). split : a Split; trains on .train, watches .validation. profile : a Profile.
+    X : Counts or any layout (cells, genes). split : a Split; trains on .train, watches .validation. profile : a Profile.
     seed : decides the order of the cells. progress : show losses and time left.
     Returns the history, a DataFrame with a row for each epoch. The network ends with its best weights.
     """
     compile_network(network, profile.learning_rate)
+    X = as_counts(X)
     rows = kernels.row_reader(X)
     train = _Inputs(X, split.train, profile.batch_size, shuffle=True, seed=seed, rows=rows)
     validation = _Inputs(X, split.validation, profile.batch_size, rows=rows)
