@@ -6,6 +6,7 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pytest
+import scanpy as sc
 from scipy import sparse
 
 from vampsc import models, organs
@@ -58,6 +59,11 @@ def test_every_way_of_reading_is_the_matrix(form, place, dtype, tmp_path):
             assert np.array_equal(c.dense(cells), expected[cells]) and c.dense(cells).dtype == np.float32
             assert np.array_equal(c[cells].toarray(), expected[cells]) and c[cells].dtype == np.float32
         assert np.array_equal(c[10:20].toarray(), expected[10:20])
+        for cells in ([-1, 4, -50], np.arange(50) % 3 == 0, slice(4, None, 7)):
+            cells = cells if isinstance(cells, slice) else np.array(cells)
+            assert np.array_equal(c.dense(cells), expected[cells]) and np.array_equal(c[cells].toarray(), expected[cells])
+        with pytest.raises(IndexError): c.dense(np.array([50]))
+        assert np.array_equal(c.columns(np.array([-1])).toarray(), expected[:, [-1]])
         keep = np.array([2, 3, 17, 24])
         assert np.array_equal(c.columns(keep).dense(np.arange(50)), expected[:, keep])
         assert np.array_equal(c.columns(keep).totals, expected[:, keep].sum(1))
@@ -88,6 +94,27 @@ def test_messages_name_cells_beyond_the_first_block(monkeypatch, tmp_path):
     counts = Counts(poisson(), WHERE, 25)
     check_counts(counts)
     assert counts.share == pytest.approx(truth(poisson()).sum() / poisson().sum())
+
+
+def test_counts_that_were_changed_are_refused():
+    "scanpy normalises in place; the model would go on with logarithms."
+    adata = organs.load("pancreas")[:100].copy()
+    model, of_a_copy = (models.VAE(a, n_genes=50, n_latent=2, hidden=(8,)) for a in (adata, adata.copy()))
+    raw, before = adata.copy(), model.get_elbo()["elbo"]
+    sc.pp.normalize_total(adata)
+    sc.pp.log1p(adata)
+    for verb in (model.train, model.get_elbo, model.get_latent_representation):
+        with pytest.raises(ValueError, match=r"changed since.*adata.copy\(\)"): verb()
+    assert model.get_elbo(raw)["elbo"] == before == of_a_copy.get_elbo()["elbo"]
+
+
+def test_a_nan_in_a_gene_without_a_place_leaves_the_share():
+    X = poisson()
+    share = truth(X).sum() / X.sum()
+    X[3, np.flatnonzero(WHERE == -1)[0]] = np.nan
+    counts = Counts(X, WHERE, 25)
+    check_counts(counts)
+    assert counts.share == pytest.approx(share, abs=0.01)
 
 
 def test_a_backed_file_gives_the_model_that_memory_gives(tmp_path):

@@ -56,6 +56,15 @@ def test_training_from_the_device_is_training_from_the_host(monkeypatch):
     np.testing.assert_allclose(*histories, rtol=1e-5)
 
 
+@needs_jax
+def test_the_device_holds_one_copy_and_that_of_its_genes(X):
+    all_genes = counts.Counts(X)
+    read = kernels.row_reader(all_genes, on_device=True)
+    assert kernels.row_reader(all_genes, on_device=True) is read
+    fewer = kernels.row_reader(all_genes.columns(np.arange(5)), on_device=True)
+    np.testing.assert_array_equal(np.asarray(fewer(np.array([7]))), X[[7], :5].toarray())
+
+
 def test_memory_is_used_again_only_when_free():
     first = kernels._aligned((1000, 1000))
     place, part = first.ctypes.data, first[3:4]

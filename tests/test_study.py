@@ -175,12 +175,13 @@ def test_organ_notebook_refuses_data_that_are_no_counts(adata, tmp_path):
 def test_report_command_prints_the_table_and_the_paths(runs, tmp_path, monkeypatch):
     "The notebook itself is run by the test above; here the words that follow it."
     def finished(out, **parameters):
+        assert parameters["max_epochs"] == 7
         out.mkdir()
         study.table(runs).to_csv(out / "table.csv")
         (out / "report.html").write_text("page")
         return out / "report.html"
     monkeypatch.setattr(study, "report", finished)
-    done = invoke("report", "pancreas", "--out", tmp_path / "run")
+    done = invoke("report", "pancreas", "--out", tmp_path / "run", "--max-epochs", 7)
     assert done.exit_code == 0, done.output
     assert all(word in done.output for word in ("VAMP", "PCs for 95 %", "ELBO", "table.csv", "report.html"))
     assert "nan" not in done.output

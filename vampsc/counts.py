@@ -40,14 +40,15 @@ class Counts:
 
     Parameters
     ----------
-    X : (cells, genes of the data) counts of any layout. Sparse rows or a dense matrix of a backed AnnData stay in their file;
-        what is not CSR float32 in memory becomes so.
+    X : (cells, genes of the data) counts of any layout. Sparse rows or a dense matrix of a whole backed AnnData stay in their
+        file; what is not CSR float32 in memory becomes so, and what is, is used as it is: keep it unchanged.
     where : the place of each gene of the data among n_genes, or -1; several that share a place are added up.
         None: the data's genes, in their order.
 
     `counts[cells]` is CSR float32, `counts.dense(cells)` a dense float32 array, both (cells, genes); cells are positions.
     """
     share = float("nan")              # of the data's counts, how much has a place; known after check_counts
+    seen = None                       # a mark of the values that check_counts saw
 
     def __init__(self, X, where=None, n_genes=None):
         self.source = _in_file(X) or _InMemory(X)
@@ -65,23 +66,30 @@ class Counts:
     def __getitem__(self, cells): return self.placed(self.source.rows(cells))
     def placed(self, rows): return rows if self.same else project(rows, self.where, self.shape[1])
 
-    def dense(self, cells): return dense_rows(*self.source.parts(cells), self.where, self.shape[1])
+    def dense(self, cells): return dense_rows(*self.source.parts(self.everyone[cells]), self.where, self.shape[1])
+    @functools.cached_property
+    def everyone(self): return np.arange(len(self))
     def toarray(self): return self[:].toarray()
 
     def columns(self, which):
         "The same cells on fewer genes: positions of the genes to keep, in order."
+        which = np.arange(self.shape[1])[which]
         place = np.full(self.shape[1] + 1, -1)                                # the last entry answers for -1
         place[which] = np.arange(len(which))
         fewer = copy.copy(self)
         fewer.where, fewer.shape, fewer.same = place[self.where].astype("int32"), (len(self), len(which)), False
-        fewer.__dict__.pop("totals", None)
+        for name in ("totals", "on_device"): fewer.__dict__.pop(name, None)   # they are of all genes
         return fewer
 
     def blocks(self, cells=4096):
         "So many cells after so many: (position of the first, CSR, the sum of all their counts, also of genes without a place)."
         for start in range(0, len(self), cells):
             rows = self.source.rows(slice(start, start + cells))
-            yield start, self.placed(rows), rows.data.sum(dtype="float64")
+            yield start, self.placed(rows), rows.data.sum(dtype="float64", where=np.isfinite(rows.data))
+
+    def changed(self):
+        "Are these no longer the values that check_counts saw? In memory they are the data's own, which others can change."
+        return self.seen is not None and self.seen != self.source.mark()
 
     @functools.cached_property
     def totals(self):
@@ -103,6 +111,9 @@ class _InMemory:
 
     def rows(self, cells): return csr_float32(self.csr if isinstance(cells, slice) and cells == slice(None) else self.csr[cells])
     def parts(self, cells): return self.csr.data, self.csr.indices, self.csr.indptr, cells
+    def mark(self):
+        data = self.csr.data
+        return len(data), float(data[::len(data) // 10_000 + 1].sum(dtype="float64"))
 
 class _SparseFile:
     "Rows of a CSR matrix in an h5ad or zarr file."
@@ -118,6 +129,8 @@ class _SparseFile:
         read = lambda values: np.concatenate([values[self.indptr[r[0]]:self.indptr[r[-1] + 1]] for r in runs] or [values[:0]])
         lengths = self.indptr[rows + 1] - self.indptr[rows]
         return read(self.data), read(self.indices), np.concatenate([[0], np.cumsum(lengths)]), back
+
+    def mark(self): return self.nnz
 
     def rows(self, cells):
         data, indices, indptr, back = self.parts(np.arange(self.shape[0])[cells])
@@ -136,6 +149,8 @@ class _DenseFile:
     def parts(self, cells):
         csr = self.rows(cells)
         return csr.data, csr.indices, csr.indptr, np.arange(len(cells))
+
+    def mark(self): return self.nnz
 
 def _in_file(X):
     "A source for what lies in a file and can be read by rows, else None."
@@ -232,7 +247,7 @@ def _looked_through(X):
         found.append((v.min(initial=0), v.max(initial=0), broken, np.count_nonzero(v)))
         totals.append(cell_totals(block))
         everything += total
-    X.totals = np.concatenate(totals)
+    X.totals, X.seen = np.concatenate(totals), X.source.mark()
     with np.errstate(invalid="ignore"): X.share = float(X.totals.sum() / everything) if everything else 1.0
     low, high, broken, nonzero = np.array(found).T
     return low.min(), high.max(), int(broken.sum()), int(nonzero.sum())

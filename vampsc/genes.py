@@ -202,12 +202,13 @@ def matrix_of(adata, layer=None):
     return csr_float32(values_of(adata, layer))
 
 def values_of(adata, layer=None):
-    "X of an AnnData, or the named layer, as it is: of a backed one still in its file."
+    "X of an AnnData, or the named layer, as it is: X of a backed one is still in its file."
     layers = ", ".join(adata.layers) or "none"
-    if layer is None and adata.X is None: raise GeneSpaceError(f"adata.X is empty: pass layer=; layers: {layers}")
     if layer is not None and layer not in adata.layers:
         raise GeneSpaceError(f"no layer '{layer}' in adata.layers; it has: {layers}")
-    return adata.X if layer is None else adata.layers[layer]
+    values = adata.X if layer is None else adata.layers[layer]               # once: a view makes a new matrix each time
+    if values is None: raise GeneSpaceError(f"adata.X is empty: pass layer=; layers: {layers}")
+    return values
 
 # %% ../nbs/00_genes.ipynb #mapping-report
 @dataclass(frozen=True)

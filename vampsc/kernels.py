@@ -315,8 +315,10 @@ def row_reader(X, on_device=None):
     """
     if on_device and backend.backend() != "jax":
         raise ValueError(f"counts stay on the device only with the JAX backend, not {backend.backend()}; set KERAS_BACKEND=jax.")
-    if fits_on_device(X) if on_device is None else on_device and X.nnz: return rows_on_device(X[:])
-    return X.dense
+    if not (fits_on_device(X) if on_device is None else on_device and X.nnz): return X.dense
+    if X.nnz >= 2**31: raise ValueError(f"{X.nnz:,} non-zeros are too many to be kept on the device.")
+    if not hasattr(X, "on_device"): X.on_device = rows_on_device(X[:])                    # one copy for all who read
+    return X.on_device
 
 # %% ../nbs/13_speed.ipynb #adam-kernel
 @_inlined

@@ -7,11 +7,17 @@ __all__ = ['activity', 'active_units', 'activity_split_half', 'active_units_spli
            'n_components_split_half', 'n_labelled', 'silhouette_samples', 'silhouette', 'nmi_ari', 'knn_purity']
 
 # %% ../nbs/09_metrics.ipynb #imports
+import math
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 import numpy as np
 import pandas as pd
+from joblib import cpu_count
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.neighbors import NearestNeighbors
+from threadpoolctl import threadpool_limits
+from . import kernels
 
 # %% ../nbs/09_metrics.ipynb #as-matrix
 def _as_matrix(z, name="embedding"):
@@ -153,20 +159,62 @@ def n_labelled(labels):
     "Number of cells that have a label, that is, whose label is not NaN, None or an empty string."
     return int((_label_codes(labels) >= 0).sum())
 
+# %% ../nbs/09_metrics.ipynb #tile-sums
+@kernels._inlined
+def _roots(squares, out):
+    for k in range(len(squares)): out[k] = math.sqrt(squares[k]) if squares[k] > 0 else 0.0     # rounding can leave -1e-16
+
+@kernels._inlined
+def _add(values, to):
+    for k in range(len(values)): to[k] += values[k]
+
+@kernels._summing
+def _total(values):
+    total = 0.0
+    for v in values: total += v
+    return total
+
+@kernels._jit(nogil=True)
+def _tile_sums(squares, row_types, ends, by_row, by_column):
+    """Add up the roots of a tile of squared distances, by type.
+
+    squares : (rows, columns); the columns of type t are ends[t] to ends[t + 1]. row_types : of the rows.
+    by_row : (rows, types of the columns) and by_column : (types of the rows, columns), zeros at first, are filled.
+    """
+    distances = np.empty(squares.shape[1])
+    for i in range(len(squares)):
+        _roots(squares[i], distances)
+        _add(distances, by_column[row_types[i]])
+        for t in range(len(ends) - 1): by_row[i, t] = _total(distances[ends[t]:ends[t + 1]])
+
 # %% ../nbs/09_metrics.ipynb #distance-sums
-def _distance_sums(z, onehot, block_size):
-    "Sums over each type of the Euclidean distances from every cell: (cells, types), in tiles of block_size cells."
+_alone = Lock()                            # the limit on BLAS's threads holds for the whole process
+
+def _tile(left, right, codes, rows, columns):
+    "What one tile adds to the sums: (rows, types in the columns), (columns, types in the rows), and which types these are."
+    squares = left[rows] @ right[columns].T
+    if rows == columns: np.fill_diagonal(squares, 0)
+    of_rows, of_columns = (slice(c[0], c[-1] + 1) for c in (codes[rows], codes[columns]))
+    ends = np.searchsorted(codes[columns], np.arange(of_columns.start, of_columns.stop + 1))
+    by_row, by_column = np.zeros((len(squares), len(ends) - 1)), np.zeros((of_rows.stop - of_rows.start, squares.shape[1]))
+    _tile_sums(squares, codes[rows] - of_rows.start, ends, by_row, by_column)
+    return by_row, by_column.T, of_rows, of_columns
+
+def _distance_sums(z, codes, block_size):
+    """Sums over each type of the Euclidean distances from every cell: (cells, types).
+
+    codes : types of the cells, 0, 1, ..., sorted. block_size : cells on one side of a tile. Each core works on a tile of its own.
+    """
     norm, one = (z * z).sum(1, keepdims=True), np.ones((len(z), 1))
     left, right = np.hstack([-2 * z, norm, one]), np.hstack([z, one, norm])
-    sums = np.zeros((len(z), onehot.shape[1]))
-    starts = range(0, len(z), block_size)
-    tiles = ((slice(i, i + block_size), slice(j, j + block_size)) for i in starts for j in starts if j >= i)
-    for rows, columns in tiles:
-        distance = left[rows] @ right[columns].T
-        np.sqrt(np.maximum(distance, 0, out=distance), out=distance)   # rounding can leave -1e-16
-        if rows == columns: np.fill_diagonal(distance, 0)
-        sums[rows] += distance @ onehot[columns]
-        if rows != columns: sums[columns] += distance.T @ onehot[rows]
+    sums = np.zeros((len(z), codes[-1] + 1))
+    starts = [slice(i, i + block_size) for i in range(0, len(z), block_size)]
+    with _alone, threadpool_limits(1, "blas"), ThreadPoolExecutor(cpu_count()) as cores:
+        for k, rows in enumerate(starts):
+            found = cores.map(lambda columns: _tile(left, right, codes, rows, columns), starts[k:])
+            for columns, (by_row, by_column, of_rows, of_columns) in zip(starts[k:], found):
+                sums[rows, of_columns] += by_row
+                if rows != columns: sums[columns, of_rows] += by_column
     return sums
 
 # %% ../nbs/09_metrics.ipynb #widths
@@ -193,15 +241,15 @@ def _labelled_part(z, labels, what):
     return z, codes, known, sizes
 
 # %% ../nbs/09_metrics.ipynb #silhouette-samples
-def silhouette_samples(z, labels, block_size=512):
+def silhouette_samples(z, labels, block_size=1024):
     """Silhouette of each cell with respect to its label, Euclidean, exact (Rousseeuw 1987).
 
     Parameters
     ----------
     z : (cells, units) embedding.
     labels : one per cell; NaN, None or an empty string means unlabelled.
-    block_size : cells in one side of a tile of distances; memory is about 8 * block_size^2 bytes plus
-        a few copies of z. The result does not depend on it.
+    block_size : cells in one side of a tile of distances; memory is about 8 * block_size^2 bytes for each
+        core plus a few copies of z. The result does not depend on it.
 
     Returns
     -------
@@ -213,14 +261,14 @@ def silhouette_samples(z, labels, block_size=512):
     """
     if block_size < 1: raise ValueError(f"block_size must be at least 1 cell; got {block_size}.")
     z, codes, known, sizes = _labelled_part(z, labels, "The silhouette")
-    codes = codes[known]
-    sums = _distance_sums(_centred(z[known]), np.eye(len(sizes))[codes], block_size)
+    by_type = np.flatnonzero(known)[np.argsort(codes[known], kind="stable")]
+    sums = _distance_sums(_centred(z[by_type]), codes[by_type], block_size)
     widths = np.full(len(z), np.nan)
-    widths[known] = _widths(sums, codes, sizes)
+    widths[by_type] = _widths(sums, codes[by_type], sizes)
     return widths
 
 # %% ../nbs/09_metrics.ipynb #silhouette
-def silhouette(z, labels, block_size=512):
+def silhouette(z, labels, block_size=1024):
     """Average silhouette width (ASW) over the labelled cells, Euclidean, exact, not rescaled (the paper's Table 2).
 
     Parameters and errors as in `silhouette_samples`; `n_labelled(labels)` says how many cells were used.

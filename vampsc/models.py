@@ -224,6 +224,9 @@ class Inference:
 
     def _own_counts(self):
         if self.X is None: raise ValueError("this model was loaded without its data; hand cells in with adata=.")
+        if self.X.changed():
+            raise ValueError("the counts that this model was made of were changed since, perhaps normalised in place; make the "
+                             "model of a copy, as in VAMP(adata.copy()), or hand the raw counts in with adata=.")
         return self.X
 
     def _noise(self, rng, n): return rng.standard_normal((n, self.network.n_latent)).astype("float32")

@@ -247,10 +247,11 @@ def report_command(data: str = typer.Argument(help="An .h5ad of raw counts, or t
                    label_key: str = option("cell_type", "Column of obs with cell types, or none."),
                    models: str = option("ae,vae,iaf,vamp", "Which models, with commas."),
                    profile: str = option("quick", "quick, or paper for the paper's settings."),
-                   seed: int = option(0, "Decides split, weights, order and noise.")):
+                   seed: int = option(0, "Decides split, weights, order and noise."),
+                   max_epochs: int = option(None, "Instead of the profile's.")):
     "Compare the models on one data set: an executed notebook, a page, a table and figures."
     source = {"data": data} if data.endswith(".h5ad") else {"organ": data}
-    page = report(out, **source, models=models, profile=profile, seed=seed,
+    page = report(out, **source, models=models, profile=profile, seed=seed, max_epochs=max_epochs,
                   label_key=None if label_key == "none" else label_key)
     typer.echo("\n" + show_table(pd.read_csv(out / "table.csv", index_col="model")).T.to_string() + "\n")
     for path in sorted(p for p in out.iterdir() if p.is_file()): typer.echo(path.as_posix())

@@ -26,7 +26,7 @@ class Profile:
 
 PROFILES = {
     "paper": Profile(learning_rate=5e-5, lr_patience=10, patience=100, max_epochs=10_000),
-    "quick": Profile(learning_rate=2e-3, lr_patience=3, patience=10, max_epochs=30, n_genes=4000),
+    "quick": Profile(learning_rate=2e-3, lr_patience=3, patience=10, max_epochs=100, n_genes=4000),
 }
 
 # %% ../nbs/08_training.ipynb #get-profile
