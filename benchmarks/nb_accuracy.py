@@ -9,13 +9,13 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from scvi.distributions import NegativeBinomial      # before TensorFlow: both bring an LLVM, and only in this order do they get along
 import mpmath
 import numpy as np
 import pandas as pd
 import tensorflow as tf
 import tensorflow_probability as tfp
 import torch
-from scvi.distributions import NegativeBinomial
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))

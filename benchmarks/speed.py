@@ -19,12 +19,12 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import scvi                    # before TensorFlow: both bring an LLVM, and only in this order do they get along
 import keras
 import lightning
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import scvi
 import tensorflow as tf
 from keras import layers, ops
 
