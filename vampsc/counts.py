@@ -49,6 +49,7 @@ class Counts:
     """
     share = float("nan")              # of the data's counts, how much has a place; known after check_counts
     seen = None                       # a mark of the values that check_counts saw
+    names, batch = None, None         # of the cells; (the code of each cell's batch, how many batches there are)
 
     def __init__(self, X, where=None, n_genes=None):
         self.source = _in_file(X) or _InMemory(X)
@@ -65,6 +66,10 @@ class Counts:
 
     def __getitem__(self, cells): return self.placed(self.source.rows(cells))
     def placed(self, rows): return rows if self.same else project(rows, self.where, self.shape[1])
+
+    def one_hot(self, cells):
+        "The batches of these cells, float32 (cells, batches), or None where no batches are known."
+        return None if self.batch is None else np.eye(self.batch[1], dtype="float32")[self.batch[0][cells]]
 
     def dense(self, cells): return dense_rows(*self.source.parts(self.everyone[cells]), self.where, self.shape[1])
     @functools.cached_property
@@ -341,7 +346,8 @@ class Batches(keras.utils.PyDataset):
         otherwise shuffle the batches once more with a generator of its own.
     rows : positions -> dense rows of X; by default the fastest `kernels.row_reader`. Several Batches can share one.
 
-    Item b is a float32 array (cells of the batch, genes). `epoch` can be set, to go on where a run was stopped.
+    Item b is a float32 array (cells of the batch, genes); where X knows of batches in the sense of donors or studies, a pair of
+    it and those, one-hot. `epoch` can be set, to go on where a run was stopped.
     """
     def __init__(self, X, indices=None, batch_size=128, shuffle=False, seed=0, rows=None, **kwargs):
         super().__init__(**kwargs)
@@ -356,7 +362,9 @@ class Batches(keras.utils.PyDataset):
     def epoch(self, epoch): self._epoch, self.order = int(epoch), _order(self, int(epoch))
 
     def __len__(self): return _number_of_batches(self)
-    def __getitem__(self, b): return self.rows(self.cells(b))
+    def __getitem__(self, b):
+        cells = self.cells(b)
+        return self.rows(cells) if self.X.batch is None else (self.rows(cells), self.X.one_hot(cells))
     def cells(self, b): return _cells_of(self, b)
     def on_epoch_end(self): self.epoch += 1
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KNOWN', 'ID_COLUMNS', 'SYMBOL_COLUMNS', 'GeneSpaceError', 'bare_ids', 'GeneSpace', 'positions', 'csr_float32',
-           'matrix_of', 'values_of', 'MappingReport', 'project', 'mapping', 'resolve']
+           'matrix_of', 'raw_of', 'values_of', 'MappingReport', 'project', 'mapping', 'resolve']
 
 # %% ../nbs/00_genes.ipynb #imports
 import dataclasses, re, warnings
@@ -200,6 +200,9 @@ def csr_float32(matrix, block=4096):
 def matrix_of(adata, layer=None):
     "The counts of an AnnData (X, or the named layer) as csr_float32."
     return csr_float32(values_of(adata, layer))
+
+def raw_of(adata):
+    raise GeneSpaceError("no raw")
 
 def values_of(adata, layer=None):
     "X of an AnnData, or the named layer, as it is: X of a backed one is still in its file."

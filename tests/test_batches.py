@@ -1,0 +1,211 @@
+"""Covariates: models that are told each cell's batch."""
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from vampsc import metrics, models, organs
+from vampsc.counts import Batches, Counts
+
+SMALL = dict(n_genes=200, n_latent=8, hidden=(64,), n_pseudo_inputs=20)
+HOW = dict(progress=False, batch_size=64)
+
+
+@pytest.fixture(scope="module")
+def adata():
+    """Cells of two laboratories: in the second, half of the genes are caught three times as well, whatever the cell."""
+    cells = organs.load("pancreas")[:900].copy()
+    rng = np.random.default_rng(0)
+    lab = rng.integers(2, size=len(cells))
+    keep = np.where(lab[:, None] & (rng.random(cells.n_vars) < 0.5)[None, :], 0.2, 0.9)
+    X = cells.X.toarray()
+    cells.X = sp.csr_matrix(rng.binomial(X.astype(int), keep).astype("float32"))
+    cells.obs["lab"] = np.array(["north", "south"])[lab]
+    return cells
+
+
+@pytest.fixture(scope="module")
+def trained(adata):
+    return {name: models.VAMP(adata, **SMALL, **more).train(max_epochs=60, **HOW)
+            for name, more in dict(without=dict(), decoder=dict(batch_key="lab"), both=dict(batch_key="lab", encode_batch=True)).items()}
+
+
+def test_the_embedding_of_a_model_that_knows_the_batch_mixes_them(adata, trained):
+    asw = {name: metrics.silhouette(m.get_latent_representation(), adata.obs["lab"]) for name, m in trained.items()}
+    types = {name: metrics.silhouette(m.get_latent_representation(), adata.obs["cell_type"]) for name, m in trained.items()}
+    assert asw["without"] > 0.02 and asw["decoder"] < asw["without"] / 2 and asw["both"] < asw["without"] / 2
+    assert min(types["decoder"], types["both"]) > types["without"] - 0.1
+    elbo = {name: m.get_elbo(indices=m.split.test)["elbo"] for name, m in trained.items()}
+    assert max(elbo["decoder"], elbo["both"]) > elbo["without"]
+
+
+def test_one_hot_batches_come_with_the_counts():
+    X = Counts(sp.csr_matrix(np.arange(1, 13, dtype="float32").reshape(4, 3)))
+    X.batch = np.array([0, 2, 1, 2]), 3
+    counts, batch = Batches(X, [1, 2], batch_size=2)[0]
+    assert counts.tolist() == [[4, 5, 6], [7, 8, 9]] and batch.tolist() == [[0, 0, 1], [0, 1, 0]] and batch.dtype == np.float32
+    assert Counts(sp.eye(3, format="csr")).one_hot([0]) is None
+
+
+def test_without_a_batch_key_nothing_changes(adata, trained):
+    network = trained["without"].network
+    assert network.n_batches == 0 and network.decoder.body.layers[0].kernel.shape[0] == 8
+    assert trained["decoder"].network.decoder.body.layers[0].kernel.shape[0] == 10
+    assert trained["decoder"].network.encoder.layers[0].kernel.shape[0] == 200 == trained["both"].network.encoder.layers[0].kernel.shape[0] - 2
+
+
+def test_pseudo_inputs_are_of_the_batch_of_their_cell(adata, trained):
+    model = trained["both"]
+    batch = np.asarray(model.network.pseudo_batch)
+    assert batch.shape == (20, 2) and (batch.sum(1) == 1).all() and batch.mean(0).min() > 0.1
+    assert trained["decoder"].network.pseudo_batch is None
+
+
+def test_a_vamp_prior_of_one_pseudo_input_is_that_cells_posterior(adata):
+    "K = 1 with u = x and its batch: no KL, also where the encoder is told the batch."
+    model = models.VAMP(adata, batch_key="lab", encode_batch=True, **{**SMALL, "n_pseudo_inputs": 1})
+    net, cell = model.network, np.array([5])
+    from vampsc.networks import log_normalise
+    net.prior.pseudo_inputs.assign(log_normalise(model.X.dense(cell)))
+    net.pseudo_batch.assign(model.X.one_hot(cell))
+    x = (model.X.dense(cell), model.X.one_hot(cell))
+    z, log_q = net.sample(net.encode_counts(x), np.ones((1, 8), "float32"))
+    assert abs(float(net.kl(None, z, log_q, net.components())[0])) < 1e-4
+    net.pseudo_batch.assign(1 - model.X.one_hot(cell))
+    assert abs(float(net.kl(None, z, log_q, net.components())[0])) > 1e-3
+
+
+def test_transform_batch_decodes_as_of_the_other(adata, trained):
+    model = trained["decoder"]
+    own, north, south = (model.get_normalized_expression(transform_batch=t, n_mc_samples=2, library_size=1e4) for t in (None, "north", "south"))
+    is_south = (adata.obs["lab"] == "south").to_numpy()
+    assert np.allclose(own[is_south], south[is_south]) and np.allclose(own[~is_south], north[~is_south])
+    measured = np.log(np.asarray(adata[is_south].to_df().mean() / adata[~is_south].to_df().mean()))
+    counted = dict(zip(adata.var_names, measured))
+    shift = [(np.log(south[i].mean() / north[i].mean()), counted[s]) for i, s in zip(model.genes.ids, model.genes.symbols) if s in counted]
+    fitted, seen = np.array([p for p in shift if np.isfinite(p).all()]).T
+    assert len(seen) > 150 and np.corrcoef(fitted, seen)[0, 1] > 0.65                     # the laboratory's effect on each gene
+    with pytest.raises(ValueError, match="lab 'west' is not known; there are north, south"): model.get_normalized_expression(transform_batch="west")
+    with pytest.raises(ValueError, match="knows no batches"): trained["without"].get_normalized_expression(transform_batch="north")
+
+
+def test_new_cells_have_batches(trained):
+    cells = trained["both"].sample_prior(300)
+    assert set(cells.obs["lab"]) == {"north", "south"} and set(trained["both"].sample_prior(5, batch="south").obs["lab"]) == {"south"}
+    assert "lab" not in trained["without"].sample_prior(5).obs
+    with pytest.raises(ValueError, match="lab 'west' is not known"): trained["both"].sample_prior(5, batch="west")
+
+
+def test_saved_and_loaded(adata, trained, tmp_path):
+    trained["both"].save(tmp_path / "m")
+    again = models.load(tmp_path / "m")
+    few = adata[100:140]
+    assert np.array_equal(again.get_latent_representation(few), trained["both"].get_latent_representation(few))
+    assert np.array_equal(again.sample_prior(20).X.toarray(), trained["both"].sample_prior(20).X.toarray())
+    assert again.batches == ["north", "south"] and "2 batches of 'lab'" in repr(again)
+
+
+def test_unseen_batches_are_refused_by_name(adata, trained):
+    few = adata[:30].copy()
+    few.obs["lab"] = ["north"] * 28 + ["east", "west"]
+    for verb in ("get_latent_representation", "get_reconstruction_error", "get_elbo", "get_normalized_expression"):
+        with pytest.raises(ValueError, match="lab east, west was not seen in training, which knew north, south"): getattr(trained["decoder"], verb)(few)
+    assert np.isfinite(trained["decoder"].get_latent_representation(few, indices=[0, 1])).all()
+
+
+@pytest.mark.parametrize("values, message", [
+    (None, "no column 'lab' for the batches; there are cell_type"), (["a", None] * 15, "15 of 30 cells have no lab"),
+    (["a", " "] * 15, "15 of 30 cells have no lab"), (range(30), "30 values for 30 cells")])
+def test_a_column_that_is_no_batch(adata, values, message):
+    few = adata[:30].copy()
+    del few.obs["lab"]
+    if values is not None: few.obs["lab"] = list(values)
+    with pytest.raises(ValueError, match=message): models.VAE(few, batch_key="lab", **SMALL)
+
+
+def test_a_batch_without_training_cells_is_said(adata):
+    few = adata[:30].copy()
+    few.obs["lab"] = "north"
+    few.obs.iloc[models.split_cells(30, 0).test[:1], few.obs.columns.get_loc("lab")] = "south"
+    with pytest.warns(UserWarning, match="lab south has no training cell"): models.AE(few, batch_key="lab", n_genes=50, hidden=(4,), n_latent=2)
+
+
+# ---- transfer
+
+def test_transfer_starts_where_the_model_is(adata, trained):
+    model, query = trained["decoder"], adata[:200]
+    same = model.transfer(query, max_epochs=0)
+    assert np.array_equal(same.get_latent_representation(), model.get_latent_representation(indices=range(200)))
+    assert len(same.history) == 0 and len(model.history) == 60 and same.split != model.split
+    better = model.transfer(query, max_epochs=5, **HOW)
+    assert len(better.history) == 5 and better.history["val_loss"].min() < same.transfer(query, max_epochs=1, learning_rate=1e-9, **HOW).history["val_loss"][1]
+    assert np.array_equal(same.get_latent_representation(), model.get_latent_representation(indices=range(200)))
+
+
+@pytest.mark.parametrize("name", ["decoder", "both"])
+def test_transfer_adds_batches(adata, trained, name):
+    model, query = trained[name], adata[:200].copy()
+    query.obs["lab"] = "west"
+    new = model.transfer(query, max_epochs=0)
+    assert new.batches == ["north", "south", "west"] and new.network.n_batches == 3
+    old_rows, rows = (np.asarray(m.network.decoder.body.layers[0].kernel) for m in (model, new))
+    assert np.array_equal(rows[:10], old_rows) and np.allclose(rows[10], old_rows[8:].mean(0))
+    assert np.isfinite(new.get_elbo()["elbo"]) and np.isfinite(new.get_latent_representation(adata[200:220])).all()
+    trained_on = model.transfer(query, max_epochs=3, **HOW)
+    assert trained_on.get_elbo()["elbo"] > new.get_elbo()["elbo"]
+    assert trained_on.transfer(query, max_epochs=0).batches == ["north", "south", "west"]
+
+
+def test_transfer_to_other_genes(adata, trained):
+    query = adata[:100, ::-1].copy()
+    assert np.array_equal(trained["without"].transfer(query, max_epochs=0).get_latent_representation(), trained["without"].get_latent_representation(indices=range(100)))
+
+
+# ---- the verbs that give expression and counts
+
+def test_normalized_expression(adata, trained):
+    model = trained["without"]
+    one = model.get_normalized_expression(indices=[3, 5], gene_list=["INS", "ENSG00000115263"], n_mc_samples=3)
+    assert list(one.columns) == ["INS", "ENSG00000115263"] and list(one.index) == list(adata.obs_names[[3, 5]]) and (one.dtypes == "float32").all()
+    whole = model.get_normalized_expression(indices=[3, 5], n_mc_samples=3)
+    assert np.allclose(whole["ENSG00000115263"], one["ENSG00000115263"])
+    assert np.allclose(model.get_normalized_expression(indices=[3, 5], n_mc_samples=3, library_size=1), whole / 1e4, rtol=1e-4)
+    observed = model.get_normalized_expression(indices=[3, 5], n_mc_samples=3, library_size="observed")
+    assert np.allclose(observed, whole * model.X.totals[[3, 5], None] / 1e4, rtol=1e-4)
+    with pytest.raises(ValueError, match="'INSULIN' is not a gene of the model"): model.get_normalized_expression(gene_list=["INSULIN"])
+
+
+def test_denoised_expression_is_near_the_counts_of_its_cell_type(adata, trained):
+    model = trained["without"]
+    expected = model.get_normalized_expression(library_size="observed").to_numpy()
+    beta = (adata.obs["cell_type"] == "beta").to_numpy()
+    means = np.log1p(expected[beta].mean(0)), np.log1p(model.X.toarray()[beta].mean(0))
+    assert np.corrcoef(*means)[0, 1] > 0.88
+
+
+def test_posterior_predictive_samples(trained):
+    model = trained["without"]
+    cells = model.posterior_predictive_sample(indices=range(50), n_samples=40)
+    assert cells.shape == (2000, 200) and cells.X.dtype == np.float32 and cells.X.format == "csr" and (cells.X.data == np.round(cells.X.data)).all()
+    assert cells.obs["cell"].nunique() == 50 and cells.obs["sample"].max() == 39 and cells.obs_names.is_unique
+    expected = model.get_normalized_expression(indices=range(50), n_mc_samples=40, library_size="observed").to_numpy()
+    drawn = cells.X.toarray().reshape(40, 50, 200).mean(0)
+    assert np.corrcoef(np.log1p(drawn).ravel(), np.log1p(expected).ravel())[0, 1] > 0.95
+    assert abs(drawn.sum() / expected.sum() - 1) < 0.05
+    assert model.posterior_predictive_sample(indices=[0]).n_obs == 1
+
+
+def test_embed_returns_the_key(adata, trained):
+    cells = adata[:20].copy()
+    assert trained["without"].embed(cells) == "X_vamp" and cells.obsm["X_vamp"].dtype == np.float32
+    assert np.array_equal(cells.obsm["X_vamp"], trained["without"].get_latent_representation(indices=range(20)))
+    assert trained["without"].embed(cells, key="X") == "X"
+
+
+def test_only_the_cells_asked_for_are_checked(adata, trained):
+    cells = adata[:20].copy()
+    cells.X[3] = -1
+    model = trained["without"]
+    assert np.array_equal(model.get_latent_representation(cells, indices=[7, 5, 7]), model.get_latent_representation(indices=[7, 5, 7]))
+    with pytest.raises(ValueError, match="negative"): model.get_latent_representation(cells)
+    for wrong in ([20], [0.5], np.ones(3, bool)):
+        with pytest.raises(ValueError, match="indices"): model.get_latent_representation(adata[:20], indices=wrong)

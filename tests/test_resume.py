@@ -1,0 +1,233 @@
+"""A run that is killed, interrupted or goes wrong: it goes on, or says where it stopped, and nothing is lost."""
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import keras
+import numpy as np
+import pytest
+
+from vampsc import models, organs, training
+
+SMALL = dict(n_genes=150, n_latent=4, hidden=(16,), n_pseudo_inputs=20)
+HOW = dict(progress=False, lr_patience=1, batch_size=32)
+
+
+@pytest.fixture(scope="module")
+def adata(): return organs.load("pancreas")[:400]
+
+
+def new(adata, kind="VAMP", **more): return models.PRESETS[kind](adata, **{**SMALL, **more})
+def weights(model): return [np.array(w) for w in model.network.get_weights()]
+
+
+def same(model, other):
+    "To the last digit, the time taken left out."
+    assert model.history.drop(columns="seconds").equals(other.history.drop(columns="seconds"))
+    assert all(np.array_equal(a, b) for a, b in zip(weights(model), weights(other), strict=True))
+
+
+class At(keras.callbacks.Callback):
+    "Calls a function at the given batch of the given epoch (from 0), once."
+    def __init__(self, epoch, batch, action):
+        super().__init__()
+        self.place, self.action = (epoch, batch), action
+    def on_epoch_begin(self, epoch, logs=None): self.epoch = epoch
+    def on_train_batch_begin(self, batch, logs=None):
+        if (self.epoch, batch) == self.place:
+            self.place = None
+            self.action(self.model)
+
+
+def interrupt(model): raise KeyboardInterrupt
+
+
+# ---- going on
+
+@pytest.mark.parametrize("kind", ["AE", "VAMP", "IAF", "HVAMP"])
+def test_a_run_in_two_parts_equals_one(adata, tmp_path, kind):
+    whole = new(adata, kind).train(max_epochs=6, **HOW)
+    new(adata, kind).train(max_epochs=3, checkpoint=tmp_path / "c", **HOW)
+    same(new(adata, kind).train(max_epochs=6, checkpoint=tmp_path / "c", resume=True, **HOW), whole)
+
+
+def test_the_counters_and_the_learning_rate_go_on(adata, tmp_path):
+    "With a learning rate that makes no progress, both the halvings and the stop come when they would have come."
+    how = dict(HOW, learning_rate=0.1, patience=3, max_epochs=40)
+    whole = new(adata).train(**how)
+    assert len(whole.history) < 40 and whole.history["learning_rate"].nunique() > 2
+    for stop in (2, len(whole.history) - 1):
+        path = tmp_path / f"{stop}"
+        new(adata).train(**{**how, "max_epochs": stop}, checkpoint=path)
+        same(new(adata).train(**how, checkpoint=path, resume=True), whole)
+    same(new(adata).train(**how, checkpoint=path, resume=True), whole)                       # finished already
+
+
+def test_a_second_training_goes_on_too(adata, tmp_path):
+    whole = new(adata).train(max_epochs=2, **HOW).train(max_epochs=4, **HOW)
+    first = new(adata).train(max_epochs=2, **HOW)
+    first.train(max_epochs=4, callbacks=[At(2, 0, interrupt)], checkpoint=tmp_path / "c", **HOW)
+    same(new(adata).train(max_epochs=4, checkpoint=tmp_path / "c", resume=True, **HOW), whole)
+    assert len(whole.history) == 6
+
+
+def test_with_batches_of_cells(adata, tmp_path):
+    cells = adata.copy()
+    cells.obs["donor"] = np.arange(len(cells)) % 3
+    more = dict(batch_key="donor", encode_batch=True)
+    whole = new(cells, **more).train(max_epochs=3, **HOW)
+    new(cells, **more).train(max_epochs=1, checkpoint=tmp_path / "c", **HOW)
+    same(new(cells, **more).train(max_epochs=3, checkpoint=tmp_path / "c", resume=True, **HOW), whole)
+
+
+def test_without_a_file_resume_begins(adata, tmp_path):
+    same(new(adata).train(max_epochs=2, checkpoint=tmp_path / "c", resume=True, **HOW), new(adata).train(max_epochs=2, **HOW))
+
+
+KILLED = """
+import sys, vampsc
+from tests.test_resume import new, HOW
+model = new(vampsc.organs.load("pancreas")[:400])
+print("begins", flush=True)
+model.train(max_epochs=20, checkpoint=sys.argv[1] + "/c", resume=True, **HOW)
+model.save(sys.argv[1] + "/model", overwrite=True)
+print("done", flush=True)
+"""
+
+
+def test_killed_at_ten_random_moments(adata, tmp_path):
+    "kill -9, ten times in the course of 20 epochs; each time it goes on, and the end is that of an untroubled run."
+    rng, stopped = random.Random(0), []
+    def start(): return subprocess.Popen([sys.executable, "-c", KILLED, tmp_path], stdout=subprocess.PIPE, text=True,
+                                         cwd=os.path.dirname(os.path.dirname(__file__)))
+    for _ in range(10):
+        process = start()
+        assert process.stdout.readline() == "begins\n"
+        time.sleep(rng.uniform(0, 4))                                                        # in it are start, steps and writing
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if (tmp_path / "c").exists(): stopped.append(len(training.read_checkpoint(tmp_path / "c")[0]["rows"]))
+    assert start().communicate(timeout=300)[0].endswith("done\n")
+    assert stopped == sorted(stopped) and len(set(stopped)) > 1
+    same(models.load(tmp_path / "model", adata), models.load(_saved(new(adata).train(max_epochs=20, **HOW), tmp_path / "whole"), adata))
+
+
+def _saved(model, path):
+    model.save(path)
+    return path
+
+
+# ---- Ctrl-C
+
+def test_ctrl_c_gives_a_usable_model(adata, tmp_path, capsys):
+    whole = new(adata).train(max_epochs=4, **HOW)
+    model = new(adata).train(max_epochs=4, callbacks=[At(2, 3, interrupt)], checkpoint=tmp_path / "c", **HOW)
+    assert model.interrupted and len(model.history) == 2 and "interrupted after epoch 2" in capsys.readouterr().out
+    assert np.isfinite(model.get_latent_representation()).all()
+    best = new(adata).train(max_epochs=2, **HOW)
+    assert all(np.array_equal(a, b) for a, b in zip(weights(model), weights(best), strict=True))
+    model.train(max_epochs=4, checkpoint=tmp_path / "c", resume=True, **HOW)
+    assert not model.interrupted
+    same(model, whole)
+
+
+def test_ctrl_c_in_the_first_epoch_leaves_the_start(adata):
+    start = weights(new(adata))
+    model = new(adata).train(max_epochs=2, callbacks=[At(0, 2, interrupt)], **HOW)
+    assert model.interrupted and model.history.empty and all(np.array_equal(a, b) for a, b in zip(weights(model), start))
+
+
+# ---- files
+
+def test_settings_must_be_the_same(adata, tmp_path):
+    new(adata).train(max_epochs=1, checkpoint=tmp_path / "c", **HOW)
+    for model, how, name in ((new(adata), dict(HOW, learning_rate=1e-4), "learning_rate was 0.002 there and is 0.0001 now"),
+                             (new(adata, seed=1), HOW, "seed was 0 there and is 1"), (new(adata, n_latent=5), HOW, "n_latent was 4"),
+                             (new(adata[:350]), HOW, "genes was"), (new(adata, "VAE"), HOW, "model was VAMP there and is VAE")):
+        with pytest.raises(ValueError, match=f"belongs to another run: {name}"):
+            model.train(max_epochs=2, checkpoint=tmp_path / "c", resume=True, **how)
+    with pytest.raises(ValueError, match="needs the checkpoint="): new(adata).train(resume=True)
+
+
+def test_a_damaged_checkpoint_is_noticed(adata, tmp_path):
+    path = tmp_path / "c"
+    new(adata).train(max_epochs=1, checkpoint=path, **HOW)
+    whole, before, rng, noticed = path.read_bytes(), training.read_checkpoint(path), np.random.default_rng(0), 0
+    for i in range(200):
+        at = int(rng.integers(len(whole)))
+        path.write_bytes(whole[:at] if i % 2 else whole[:at] + bytes([whole[at] ^ (1 << rng.integers(8))]) + whole[at + 1:])
+        try: notes, arrays = training.read_checkpoint(path)
+        except ValueError as error: noticed += str(path) in str(error)
+        else: assert notes == before[0] and all(np.array_equal(a, b, equal_nan=True) for a, b in zip(arrays, before[1], strict=True))
+    assert noticed > 150
+
+
+def limit_files(size): resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def test_a_full_disk_stops_before_training(adata, tmp_path):
+    began = []
+    limit_files(20_000)                                                                      # bytes; the checkpoint needs more
+    try:
+        with pytest.raises(OSError):
+            new(adata).train(max_epochs=1, callbacks=[At(0, 0, began.append)], checkpoint=tmp_path / "c", **HOW)
+    finally: limit_files(resource.RLIM_INFINITY)
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(OSError):
+        new(adata).train(max_epochs=1, callbacks=[At(0, 0, began.append)], checkpoint=tmp_path / "file" / "c", **HOW)
+    assert not began and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_disk_that_fills_up_meanwhile_does_not_stop_a_run(adata, tmp_path):
+    try:
+        with pytest.warns(UserWarning, match="could not be written"):
+            model = new(adata).train(max_epochs=3, callbacks=[At(1, 0, lambda model: limit_files(20_000))], checkpoint=tmp_path / "c", **HOW)
+    finally: limit_files(resource.RLIM_INFINITY)
+    same(model, new(adata).train(max_epochs=3, **HOW))
+    assert len(training.read_checkpoint(tmp_path / "c")[0]["rows"]) == 1                     # the last that could be written
+
+
+# ---- NaN
+
+def test_nan_is_named_and_tried_once_more(adata):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.raises(FloatingPointError, match=r"VAMP: the loss became (nan|inf) in epoch 1, first in .*, again; try a smaller learning_rate"):
+            new(adata).train(max_epochs=3, learning_rate=1e30, **HOW)
+    said = [str(w.message) for w in caught if "half the learning rate, 5e+29" in str(w.message)]
+    assert len(said) == 1 and "first in the posterior's parameter 0;" in said[0]
+
+
+def spoil(model): model.encoder.layers[0].kernel.assign(model.encoder.layers[0].kernel * np.nan)
+
+
+def test_after_one_nan_the_run_goes_on_at_half_the_rate(adata, tmp_path):
+    with pytest.warns(UserWarning, match="epoch 3.*going on from epoch [12] at half the learning rate, 0.001"):
+        model = new(adata).train(max_epochs=5, callbacks=[At(2, 1, spoil)], progress=False, batch_size=32, checkpoint=tmp_path / "c")
+    assert len(model.history) == 5 and np.isfinite(model.history["loss"]).all()
+    assert sorted(set(model.history["learning_rate"].round(5))) == [1e-3, 2e-3] and model.history["learning_rate"].is_monotonic_decreasing
+    notes = training.read_checkpoint(tmp_path / "c")[0]
+    assert notes["retried"] and len(notes["rows"]) == 5
+
+
+def test_a_jump_is_noticed(adata):
+    def jump(model): model.decoder.log_rate.kernel.assign(model.decoder.log_rate.kernel * 500)
+    with pytest.warns(UserWarning, match="the loss jumped from .* in epoch 3; going on from epoch [12]"):
+        assert len(new(adata).train(max_epochs=4, callbacks=[At(2, 0, jump)], progress=False, batch_size=32).history) == 4
+
+
+@pytest.mark.parametrize("layer, name", [("encoder", "posterior's parameter 0"), ("log_rate", "decoder's log-rates")])
+def test_the_first_bad_stage_is_named(adata, layer, name):
+    network = new(adata).network
+    which = network.encoder.layers[0] if layer == "encoder" else network.decoder.log_rate
+    which.kernel.assign(which.kernel * np.nan)
+    cells = np.ones((5, 150), "float32")
+    assert training.not_finite(network, cells, training=False) == f"the weights {which.kernel.path}"
+    stages = [stage for stage, value in network.stages(cells) if not np.isfinite(np.asarray(value)).all()]
+    assert stages[0] == f"the {name}"
+    assert training.not_finite(new(adata).network, cells, training=True) is None
