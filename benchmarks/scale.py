@@ -24,11 +24,11 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 
-def write_cells(path, n, seed=0, block=2000):
+def write_cells(path, n, seed=0, block=2000, n_genes=None):
     "An h5ad file of n cells, made of real ones; written in blocks, so that this does not need the memory either."
     from vampsc import organs
     real, rng = organs.load("pancreas"), np.random.default_rng(seed)
-    genes = rng.permutation(real.n_vars)
+    genes = rng.permutation(real.n_vars)[:n_genes]
     first = None
     for start in range(0, n, block):
         rows = real.X[rng.integers(real.n_obs, size=min(block, n - start))][:, genes]

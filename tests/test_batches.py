@@ -208,4 +208,4 @@ def test_only_the_cells_asked_for_are_checked(adata, trained):
     assert np.array_equal(model.get_latent_representation(cells, indices=[7, 5, 7]), model.get_latent_representation(indices=[7, 5, 7]))
     with pytest.raises(ValueError, match="negative"): model.get_latent_representation(cells)
     for wrong in ([20], [0.5], np.ones(3, bool)):
-        with pytest.raises(ValueError, match="indices"): model.get_latent_representation(adata[:20], indices=wrong)
+        with pytest.raises(ValueError, match="indices|mask"): model.get_latent_representation(adata[:20], indices=wrong)

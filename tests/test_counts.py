@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, strategies as st
 from scipy import sparse
 
-from vampsc.counts import Batches, CountsError, Split, check_counts, counts_matrix, split_cells
+from vampsc.counts import (Batches, Counts, CountsError, Split, cell_positions, check_counts, check_split, checked_counts, counts_matrix,
+                           split_cells, where_counts_may_be)
+from vampsc.genes import GeneSpace, GeneSpaceError
 
 
 def poisson(n=40, genes=30, seed=0, mean=1.5):
@@ -106,6 +108,84 @@ def test_empty_cells_and_nothing():
         with pytest.raises(CountsError, match=f"{shape[0]} cells x {shape[1]} genes"): check_counts(np.zeros(shape))
 
 
+def test_genes_are_counted_in_blocks(monkeypatch):
+    monkeypatch.setattr(Counts.blocks, "__defaults__", (7,))
+    X = poisson(mean=0.05)
+    for where in (None, np.r_[np.arange(1, 30), -1] - (np.arange(30) % 4 == 0)):
+        counts = Counts(X.astype("int64"), where, 30)
+        try: check_counts(counts)
+        except CountsError: pass
+        assert np.array_equal(counts.cells_with, (X > 0).sum(0))
+
+
+@pytest.mark.parametrize("index", [30, 4000, -1])
+@pytest.mark.parametrize("where", [None, np.arange(30)[::-1]])
+def test_damaged_rows(index, where):
+    X = sparse.csr_matrix(poisson())
+    X.indices[-1] = index
+    with pytest.raises(CountsError, match="column indices outside"): check_counts(Counts(X, where, 30))
+
+
+@pytest.mark.parametrize("value, warns", [(2**24 - 1, False), (2**24 + 1, True)])
+def test_counts_beyond_single_precision(value, warns):
+    X = poisson().astype("int64")
+    X[3, 4] = value
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check_counts(X)
+    assert [("rounded" in str(w.message)) for w in caught] == [True] * warns
+
+
+def test_where_counts_may_be():
+    log = np.log1p(poisson())
+    data = ad.AnnData(log.copy(), layers={"counts": sparse.csc_matrix(poisson()), "words": poisson().astype(str), "zero": 0 * log, "half": poisson() / 2})
+    data.raw = ad.AnnData(poisson())
+    assert where_counts_may_be(data) == "which may be in adata.raw (use_raw=True) or layer='counts'"
+    assert where_counts_may_be(data, use_raw=True) == "which may be in layer='counts'"
+    assert where_counts_may_be(data, layer="counts") == "which may be in adata.raw (use_raw=True)"
+    assert where_counts_may_be(ad.AnnData(poisson(), layers={"log": log}), layer="log").startswith("which may be in adata.X")
+    assert "no whole numbers in layer='log' either" in where_counts_may_be(ad.AnnData(log, layers={"log": log}))
+    assert "no other layers and no raw" in where_counts_may_be(ad.AnnData(log))
+
+
+def test_checked_counts_says_what_may_not_be_meant():
+    X, names = poisson(), [f"g{j}" for j in range(30)]
+    space = GeneSpace("ten", names[:10])
+    data = ad.AnnData(X)
+    data.var_names = names
+    X[:, 10:] *= 5
+    def said(space, data):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            counts, report = checked_counts(data, space)
+        return counts, report, " | ".join(str(w.message) for w in caught)
+
+    counts, report, words = said(space, data)
+    assert np.array_equal(counts.toarray(), X[:, :10]) and report.share_of_counts == pytest.approx(X[:, :10].sum() / X.sum()) and report.unseen == 0
+    assert "of the counts are in genes of ten" in words and " | " not in words and report == space.map(data)[1]
+    own = GeneSpace.of(data)
+    assert said(own, data)[2] == "" == said(own.subset([0, 3, 4]), data)[2] and "only 10 of the 30 genes of own genes" in said(own, data[:, :10])[2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data.obs_names = ["c"] * 20 + [f"c{i}" for i in range(20)]
+    assert "more than once: 1 (first: c);" in said(own, data)[2]
+    with pytest.raises(GeneSpaceError, match="layer='counts' and use_raw=True"): checked_counts(data, own, "counts", True)
+
+
+# ---- which cells
+
+@pytest.mark.parametrize("indices", [None, slice(2, None, 3), [0, -1, 3, 3], np.arange(9) % 2 == 0, [], 4, np.uint8([8]), range(3)])
+def test_cell_positions(indices):
+    expected = np.arange(9) if indices is None else np.atleast_1d(np.arange(9)[np.array(indices, int) if isinstance(indices, (list, range)) else indices])
+    assert cell_positions(indices, 9).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("indices, words", [([9], r"1 of 1 indices.*first: 9\).*9 cells, 0 to 8"), ([0, -10], "first: -10"), ([True], "9 entries, not 1"), ([0.0], "not 0.0"),
+                                            (["c1"], "not 'c1'.*get_indexer"), ([None], "not None")])
+def test_cell_positions_refuse(indices, words):
+    with pytest.raises(CountsError, match=words): cell_positions(indices, 9)
+
+
 # ---- split
 
 @given(st.integers(10, 3000), st.integers(0, 2**32 - 1), st.sampled_from([(0.1, 0.1), (0, 0.2), (0.3, 0), (0.25, 0.5)]))
@@ -118,10 +198,24 @@ def test_split(n, seed, shares):
     assert n < 50 or split != split_cells(n, seed + 1, *shares)
 
 
-@pytest.mark.parametrize("n, shares, words", [(9, (0.1, 0.1), "9 cells"), (100, (-0.1, 0.1), "shares"), (100, (0.5, 0.5), "shares"),
-                                              (10, (0.5, 0.4), "leave 1 of 10")])
+@pytest.mark.parametrize("n, shares, words", [(9, (0.1, 0.1), "at least 10 cells, and there are 9"), (100, (-0.1, 0.1), "shares"), (100, (0.5, 0.5), "shares"),
+                                              (10, (0.5, 0.4), "leave 1 of 10"), (100.0, (0.1, 0.1), "number of cells must be a whole number.*not 100.0"),
+                                              (100, (float("nan"), 0.1), "validation=nan.*shares"), (100, ("a", 0.1), "shares"), (100, (None, 0.1), "shares")])
 def test_split_refuses(n, shares, words):
     with pytest.raises(CountsError, match=words): split_cells(n, 0, *shares)
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5, None, "0"])
+def test_split_refuses_seed(seed):
+    with pytest.raises(CountsError, match="seed must be a whole number of at least 0"): split_cells(20, seed)
+
+
+def test_check_split():
+    check_split(split_cells(20), 20)
+    check_split(Split(np.arange(5), np.array([7]), np.array([], int)), 20)              # some cells may be in no part
+    for wrong, words in ((split_cells(21), "out of range"), (Split(np.arange(5), np.array([4]), np.array([4])), r"1 cells.*first: 4"),
+                         (Split(np.array([0]), np.array([1]), np.array([2])), "at least 2"), (([0, 1], [2], [3]), "not tuple")):
+        with pytest.raises(CountsError, match=words): check_split(wrong, 20)
 
 
 # ---- batches
@@ -162,8 +256,8 @@ def test_last_batch_of_one_cell():
     assert [len(b) for b in Batches(X, [3], batch_size=4, shuffle=True)] == [1]
 
 
-@pytest.mark.parametrize("wrong, words", [(dict(indices=[40]), "0 to 39"), (dict(indices=[-1]), "0 to 39"), (dict(indices=[0.5]), "positions"),
-                                          (dict(indices=np.ones(3, bool)), "mask"), (dict(batch_size=0), "batch_size=0")])
+@pytest.mark.parametrize("wrong, words", [(dict(indices=[40]), "0 to 39"), (dict(indices=[3, -41]), "1 of 2 indices.*first: -41.*0 to 39"), (dict(indices=[0.5]), "positions"),
+                                          (dict(indices=np.ones(3, bool)), "mask"), (dict(batch_size=0), "batch_size.*at least 1, not 0"), (dict(batch_size=8.0), "batch_size.*not 8.0")])
 def test_batches_refuse(wrong, words):
     with pytest.raises(CountsError, match=words): Batches(poisson(), **wrong)
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, strategies as st
 from scipy import sparse
 
-from vampsc.genes import GeneSpace, GeneSpaceError, bare_ids, positions, resolve
+from vampsc.genes import GeneSpace, GeneSpaceError, bare_ids, cells_with, mapping, positions, raw_of, resolve
 
 INS, GCG, SST, PPY, XGENE, YGENE = (f"ENSG{n:011d}" for n in (254647, 115263, 157005, 108849, 2586, 292348))
 SPACE = GeneSpace("toy", [INS, GCG, SST, PPY, XGENE, YGENE], ["INS", "GCG", "SST", "PPY", "CD99", "CD99"])
@@ -173,3 +173,91 @@ def test_spaces_and_coverage_refused(gencode):
 def test_bare_ids_leave_other_names(text):
     if not text.startswith("ENS"): assert bare_ids([text])[0] == text
     assert bare_ids([f"{INS}.{abs(hash(text)) % 100}"])[0] == INS
+
+
+# ---- raw
+
+def with_raw(form, seed=0):
+    "Counts of 8 genes in raw, halves of 5 of them in X."
+    full = cells_of("abcdefgh", 20, seed)
+    full.X = form(full.X)
+    data = full[:, :5].copy()
+    data.raw, data.X = full, data.X * 0.5
+    return data, full
+
+
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
+@pytest.mark.parametrize("place", ["memory", "file"])
+def test_raw_has_the_cells_of_the_data_and_its_own_genes(form, place, tmp_path):
+    data, full = with_raw(form)
+    data.obs["kind"] = "t"
+    if place == "file":
+        data.write_h5ad(tmp_path / "cells.h5ad")
+        data = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    dense = lambda X: X[:].toarray() if hasattr(X[:], "toarray") else np.asarray(X[:])
+    raw = raw_of(data)
+    assert list(raw.var_names) == list("abcdefgh") and raw.obs.equals(data.obs) and np.array_equal(dense(raw.X), dense(full.X))
+    assert place == "file" or np.shares_memory(*(getattr(X, "data", X) if form is not np.asarray else X for X in (raw.X, data.raw.X)))
+    assert place == "memory" or type(raw.X).__module__.split(".")[0] == "h5py" or not sparse.issparse(raw.X)
+    part = raw_of(data[[7, 0, 3]])
+    assert np.array_equal(dense(part.X), dense(full.X)[[7, 0, 3]]) and list(part.obs_names) == list(data.obs_names[[7, 0, 3]])
+
+
+def test_raw_refused():
+    data = cells_of("abc")
+    with pytest.raises(GeneSpaceError, match="adata.raw is empty.*adata.raw = adata.copy"): raw_of(data)
+    data.layers["counts"] = data.X
+    with pytest.raises(GeneSpaceError, match="pass layer=; layers: counts"): raw_of(data)
+    for wrong, words in ((np.ones((2, 3)), "not ndarray: make one"), ("a.h5ad", "organs.load"), (with_raw(np.asarray)[0].raw, "use_raw=True")):
+        for take in (raw_of, lambda adata: mapping(SPACE, adata), lambda adata: resolve("auto", adata)):
+            with pytest.raises(TypeError, match=f"adata must be an AnnData.*{words}"): take(wrong)
+
+
+# ---- the report, and names that are not known
+
+def test_report_names_what_it_counts():
+    data = cells_of([INS, "INS", "GCG", "CD99", "x1", "x2", *(f"y{i}" for i in range(9))], 30)
+    data.X[:, [2, 4]] = 0
+    report = SPACE.map(data)[1]
+    assert report.added_up == ("INS",) and report.unseen == 1 and report.missing == 4 and "x1" not in report.not_used and len(report.not_used) == 5
+    before = mapping(SPACE, data)[1]
+    assert before.unseen is None and np.isnan(before.share_of_counts) and before.not_used == ("CD99", "x1", "x2", "y0", "y1") and "nan" not in repr(before)
+    for words in ("3 of the data's 15 genes have a place in toy (6 genes): 1 by identifier, 2 by symbol; they hold", "12 genes of the data are not used (",
+                  "1 (CD99)", "1 gene of the space is the sum of several columns (INS)", "4 genes of the space are missing from the data and 0.",
+                  "1 gene of the space is in the data without a count in any cell."):
+        assert words in repr(report), words
+
+
+def test_cells_with():
+    X = np.random.default_rng(0).poisson(0.5, (30, 9)).astype("float32")
+    stored = sparse.csr_matrix(X)
+    stored.data[::4] = 0                                               # zeros that are stored are no counts
+    assert np.array_equal(cells_with(stored), (stored.toarray() > 0).sum(0))
+
+
+@pytest.mark.parametrize("name, found", [("INS", True), (" INS ", True), (f"{INS}.12", True), ("ins", False), ("Ins", False), ("IDDM2", False), ("INS-IGF2", False),
+                                         (f"{INS}0", False), ("ENST00000381330", False)])
+def test_names_are_not_guessed(name, found):
+    "Neither case nor former names: IDDM2 is a synonym of INS."
+    assert (positions(SPACE, cells_of([name, "PPY"]))[0][0] == 0) == found
+
+
+@pytest.mark.parametrize("names, kind", [
+    ([f"ENSMUSG{i:011d}.3" for i in range(9)], "mouse genes"), (["Ins1", "Gcg", "Sst", "Actb"], "symbols of mouse or rat"), ([f"ENST{i:011d}" for i in range(9)], "transcripts"),
+    ([f"FBgn{i:07d}" for i in range(9)], "fruit fly"), ([f"ENSSSCG{i:011d}" for i in range(9)], "genes of another species"), (map(str, range(9)), "numbers"),
+    (["GRCh38_INS", "GRCh38_GCG"], "names with a genome before them"), (["Gene1", "Gene2", "Gene3"], None)])
+def test_names_of_another_kind(gencode, names, kind):
+    data = cells_of(list(names))
+    with pytest.warns(UserWarning, match="known to gencode-48.*own genes.*gene_space=None") as caught: resolve("auto", data)
+    assert len(caught) == 1 and "\n" not in str(caught[0].message) and "maps all the same" not in str(caught[0].message)
+    assert ("they look like" in str(caught[0].message)) == (kind is not None) and (kind or "") in str(caught[0].message)
+    with pytest.raises(GeneSpaceError, match=f"only 0 of.*{kind or 'gene_space=None'}"): gencode.map(data)
+
+
+@pytest.mark.parametrize("known, works", [(3, False), (4, True)])
+def test_less_than_a_tenth_of_the_genes_stops(gencode, known, works):
+    data = cells_of([*gencode.ids[:known], *(f"x{i}" for i in range(40 - known))])
+    if works: assert gencode.map(data)[1].recognised == known
+    else:
+        with pytest.raises(GeneSpaceError, match=r"only 3 of the data's 40 genes \(7.5%\).*not: x0, x1, x2; the space has: "): gencode.map(data)
+        assert gencode.map(data, min_recognised=0)[1].recognised == 3

@@ -163,7 +163,7 @@ def test_learned_weights_are_trained_and_saved(adata, tmp_path):
 
 @pytest.mark.parametrize("k", [0, -1])
 def test_a_prior_of_no_components_is_refused(adata, k):
-    with pytest.raises(ValueError, match=f"at least 1 pseudo-input; got n_pseudo_inputs={k}"):
+    with pytest.raises(ValueError, match=f"n_pseudo_inputs must be a whole number of at least 1, not {k}"):
         models.VAMP(adata, **{**SMALL, "n_pseudo_inputs": k})
 
 

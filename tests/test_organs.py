@@ -115,3 +115,33 @@ def test_label_key_without_guess():
     with pytest.raises(OrganError, match="it has: none.$"): organs.labels(small())
     with pytest.raises(OrganError) as error: organs.labels(small(batch=[1, 2]), "annotation")
     assert "batch" in str(error.value) and "Did you mean" not in str(error.value)
+
+
+def test_blank_labels_are_missing():
+    kinds = organs.labels(ad.AnnData(np.eye(5), obs=pd.DataFrame({"kind": pd.Categorical(["t", "", " \t", None, "b "], ["t", "", " \t", "b "])}, index=list("abcde"))), "kind")
+    assert kinds.isna().tolist() == [False, True, True, True, False] and list(kinds.categories) == ["t", "b "]      # names are left as they are
+
+
+@pytest.mark.parametrize("values, categories", [([True, False], [False, True]), ([1.5, np.nan], [1.5]), ([1, "a"], [1, "a"]), (pd.array(["t", pd.NA], "string"), ["t"])])
+def test_labels_of_any_type(values, categories): assert list(organs.labels(small(kind=values), "kind").categories) == categories
+
+
+@pytest.mark.parametrize("values, words", [([np.nan, np.nan], "column 'kind' of adata.obs: none of 2 cells has a label"), (["", " "], "none of 2 cells"),
+                                           ([["t"], ["b"]], "holds no labels but lists")])
+def test_labels_refused(values, words):
+    with pytest.raises(OrganError, match=words): organs.labels(small(kind=values), "kind")
+
+
+def test_two_columns_of_one_name():
+    data = small(kind=["t", "b"], other=[1, 2])
+    data.obs.columns = ["kind", "kind"]
+    with pytest.raises(OrganError, match="2 columns of adata.obs are called 'kind'"): organs.labels(data, "kind")
+
+
+@pytest.mark.filterwarnings("error")
+def test_repeated_cell_names_are_left_to_the_model(tmp_path):
+    data = small()
+    data.obs_names = ["a", "b"]
+    data.obs.index = pd.Index(["a", "a"])
+    data.write_h5ad(tmp_path / "twice.h5ad")
+    assert list(organs.load(tmp_path / "twice.h5ad").obs_names) == ["a", "a"]

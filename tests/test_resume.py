@@ -200,7 +200,7 @@ def test_nan_is_named_and_tried_once_more(adata):
         with pytest.raises(FloatingPointError, match=r"VAMP: the loss became (nan|inf) in epoch 1, first in .*, again; try a smaller learning_rate"):
             new(adata).train(max_epochs=3, learning_rate=1e30, **HOW)
     said = [str(w.message) for w in caught if "half the learning rate, 5e+29" in str(w.message)]
-    assert len(said) == 1 and "first in the posterior's parameter 0;" in said[0]
+    assert len(said) == 1 and "first in the posterior's mean;" in said[0]
 
 
 def spoil(model): model.encoder.layers[0].kernel.assign(model.encoder.layers[0].kernel * np.nan)
@@ -221,7 +221,7 @@ def test_a_jump_is_noticed(adata):
         assert len(new(adata).train(max_epochs=4, callbacks=[At(2, 0, jump)], progress=False, batch_size=32).history) == 4
 
 
-@pytest.mark.parametrize("layer, name", [("encoder", "posterior's parameter 0"), ("log_rate", "decoder's log-rates")])
+@pytest.mark.parametrize("layer, name", [("encoder", "posterior's mean"), ("log_rate", "decoder's log-rates")])
 def test_the_first_bad_stage_is_named(adata, layer, name):
     network = new(adata).network
     which = network.encoder.layers[0] if layer == "encoder" else network.decoder.log_rate

@@ -288,7 +288,7 @@ def fits_on_device(X):
     "Is there a JAX accelerator, and do these Counts take less than a third of its memory?"
     if backend.backend() != "jax": return False
     import jax
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]                                   # of this process
     limit = (device.memory_stats() or {}).get("bytes_limit", 0) if device.platform != "cpu" else 0
     return X.nnz < 2**31 and 8 * X.nnz < limit / 3
 

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['activity', 'active_units', 'activity_split_half', 'active_units_split_half', 'n_components',
-           'n_components_split_half', 'n_labelled', 'silhouette_samples', 'silhouette', 'nmi_ari', 'knn_purity']
+           'n_components_split_half', 'n_labelled', 'check_labels', 'silhouette_samples', 'silhouette', 'nmi_ari',
+           'knn_purity']
 
 # %% ../nbs/09_metrics.ipynb #imports
-import math
+import math, operator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 import numpy as np
@@ -22,7 +23,9 @@ from . import kernels
 # %% ../nbs/09_metrics.ipynb #as-matrix
 def _as_matrix(z, name="embedding"):
     "z as a float64 matrix (cells, units), or a ValueError that says what is wrong with it."
-    z = np.asarray(z, dtype="float64")
+    kind = type(z).__name__
+    try: z = np.asarray(z, dtype="float64")
+    except (TypeError, ValueError): raise ValueError(f"The {name} must be an array of numbers, cells x units; got {kind}.") from None
     if z.ndim != 2 or 0 in z.shape:
         raise ValueError(f"The {name} must be a matrix of cells x units, both at least 1; got shape {z.shape}.")
     bad = int((~np.isfinite(z)).any(1).sum())
@@ -148,16 +151,27 @@ def n_components_split_half(mean_a, mean_b, share=0.95):
 # %% ../nbs/09_metrics.ipynb #label-codes
 def _label_codes(labels):
     "An integer for each cell's label, from 0 in order of appearance; -1 where it is NaN, None or empty."
-    labels = np.array(labels, dtype=object)
+    try: labels = np.array(labels, dtype=object)
+    except ValueError: raise ValueError("Labels must be a list with one per cell; got lists of different shapes.") from None
     if labels.ndim != 1: raise ValueError(f"Labels must be a list with one per cell; got shape {labels.shape}.")
     empty = np.array([isinstance(label, str) and not label.strip() for label in labels], dtype=bool)
     labels[empty] = None
-    return pd.factorize(labels)[0]
+    try: return pd.factorize(labels)[0]
+    except TypeError: raise ValueError(f"Labels must be words or numbers; got {type(labels[0]).__name__}s.") from None
 
 # %% ../nbs/09_metrics.ipynb #n-labelled
 def n_labelled(labels):
     "Number of cells that have a label, that is, whose label is not NaN, None or an empty string."
     return int((_label_codes(labels) >= 0).sum())
+
+def check_labels(labels, what="Judging by labels"):
+    "Raise ValueError unless there are two different labels and one of them has two cells, which `silhouette` and its like need."
+    codes = _label_codes(labels)
+    sizes = np.bincount(codes[codes >= 0])
+    unlabelled = f", and {(codes < 0).sum()} of {len(codes)} cells have none" if (codes < 0).any() else ""
+    if len(sizes) < 2: raise ValueError(f"{what} needs at least 2 different labels; found {len(sizes)}{unlabelled}.")
+    if sizes.max() < 2:
+        raise ValueError(f"{what} needs a label with 2 cells; each of {len(sizes)} cells has its own label{unlabelled}.")
 
 # %% ../nbs/09_metrics.ipynb #tile-sums
 @kernels._inlined
@@ -234,11 +248,17 @@ def _labelled_part(z, labels, what):
     "Checked: z as a matrix, the codes of the labels, which cells have one, and the sizes of the types."
     z, codes = _as_matrix(z), _label_codes(labels)
     if len(z) != len(codes): raise ValueError(f"The embedding has {len(z)} cells but there are {len(codes)} labels.")
+    check_labels(labels, what)
     known = codes >= 0
-    sizes = np.bincount(codes[known])
-    if len(sizes) < 2: raise ValueError(f"{what} needs at least 2 different labels; found {len(sizes)}.")
-    if sizes.max() < 2: raise ValueError(f"{what} needs a label with 2 cells; each cell has its own label.")
-    return z, codes, known, sizes
+    return z, codes, known, np.bincount(codes[known])
+
+def _whole_number(name, value, most=np.inf, why=""):
+    "value as an int from 1 to most, or a ValueError that names it; why is what most stands for."
+    try: number = operator.index(value)
+    except TypeError: number = None
+    if number is not None and 1 <= number <= most: return number
+    range_ = "at least 1" if most == np.inf else f"from 1 to {most:,}, {why}"
+    raise ValueError(f"{name} must be {range_}, and a whole number; got {value!r}.")
 
 # %% ../nbs/09_metrics.ipynb #silhouette-samples
 def silhouette_samples(z, labels, block_size=1024):
@@ -259,7 +279,7 @@ def silhouette_samples(z, labels, block_size=1024):
     ------
     ValueError : fewer than two labels, no label with two cells, lengths that differ, block_size below 1.
     """
-    if block_size < 1: raise ValueError(f"block_size must be at least 1 cell; got {block_size}.")
+    block_size = _whole_number("block_size", block_size)
     z, codes, known, sizes = _labelled_part(z, labels, "The silhouette")
     by_type = np.flatnonzero(known)[np.argsort(codes[known], kind="stable")]
     sums = _distance_sums(_centred(z[by_type]), codes[by_type], block_size)
@@ -288,7 +308,8 @@ def nmi_ari(z, labels, n_clusters=None, seed=0):
     NMI (equation 8) is in [0, 1], ARI at most 1 and about 0 by chance. Errors as in `silhouette`.
     """
     z, codes, known, sizes = _labelled_part(z, labels, "Comparing clusters with labels")
-    clusters = KMeans(n_clusters or len(sizes), n_init=10, random_state=seed).fit_predict(_centred(z[known]))
+    n_clusters = len(sizes) if n_clusters is None else _whole_number("n_clusters", n_clusters, known.sum(), "the labelled cells")
+    clusters = KMeans(n_clusters, n_init=10, random_state=seed).fit_predict(_centred(z[known]))
     return {"nmi": float(normalized_mutual_info_score(codes[known], clusters)),
             "ari": float(adjusted_rand_score(codes[known], clusters))}
 
@@ -301,8 +322,7 @@ def knn_purity(z, labels, k=15):
     Errors as in `silhouette`; also for k below 1 or not below the number of labelled cells.
     """
     z, codes, known, _ = _labelled_part(z, labels, "The purity of neighbourhoods")
-    if not 1 <= k < known.sum():
-        raise ValueError(f"k must be from 1 to {known.sum() - 1}, one less than the labelled cells; got {k}.")
+    k = _whole_number("k", k, known.sum() - 1, "one less than the labelled cells")
     neighbours = NearestNeighbors(n_neighbors=k).fit(_centred(z[known])).kneighbors(return_distance=False)
     codes = codes[known]
     return float((codes[neighbours] == codes[:, None]).mean())

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PRIORS_OF', 'MANY', 'MUCH', 'LOOKS', 'CHECKSUMS', 'FORMAT', 'PARTS', 'PRESETS', 'Network', 'counts_and_batch',
-           'with_batch', 'Architecture', 'build_network', 'variable_genes', 'mapped_counts', 'batch_codes', 'chosen',
-           'Inference', 'importance_bound', 'Bounds', 'Generative', 'Persistence', 'load', 'Trainable',
-           'CountAutoencoder', 'AE', 'VAE', 'IAF', 'VAMP', 'VAMPIAF', 'HVAMP']
+           'Architecture', 'build_network', 'variable_genes', 'batch_codes', 'Inference', 'importance_bound', 'Bounds',
+           'Generative', 'Persistence', 'load', 'Trainable', 'CountAutoencoder', 'AE', 'VAE', 'IAF', 'VAMP', 'VAMPIAF',
+           'HVAMP']
 
 # %% ../nbs/07_models.ipynb #imports
 import contextlib, dataclasses, hashlib, json, shutil, sys, tempfile, warnings
@@ -14,8 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 import anndata as ad, keras, numpy as np, pandas as pd, scanpy as sc, scipy.sparse as sp
 from keras import ops
-from . import genes, kernels, training
-from .counts import Batches, Split, check_counts, counts_of, split_cells
+from . import devices, genes, kernels, training
+from .counts import (Batches, Split, cell_positions, check_counts, check_split, checked_counts, split_cells,
+                           whole_number)
 from .flows import IAFPosterior
 from .likelihood import nb_log_prob_sum
 from .networks import LIMIT, TARGET_SUM, Decoder, hidden_layers, log_normalise, new_seeds, size_factors, soft_bound
@@ -86,7 +87,7 @@ class Network(keras.Model):
     def reconstruction(self, cells, z, training=False):
         "Negative log-likelihood of each cell's counts given its z, in nats."
         counts, batch = counts_and_batch(cells)
-        a, b = self.decoder.heads(with_batch(z, batch), training)
+        a, b = self.decoder.heads(z, training, batch)
         if kernels.compiled(): return -kernels.nb_log_prob_of_heads(counts, a, b, LIMIT, TARGET_SUM)
         return -nb_log_prob_sum(counts, soft_bound(a) + ops.log(size_factors(counts)), soft_bound(b))
 
@@ -114,19 +115,19 @@ class Network(keras.Model):
         yield "the counts", counts
         yield "the log-normalised counts", log_normalise(counts)
         parameters = self.encode_counts(cells, training)
-        yield from ((f"the posterior's parameter {i}", p) for i, p in enumerate(parameters))
+        yield from zip(("the posterior's mean", "the posterior's log-variance", "the posterior's context"), parameters)
         components = self.components()
-        yield from ((f"the prior's parameter {i}", p) for i, p in enumerate(components or ()))
+        yield from zip(("the prior's means", "the prior's log-variances", "the prior's log-weights"), components or ())
         z, log_q = self.posterior.sample(parameters, keras.random.normal((len(counts), self.n_latent), seed=self.noise_seed))
         yield from (("z", z), ("log q(z|x)", log_q))
-        yield from zip(("the decoder's log-rates", "the decoder's log-dispersions"), self.decoder.heads(with_batch(z, batch), training))
+        yield from zip(("the decoder's log-rates", "the decoder's log-dispersions"), self.decoder.heads(z, training, batch))
         yield "the reconstruction loss", self.reconstruction(cells, z, training)
         yield "the KL term", self.kl(parameters, z, log_q, components)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         for tracker, term in zip(self.trackers, y_pred): tracker.update_state(term)
         reconstruction, kl = y_pred
-        return ops.mean(reconstruction + self.beta * kl) + self.penalty()
+        return (ops.mean(reconstruction + self.beta * kl) + self.penalty()) / devices.replicas()        # which Keras sums
 
     def penalty(self):
         "The L1/L2 penalties; in a fused step without a derivative, which the optimiser adds."
@@ -136,8 +137,6 @@ class Network(keras.Model):
 def counts_and_batch(cells):
     "A minibatch as (counts, one-hot batches or None)."
     return cells if isinstance(cells, (tuple, list)) else (cells, None)
-
-def with_batch(z, batch): return z if batch is None else ops.concatenate([z, batch], axis=-1)
 
 # %% ../nbs/07_models.ipynb #architecture
 # A point has no density and so no prior; two levels need a prior of two levels.
@@ -174,8 +173,10 @@ class Architecture:
             raise ValueError(f"posterior={self.posterior!r} does not go with prior={self.prior!r}; "
                              f"it takes {' or '.join(map(repr, fitting))}.")
 
-        if self.has_pseudo_inputs and self.n_pseudo_inputs < 1:
-            raise ValueError(f"a VAMP prior needs at least 1 pseudo-input; got n_pseudo_inputs={self.n_pseudo_inputs}.")
+        for name in ("n_latent", "n_flow_steps", *["n_pseudo_inputs"] * self.has_pseudo_inputs): whole_number(name, getattr(self, name), 1)
+        for name in ("hidden", "flow_hidden"):
+            if not isinstance(getattr(self, name), (tuple, list)):
+                raise ValueError(f"{name} must be a tuple of widths, such as (512, 256); got {getattr(self, name)!r}.")
 
     @property
     def has_pseudo_inputs(self): return self.prior in ("vamp", "hvamp")
@@ -205,7 +206,7 @@ def _built_network(a, n_genes, seed):
     prior = {"none": lambda: None, "normal": StandardNormal,
              "vamp": lambda: VampPrior(*mixture, a.learn_weights),
              "hvamp": lambda: HierarchicalVampPrior(*mixture, a.n_latent, seeds, a.learn_weights, **level)}[a.prior]()
-    decoder = Decoder(n_genes, seeds, () if a.linear_decoder else a.hidden[::-1], a.dispersion, a.dropout, **penalty)
+    decoder = Decoder(n_genes, seeds, () if a.linear_decoder else a.hidden[::-1], a.dispersion, a.dropout, **penalty, n_batches=a.n_batches)
     network = Network(encoder, posterior, prior, decoder, a.beta, next(seeds), a.n_batches, a.encode_batch)
     network.build((None, n_genes))
     return network
@@ -228,14 +229,6 @@ def variable_genes(X, n_genes, cells=None, seed=0):
         ranked = sc.experimental.pp.highly_variable_genes(ad.AnnData(X[:, seen]), n_top_genes=n_genes,
                                                           flavor="pearson_residuals", inplace=False)
     return seen[ranked["highly_variable"].to_numpy()]
-
-# %% ../nbs/07_models.ipynb #mapped-counts
-def mapped_counts(adata, space, layer=None, use_raw=False):
-    "Counts of adata (of its X, a layer, or adata.raw) on the genes of `space`, checked and in place: (Counts, MappingReport)."
-    if use_raw: adata = genes.raw_of(adata)
-    X, report = counts_of(adata, space, layer)
-    check_counts(X, adata.obs_names, space.symbols)
-    return X, dataclasses.replace(report, share_of_counts=X.share)
 
 # %% ../nbs/07_models.ipynb #batch-codes
 def batch_codes(adata, key, names=None):
@@ -267,17 +260,6 @@ def _standard_error(values):
     "Of the mean over cells; NaN for a single cell."
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
 
-# %% ../nbs/07_models.ipynb #chosen-cells
-def chosen(indices, n):
-    "Positions (int array) among n cells, from positions (negative ones count from the end), a mask, a slice, or None for all."
-    if indices is None or isinstance(indices, slice): return np.arange(n)[indices if indices is not None else slice(None)]
-    indices = np.asarray(indices).reshape(-1)
-    if len(indices) == 0: return np.zeros(0, int)
-    if indices.dtype == bool and len(indices) != n: raise ValueError(f"indices is a mask of {len(indices):,} entries for {n:,} cells.")
-    if indices.dtype != bool and (indices.dtype.kind not in "iu" or indices.min() < -n or indices.max() >= n):
-        raise ValueError(f"indices must be positions of cells, whole numbers from 0 to {n - 1:,}, or a mask.")
-    return np.arange(n)[indices]
-
 # %% ../nbs/07_models.ipynb #inference
 MUCH = 1e8                                # cells x genes x draws
 LOOKS = ("encode_counts", "sample", "terms_at", "log_weight", "reconstruction")
@@ -286,8 +268,9 @@ class Inference:
     "Verbs that look at cells: mixed into CountAutoencoder."
     def _cells(self, adata=None, indices=None):
         "(Counts, positions of the cells to look at): of the model's cells, or of those of adata, on the model's genes."
+        if adata is not None: genes._check_adata(adata)
         n = len(self._own_counts()) if adata is None else adata.n_obs
-        cells = chosen(indices, n)
+        cells = cell_positions(indices, n)
         if len(cells) == 0: raise ValueError("there are no cells to look at: adata or indices is empty.")
         if adata is None: return self.X, cells
         if indices is None: return self._take(adata)[0], cells
@@ -296,7 +279,7 @@ class Inference:
 
     def _take(self, adata):
         "Counts of adata on the model's genes, with the cells' batches if the model knows batches, and the mapping's report."
-        X, report = mapped_counts(adata, self.genes, self.layer, self.use_raw)
+        X, report = checked_counts(adata, self.genes, self.layer, self.use_raw)
         if self.batch_key: X.batch = batch_codes(adata, self.batch_key, self.batches)[0], len(self.batches)
         X.names = adata.obs_names
         return X, report
@@ -493,7 +476,7 @@ class Generative(Bounds):
             batch = self._one_hot(codes[block]) if self.batch_key else None
             for sample in range(n_samples):
                 z = self.network.sample(parameters, self._noise_for(rng, parameters))[0]
-                yield sample, block, *map(np.asarray, self.network.decoder(with_batch(z, batch), log_size[block]))
+                yield sample, block, *map(np.asarray, self.network.decoder(z, log_size[block], batch=batch))
 
     def get_normalized_expression(self, adata=None, indices=None, transform_batch=None, gene_list=None, library_size=1e4,
                                   n_mc_samples=10, seed=0, batch_size=512):
@@ -554,7 +537,7 @@ class Generative(Bounds):
         for at in range(0, n_samples, batch_size):
             here = slice(at, at + batch_size)
             told = self._one_hot(codes[here]) if self.batch_key else None
-            blocks.append(_negative_binomial(rng, *self.network.decoder(with_batch(z[here], told), log_size[here])))
+            blocks.append(_negative_binomial(rng, *self.network.decoder(z[here], log_size[here], batch=told)))
         obs = pd.DataFrame({self.batch_key: np.array(self.batches)[codes]} if self.batch_key else None, index=np.arange(n_samples).astype(str))
         return ad.AnnData(sp.vstack(blocks, format="csr"), obs, self._genes_frame(), obsm={"z": z})
 
@@ -625,6 +608,7 @@ class Persistence:
 
         Raises FileExistsError, or OSError where the folder cannot be written; what was there before then stays.
         """
+        if not devices.is_first(): return
         with _new_folder(path, overwrite) as new:
             (new / "model.json").write_text(json.dumps(self._description(), indent=1))
             self.network.save_weights(new / "model.weights.h5")
@@ -731,9 +715,10 @@ class Trainable(Inference):
             max_epochs=0 leaves the weights as they are. split, seed : as in the class; the seed is this model's if not given.
         Returns a model of the same class. This one stays as it is.
         """
-        X, mapping = mapped_counts(adata, self.genes, self.layer, self.use_raw)
+        X, mapping = checked_counts(adata, self.genes, self.layer, self.use_raw)
         new, seed = object.__new__(type(self)), self.seed if seed is None else seed
-        split, batch, a = split or split_cells(adata.n_obs, seed), None, self.architecture
+        split, batch, a = split_cells(adata.n_obs, seed) if split is None else split, None, self.architecture
+        check_split(split, adata.n_obs)
         if self.batch_key:
             own = batch_codes(adata, self.batch_key)[1]
             names = [*self.batches, *(name for name in own if name not in self.batches)]
@@ -772,10 +757,12 @@ class CountAutoencoder(Generative, Trainable, Persistence):
     def __init__(self, adata, posterior="gaussian", prior="normal", *, gene_space="auto", n_genes=None, layer=None,
                  use_raw=False, batch_key=None, split=None, seed=0, **architecture):
         a = _architecture(posterior, prior, architecture)
-        if use_raw and layer is not None: raise ValueError(f"the counts are in layer={layer!r} or in adata.raw; give one of layer and use_raw.")
+        genes._check_adata(adata)
+        genes.check_places(layer, use_raw)
         space = genes.resolve(gene_space, genes.raw_of(adata) if use_raw else adata)
-        X, mapping = mapped_counts(adata, space, layer, use_raw)
-        split = split or split_cells(adata.n_obs, seed)
+        X, mapping = checked_counts(adata, space, layer, use_raw)
+        if split is None: split = split_cells(adata.n_obs, seed)
+        check_split(split, adata.n_obs)
         batch = None
         if batch_key is not None:
             codes, names = batch_codes(adata, batch_key)
@@ -784,7 +771,7 @@ class CountAutoencoder(Generative, Trainable, Persistence):
             if absent := [name for i, name in enumerate(names) if i not in codes[split.train]]:
                 warnings.warn(f"{batch_key} {', '.join(absent)} has no training cell; its cells are decoded with untrained weights.", stacklevel=2)
         if n_genes is not None:
-            keep = variable_genes(X, n_genes, split.train, seed)
+            keep = variable_genes(X, whole_number("n_genes", n_genes, 1), split.train, seed)
             space, X = space.subset(keep), X.columns(keep)
             check_counts(X, adata.obs_names, space.symbols)              # a cell may have none of the chosen genes
         if a.has_pseudo_inputs and a.n_pseudo_inputs > len(split.train):

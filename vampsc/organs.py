@@ -6,7 +6,7 @@
 __all__ = ['OrganError', 'table', 'load', 'labels']
 
 # %% ../nbs/11_organs.ipynb #imports
-import difflib, os
+import difflib, os, warnings
 from importlib import resources
 from pathlib import Path
 import anndata, numpy as np, pandas as pd
@@ -33,7 +33,10 @@ def _read(path):
     if path.suffix != ".h5ad":
         raise OrganError(f"'{path.name}' is not an .h5ad file: read it with scanpy (e.g. scanpy.read_10x_h5) and "
                          "give the AnnData to the model")
-    try: adata = anndata.read_h5ad(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Observation names are not unique")       # a model says it, with how many
+            adata = anndata.read_h5ad(path)
     except Exception as error:
         why = (str(error) or repr(error)).splitlines()[0]
         raise OrganError(f"'{path.name}' cannot be read as .h5ad: {why}") from None
@@ -71,6 +74,16 @@ def load(name):
     raise OrganError(f"unknown organ or study '{name}': known are {names}; "
                      "the path of an .h5ad file works too")
 
+# %% ../nbs/11_organs.ipynb #categorical
+def _categorical(column, key):
+    "A column of obs as a Categorical without unused categories, in which an empty or blank label is missing."
+    if column.ndim != 1: raise OrganError(f"{column.shape[1]} columns of adata.obs are called '{key}': rename all but one")
+    blank = column.map(lambda label: isinstance(label, str) and not label.strip(), na_action="ignore").eq(True)
+    try: found = pd.Categorical(column.mask(blank)).remove_unused_categories()
+    except TypeError: raise OrganError(f"column '{key}' of adata.obs holds no labels but {type(column.iloc[0]).__name__}s") from None
+    if len(found) and not len(found.categories): raise OrganError(f"column '{key}' of adata.obs: none of {len(found):,} cells has a label")
+    return found
+
 # %% ../nbs/11_organs.ipynb #labels
 def labels(adata, key="cell_type"):
     """The labels of the cells.
@@ -82,14 +95,14 @@ def labels(adata, key="cell_type"):
 
     Returns
     -------
-    pandas.Categorical (cells,); cells without a label are missing values (code -1), unused categories are
-        left out.
+    pandas.Categorical (cells,); cells whose label is missing, empty or blank are missing values (code -1),
+        unused categories are left out.
 
     Raises
     ------
-    OrganError : no such column; the message names those that exist.
+    OrganError : no such column, the message names those that exist; no cell has a label.
     """
-    if key in adata.obs: return pd.Categorical(adata.obs[key]).remove_unused_categories()
+    if key in adata.obs: return _categorical(adata.obs[key], key)
     columns = [str(c) for c in adata.obs.columns]
     plain = {c.lower().replace("_", "").replace(" ", "").replace(".", ""): c for c in columns}
     close = difflib.get_close_matches(str(key).lower().replace("_", ""), plain, n=1, cutoff=0.6)

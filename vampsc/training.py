@@ -13,8 +13,8 @@ from pathlib import Path
 import keras, numpy as np, pandas as pd
 from keras import backend, ops
 from tqdm import tqdm
-from . import kernels
-from .counts import Batches, as_counts
+from . import devices, kernels
+from .counts import Batches, as_counts, whole_number
 
 # %% ../nbs/08_training.ipynb #profile
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,11 @@ def get_profile(profile="quick", **changes):
     known = [f.name for f in dataclasses.fields(Profile)]
     if unknown := [name for name in changes if name not in known]:
         raise ValueError(f"training setting {unknown[0]!r} is not known; there are {', '.join(known)}.")
-    return dataclasses.replace(profile, **{k: v for k, v in changes.items() if v is not None})
+    p = dataclasses.replace(profile, **{k: v for k, v in changes.items() if v is not None})
+    for name, least in dict(max_epochs=0, batch_size=1, lr_patience=1, patience=1).items(): whole_number(name, getattr(p, name), least)
+    if not isinstance(p.learning_rate, (int, float)) or not 0 < p.learning_rate < float("inf"):
+        raise ValueError(f"learning_rate must be a number above 0; got {p.learning_rate!r}.")
+    return p
 
 # %% ../nbs/08_training.ipynb #fused-adam
 class FusedAdam(keras.optimizers.Adam):
@@ -86,6 +90,7 @@ def is_fused(optimizer, traced=None):
     traced=True asks it of a function that is still to be traced. The optimiser must be built, as compile_network does.
     """
     if not (getattr(optimizer, "adds_penalty", False) and optimizer.built and kernels.compiled()): return False
+    if devices.replicas() > 1: return False
     import tensorflow as tf
     return (traced or not tf.executing_eagerly()) and kernels.updates_in_place()
 
@@ -131,8 +136,8 @@ class Record(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None): self.start = time.time()
 
     def on_epoch_end(self, epoch, logs=None):
-        logs.update(learning_rate=float(self.model.optimizer.learning_rate), seconds=time.time() - self.start,
-                    cells_seen=(epoch + 1) * self.n_cells)
+        learning_rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        logs.update(learning_rate=learning_rate, seconds=time.time() - self.start, cells_seen=(epoch + 1) * self.n_cells)
 
 # %% ../nbs/08_training.ipynb #checkpoint-file
 CHECKPOINT_FORMAT = 1
@@ -207,9 +212,9 @@ class Checkpoint(keras.callbacks.Callback):
         counters = [{name: getattr(c, name) for name in COUNTERS if hasattr(c, name)} for c in self.watched]
         self.notes.update(rows=list(self.rows), counters=counters, stopped=bool(self.network.stop_training))
         self.state, self.best = [_copy(v) for v in self._variables()], self.stopping.best_weights
-        if self.path:
+        if self.path and devices.is_first():
             best = self.best or []
-            write_checkpoint(self.path, {**self.notes, "identity": self.identity, "n_best": len(best)}, self.state + best)
+            with devices.undistributed(): write_checkpoint(self.path, {**self.notes, "identity": self.identity, "n_best": len(best)}, self.state + best)
         self.last = time.perf_counter()
         self.cost = self.last - start
 
@@ -280,8 +285,19 @@ def not_finite(network, cells, training):
 
 # %% ../nbs/08_training.ipynb #fit
 class _Inputs(Batches):
-    "Batches as Keras' fit takes them also when they are no numpy arrays."
+    "Batches as Keras' fit takes them also when they are no numpy arrays; with several devices, this process's share of each."
     def __getitem__(self, b): return (super().__getitem__(b),)
+
+    def __init__(self, *args, **kwargs):
+        self.sharing = devices.sharing()                 # of here: the thread that reads batches knows of no strategy
+        super().__init__(*args, **kwargs)
+
+    def cells(self, b): return self.sharing.part(super().cells(b))
+
+    def __len__(self):
+        if self.sharing.n == 1: return super().__len__()
+        full, rest = divmod(len(self.indices), self.batch_size)
+        return full + (rest >= self.sharing.n)
 
 def compile_network(network, learning_rate):
     "Keras' compile with the optimiser and the settings that are fastest for this backend."
@@ -289,41 +305,35 @@ def compile_network(network, learning_rate):
     network.optimizer.build(network.trainable_variables)
 
 class Run:
-    """A training run of a Network on counts.
+    """A training run of a Network on counts, on one device or on those of `devices.all_devices`.
 
     X : Counts or any layout (cells, genes). split : a Split; trains on .train, watches .validation. profile : a Profile.
     seed : decides the order of the cells. progress : show losses and time left. callbacks : more Keras callbacks.
     label : what to call it. checkpoint, identity, earlier : as in Checkpoint. resume : go on from the file, if it is there.
-
-    Raises ValueError where the checkpoint is of another run or damaged, OSError where it cannot be written.
     """
     def __init__(self, network, X, split, profile, seed=0, progress=True, callbacks=(), label="training", checkpoint=None,
                  resume=False, identity=None, earlier=()):
-        compile_network(network, profile.learning_rate)
-        self.network, self.profile, self.label, self.interrupted = network, profile, label, False
-        schedule = keras.callbacks.ReduceLROnPlateau(monitor="val_loss", factor=0.5, patience=profile.lr_patience)
-        stopping = keras.callbacks.EarlyStopping(monitor="val_loss", patience=profile.patience, restore_best_weights=True)
-        self.state = Checkpoint(network, schedule, stopping, checkpoint, identity, earlier)
-        self.state.begin(resume)
-        X = as_counts(X)
-        rows = kernels.row_reader(X)
-        self.train = _Inputs(X, split.train, profile.batch_size, shuffle=True, seed=seed + len(self.state.notes["earlier"]), rows=rows)
-        self.validation = _Inputs(X, split.validation, profile.batch_size, rows=rows)
-        in_step = keras.callbacks.LambdaCallback(on_epoch_begin=self._begin_epoch)
-        self.callbacks = [in_step, Record(len(split.train)), Guard(lambda: self.state.rows), schedule, stopping]
-        self.shown = [*([Progress(label)] if progress else []), *callbacks]
+        self.network, self.X, self.split, self.profile, self.seed, self.label = network, as_counts(X), split, profile, seed, label
+        self.shown, self.resume = [*([Progress(label)] if progress and devices.is_first() else []), *callbacks], resume
+        self.checkpoint, self.state, self.interrupted = (checkpoint, identity, earlier), None, False
 
     @property
     def history(self):
         "A DataFrame with a row for each epoch, those before this run included."
-        rows = [*self.state.notes["earlier"], *self.state.rows]
+        rows = [*self.state.notes["earlier"], *self.state.rows] if self.state else list(self.checkpoint[-1])
         return pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="epoch"))
 
     def go(self):
         """Train to the end. The network ends with its best weights, also where Ctrl-C interrupts; `interrupted` then is true.
 
-        Raises FloatingPointError where the loss goes wrong, and does so again at half the learning rate.
+        Raises ValueError where the checkpoint is damaged or of another run, OSError where it cannot be written, and
+        FloatingPointError where the loss goes wrong, and does so again at half the learning rate.
         """
+        devices.spread(self._go)(self.network)
+        return self
+
+    def _go(self, network):
+        self._prepare()
         try: self._go_or_try_again()
         except KeyboardInterrupt:
             rows, self.interrupted = self.state.rows, True
@@ -332,10 +342,27 @@ class Run:
         except FloatingPointError:
             self.state.restore_best()
             raise
-        return self
+
+    def _prepare(self):
+        "The optimiser, the state, the batches and the callbacks."
+        split, profile, sharing = self.split, self.profile, devices.sharing()
+        if not len(split.validation):
+            raise ValueError("the split has no validation cells, by which training stops: split_cells(n, validation=0.1) draws some.")
+        sharing.check(profile.batch_size, training=split.train, validation=split.validation)
+        compile_network(self.network, profile.learning_rate)
+        schedule = keras.callbacks.ReduceLROnPlateau(monitor="val_loss", factor=0.5, patience=profile.lr_patience)
+        stopping = keras.callbacks.EarlyStopping(monitor="val_loss", patience=profile.patience, restore_best_weights=True)
+        state = Checkpoint(self.network, schedule, stopping, *self.checkpoint, share=0.05 if sharing.processes == 1 else np.inf)
+        state.begin(self.resume)
+        self.state, rows = state, kernels.row_reader(self.X) if sharing.n == 1 else self.X.dense
+        self.train = _Inputs(self.X, split.train, profile.batch_size, shuffle=True, seed=self.seed + len(state.notes["earlier"]), rows=rows)
+        self.validation = _Inputs(self.X, split.validation, profile.batch_size, rows=rows)
+        in_step = keras.callbacks.LambdaCallback(on_epoch_begin=self._begin_epoch)
+        self.callbacks = [in_step, Record(len(split.train)), Guard(lambda: state.rows), schedule, stopping]
 
     def _begin_epoch(self, epoch, logs):
         self.train.epoch = epoch              # Keras advances a data set once before the first
+        devices.separate_noise(self.network)
         if is_fused(self.network.optimizer, traced=True): kernels.own_memory(self.network.trainable_variables)    # a callback may hold them
 
     def _fit(self, callbacks, epochs):
@@ -350,16 +377,16 @@ class Run:
         remedy = "try a smaller learning_rate, and look at the cells with the largest counts"
         if self.state.notes["retried"]: raise FloatingPointError(f"{self.label}: {cause}, again; {remedy}.")
         self.state.restore()
-        rate = float(self.network.optimizer.learning_rate) / 2
+        rate = float(ops.convert_to_numpy(self.network.optimizer.learning_rate)) / 2
         self.network.optimizer.learning_rate = rate
         self.state.notes["retried"] = True
         self.state.keep_or_warn()
-        warnings.warn(f"{self.label}: {cause}; going on from epoch {len(self.state.rows)} at half the learning rate, {rate:.2g}.", stacklevel=4)
+        warnings.warn(f"{self.label}: {cause}; going on from epoch {len(self.state.rows)} at half the learning rate, {rate:.2g}.", stacklevel=6)
         self._go_or_try_again()
 
     def _where(self, error):
-        "Run the epochs since the kept state again, and name what was first not finite."
-        if "jumped" in str(error): return ""
+        "What was first not finite, by name; for that, the epochs since the kept state are run again. On one device only."
+        if "jumped" in str(error) or devices.sharing().n > 1: return ""
         if "validation" in str(error):
             names = (not_finite(self.network, batch[0], training=False) for batch in self.validation)
             return f", first in {next(filter(None, names), 'their mean')}"
