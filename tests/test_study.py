@@ -1,17 +1,17 @@
-"""Runs, tables, the command line and the organ notebook."""
+"""Runs, tables, the page of a run and the organ notebook."""
 import json
+import shutil
 
+import keras
 import nbformat
 import numpy as np
 import papermill
 import pytest
 import scipy.sparse as sp
-from typer.testing import CliRunner
 
 from vampsc import metrics, models, organs, study, training
 
 TINY = dict(max_epochs=2, n_genes=200)
-ARGUMENTS = ["--max-epochs", "2", "--n-genes", "200"]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def runs(adata, tmp_path_factory):
 
 def test_a_run_is_recorded_whole(runs):
     for run in runs:
-        assert {p.name for p in run.folder.iterdir()} == {"config.json", "history.csv", "latent.npy", "metrics.json", "model"}
+        assert {p.name for p in run.folder.iterdir()} == {"config.json", "history.csv", "latent.npy", "metrics.json", "model", "cells.csv"}
         assert run.folder.name == f"{run.name}-seed0" and len(run.history) == 2
         z = np.load(run.folder / "latent.npy")
         assert z.shape == (1937, 128)
@@ -86,33 +86,85 @@ def test_unlabelled_cells_have_no_silhouette(adata, tmp_path):
     assert "asw" not in run.metrics and "ASW cell type" not in study.table([run])
 
 
-def invoke(*words): return CliRunner().invoke(study.app, [str(w) for w in words], catch_exceptions=True)
+def test_the_hash_of_a_file_is_that_of_its_cells(adata, tmp_path):
+    few = adata[:100].copy()
+    few.raw = few.copy()
+    few.write_h5ad(tmp_path / "few.h5ad")
+    dense = few.copy()
+    dense.X = dense.X.toarray()
+    backed = organs.load(tmp_path / "few.h5ad", backed=True)
+    assert len({study.data_hash(d) for d in (few, backed, dense)}) == 1
+    assert study.data_hash(few, use_raw=True) == study.data_hash(few)
+    assert study.data_hash(adata[:99]) != study.data_hash(few) != study.data_hash(few[:, ::-1])
 
 
-def test_command_line_fit_embed_list(adata, tmp_path):
-    done = invoke("fit", "pancreas", "--model", "vae", "--out", tmp_path / "runs", "--label-key", "cell_type", *ARGUMENTS)
-    assert done.exit_code == 0, done.output
-    assert "test loss per gene" in done.output
-    adata[:50].copy().write_h5ad(tmp_path / "few.h5ad")
-    done = invoke("embed", tmp_path / "runs" / "vae-seed0", tmp_path / "few.h5ad", "--out", tmp_path / "out.h5ad")
-    assert done.exit_code == 0, done.output
-    embedded = organs.load(tmp_path / "out.h5ad")
-    whole = np.load(tmp_path / "runs" / "vae-seed0" / "latent.npy")
-    assert np.allclose(embedded.obsm["X_vae"], whole[:50], atol=1e-4)
-    assert "pancreas" in invoke("organs", "list").output
+def test_a_stopped_run_goes_on(adata, tmp_path, monkeypatch):
+    "Ctrl-C in the second epoch of the first call; the second call ends as a run that was never stopped."
+    profile = training.get_profile("quick", **{**TINY, "max_epochs": 3})
+    class CtrlC(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1: raise KeyboardInterrupt
+    train = models.VAE.train
+    monkeypatch.setattr(models.VAE, "train", lambda self, *a, **k: train(self, *a, callbacks=[CtrlC()], **k))
+    with pytest.raises(KeyboardInterrupt, match="stopped after epoch 1"): study.run(adata[:200], "vae", tmp_path, profile, progress=False)
+    assert {p.name for p in (tmp_path / "vae-seed0").iterdir()} == {"checkpoint", "config.json"}
+    monkeypatch.undo()
+    went_on = study.run(adata[:200], "vae", tmp_path, profile, progress=False)
+    whole = study.run(adata[:200], "vae", tmp_path / "whole", profile, progress=False)
+    assert went_on.history.drop(columns="seconds").equals(whole.history.drop(columns="seconds")) and np.array_equal(went_on.embedding, whole.embedding)
+    assert not (went_on.folder / "checkpoint").exists()
 
 
-@pytest.mark.parametrize("words, message", [
-    (["fit", "pancras"], "pancreas"), (["fit", "pancreas", "--model", "vampire"], "'vampire'"),
-    (["fit", "pancreas", "--label-key", "celltype"], "celltype"), (["fit", "pancreas", "--profile", "fast"], "'fast'"),
-    (["embed", "nowhere", "pancreas"], "nowhere"), (["fit", "absent.h5ad"], "absent.h5ad"),
-])
-def test_command_line_errors_are_one_line(words, message, monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["vampsc", *words])
-    with pytest.raises(SystemExit) as stop: study.main()
-    text = str(stop.value)
-    assert text.startswith("vampsc: ") and message in text and "\n" not in text
+def test_a_checkpoint_of_another_configuration_is_not_used(adata, tmp_path):
+    profile, few = training.get_profile("quick", **TINY), adata[:200]
+    (tmp_path / "ae-seed0").mkdir()
+    models.AE(few, n_genes=200).train(max_epochs=1, checkpoint=tmp_path / "ae-seed0" / "checkpoint", progress=False, learning_rate=1e-4)
+    assert len(study.run(few, "ae", tmp_path, profile, progress=False).history) == 2
+
+
+def test_cells_are_named_and_divided(runs, adata):
+    cells = runs[0].cells
+    assert list(cells.index) == list(adata.obs_names) and (cells["label"] == adata.obs["cell_type"].astype(str)).all()
+    assert cells["split"].value_counts().to_dict() == {"train": 1549, "validation": 194, "test": 194}
+
+
+def test_labels_that_cannot_judge_are_refused_before_training(adata, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "_train_and_record", lambda *a: pytest.fail("trained"))
+    few = adata[:50].copy()
+    few.obs["one"] = "beta"
+    with pytest.raises(ValueError, match="'one'"): study.run(few, "ae", tmp_path, label_key="one")
+
+
+def test_batches_and_raw_are_part_of_a_run(adata, tmp_path):
+    few = adata[:200].copy()
+    few.raw, few.obs["lab"] = few.copy(), np.arange(200) % 2
+    few.X = few.X * 0.5
+    run = study.run(few, "vae", tmp_path, training.get_profile("quick", **TINY), progress=False, use_raw=True, batch_key="lab")
+    assert run.config["settings"]["batch_key"] == "lab" and models.load(run.folder / "model").batches == ["0", "1"]
+    assert ("batches", "2 of lab") in study.settings_of(run)
+
+
+# ---- the page of a run
+
+def test_page_of_several_runs(runs):
+    page = study.run_page(runs[0].folder.parent)
+    text = page.read_text()
+    assert page.name == "report.html" and text.count('src="data:image/png;base64,') == 3 and text.count("<img alt=") == 3
+    assert "<script" not in text and "http" not in text.replace("http-equiv", "")
+    for word in ("AE", "VAE", "IAF", "VAMP", "learning_rate 0.002", "1,549 for training", "PCs for 95 %", "Higher is better", "keras 3"): assert word in text, word
+
+
+def test_page_of_one_run_elsewhere(runs, tmp_path):
+    page = study.run_page(runs[3].folder, tmp_path / "new" / "page.html")
+    assert "<td>VAMP<" in page.read_text().replace(' class="words"', '') and ">IAF<" not in page.read_text()
+    with pytest.raises(ValueError, match="holds no finished run"): study.run_page(tmp_path)
+
+
+def test_names_are_escaped(runs, tmp_path):
+    folder = shutil.copytree(runs[0].folder, tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "label_key": "<b>&"}))
+    assert "&lt;b&gt;&amp;" in study.run_page(folder).read_text()
 
 
 NOTEBOOK = study.TEMPLATE
@@ -170,18 +222,3 @@ def test_organ_notebook_refuses_data_that_are_no_counts(adata, tmp_path):
     logged.write_h5ad(tmp_path / "logged.h5ad")
     with pytest.raises(ValueError, match="log-transformed"): study.report(tmp_path / "run", data=str(tmp_path / "logged.h5ad"))
     with pytest.raises(ValueError, match="'modles' is not known"): study.report(tmp_path / "run", modles="vae")
-
-
-def test_report_command_prints_the_table_and_the_paths(runs, tmp_path, monkeypatch):
-    "The notebook itself is run by the test above; here the words that follow it."
-    def finished(out, **parameters):
-        assert parameters["max_epochs"] == 7
-        out.mkdir()
-        study.table(runs).to_csv(out / "table.csv")
-        (out / "report.html").write_text("page")
-        return out / "report.html"
-    monkeypatch.setattr(study, "report", finished)
-    done = invoke("report", "pancreas", "--out", tmp_path / "run", "--max-epochs", 7)
-    assert done.exit_code == 0, done.output
-    assert all(word in done.output for word in ("VAMP", "PCs for 95 %", "ELBO", "table.csv", "report.html"))
-    assert "nan" not in done.output

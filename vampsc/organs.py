@@ -10,6 +10,7 @@ import difflib, os, warnings
 from importlib import resources
 from pathlib import Path
 import anndata, numpy as np, pandas as pd
+from anndata.io import read_elem, sparse_dataset
 from .genes import GeneSpaceError, matrix_of
 
 # %% ../nbs/11_organs.ipynb #table
@@ -26,36 +27,45 @@ def table():
     return pd.read_csv(resources.files("vampsc") / "data" / "organs.csv", keep_default_na=False)
 
 # %% ../nbs/11_organs.ipynb #read-h5ad
-def _read(path):
-    "An h5ad file whose X is a matrix of numbers, as CSR float32."
+def _read(path, backed=False):
+    "A file whose X is a matrix of numbers, as CSR float32, or still in the file."
     path = Path(path).expanduser()
-    if not path.is_file(): raise OrganError(f"no file '{path}'")
-    if path.suffix != ".h5ad":
-        raise OrganError(f"'{path.name}' is not an .h5ad file: read it with scanpy (e.g. scanpy.read_10x_h5) and "
+    if not path.exists(): raise OrganError(f"no file '{path}'")
+    if path.suffix not in (".h5ad", ".zarr") or path.is_dir() != (path.suffix == ".zarr"):
+        raise OrganError(f"'{path.name}' is not an .h5ad file or .zarr folder: read it with scanpy (e.g. scanpy.read_10x_h5) and "
                          "give the AnnData to the model")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Observation names are not unique")       # a model says it, with how many
-            adata = anndata.read_h5ad(path)
+            adata = _read_zarr(path, backed) if path.suffix == ".zarr" else anndata.read_h5ad(path, backed="r" if backed else None)
     except Exception as error:
         why = (str(error) or repr(error)).splitlines()[0]
-        raise OrganError(f"'{path.name}' cannot be read as .h5ad: {why}") from None
+        raise OrganError(f"'{path.name}' cannot be read as {path.suffix}: {why}") from None
     if 0 in adata.shape: raise OrganError(f"'{path.name}' holds {adata.n_obs} cells x {adata.n_vars} genes")
     if adata.X is None:
         layers = ", ".join(adata.layers) or "none"
         raise OrganError(f"'{path.name}' has no X (layers: {layers}): read it with anndata.read_h5ad and name the "
                          "layer of the counts to the model, layer=")
+    if backed: return adata
     try: adata.X = matrix_of(adata)
     except GeneSpaceError as error: raise OrganError(f"'{path.name}': {error}") from None
     return adata
 
+def _read_zarr(path, backed):
+    if not backed: return anndata.read_zarr(path)
+    import zarr
+    group = zarr.open(str(path), mode="r")
+    X = group["X"] if hasattr(group["X"], "shape") else sparse_dataset(group["X"])
+    return anndata.AnnData(X, obs=read_elem(group["obs"]), var=read_elem(group["var"]))
+
 # %% ../nbs/11_organs.ipynb #load
-def load(name):
+def load(name, backed=False):
     """Counts of an organ, a study, or a file.
 
     Parameters
     ----------
-    name : organ or study of `table()`, e.g. "pancreas", or the path of an .h5ad file.
+    name : organ or study of `table()`, e.g. "pancreas", or the path of an .h5ad file or a .zarr folder.
+    backed : leave the counts in their file and read cells as they are needed; for what is larger than memory.
 
     Returns
     -------
@@ -68,8 +78,8 @@ def load(name):
     known, key = table(), str(name)
     row = known[(known["organ"] == key.lower()) | (known["study"] == key)]
     if len(row): return _read(resources.files("vampsc") / "data" / row["file"].iloc[0])
-    is_path = isinstance(name, os.PathLike) or key.endswith(".h5ad") or Path(key).expanduser().exists()
-    if is_path: return _read(key)
+    is_path = isinstance(name, os.PathLike) or key.endswith((".h5ad", ".zarr")) or Path(key).expanduser().exists()
+    if is_path: return _read(key, backed)
     names = ", ".join([*known["organ"].unique(), *known["study"]])
     raise OrganError(f"unknown organ or study '{name}': known are {names}; "
                      "the path of an .h5ad file works too")

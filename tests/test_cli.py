@@ -1,0 +1,158 @@
+"""The command line: what it prints, what it writes, and how it ends."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from vampsc import cli, models, organs, study
+
+TINY = ["--max-epochs", "2", "--n-genes", "200"]
+
+
+def invoke(*words): return CliRunner().invoke(cli.app, [str(w) for w in words], catch_exceptions=False)
+def vampsc(*words): return [sys.executable, "-c", "from vampsc.cli import main; main()", *map(str, words)]
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    cells = organs.load("pancreas")[:300].copy()
+    cells.obs["donor"] = np.array(["a", "b"])[np.arange(300) % 2]
+    path = tmp_path_factory.mktemp("data") / "few.h5ad"
+    cells.write_h5ad(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(few, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs")
+    done = invoke("fit", few, "--model", "vae", "--out", out, "--label-key", "cell_type", "--batch-key", "donor", *TINY)
+    assert done.exit_code == 0 and "test loss per gene" in done.stdout and "written to" in done.stdout, done.output
+    return out / "vae-seed0"
+
+
+def test_fit_as_json_is_one_object(few, run):
+    done = invoke("fit", few, "--model", "vae", "--out", run.parent, "--label-key", "cell_type", "--batch-key", "donor", *TINY, "--json")
+    result = json.loads(done.stdout)
+    assert result["folder"] == run.as_posix() and result["metrics"]["epochs"] == 2 and result["metrics"]["n_cells"] == 300
+
+
+@pytest.mark.parametrize("ending", [".h5ad", ".csv", ".npy"])
+def test_embed(few, run, tmp_path, ending):
+    whole, out = np.load(run / "latent.npy"), tmp_path / f"new/embedded{ending}"
+    done = invoke("embed", run, few, "--out", out, "--json", *(["--backed"] if ending == ".csv" else []))
+    assert done.exit_code == 0 and json.loads(done.stdout) == {"out": out.as_posix(), "key": "X_vae", "n_cells": 300, "n_latent": 128}
+    if ending == ".h5ad":
+        written, before = ad.read_h5ad(out), ad.read_h5ad(few)
+        z = written.obsm["X_vae"]
+        assert (written.X != before.X).nnz == 0 and written.obs.equals(before.obs)
+    if ending == ".csv":
+        table = pd.read_csv(out, index_col="cell")
+        z = table.to_numpy()
+        assert list(table.index) == list(organs.load(few).obs_names)
+    if ending == ".npy": z = np.load(out)
+    assert np.allclose(z, whole, atol=1e-4) and os.listdir(out.parent) == [out.name]
+
+
+def test_an_existing_file_is_replaced_only_on_request(few, run, tmp_path):
+    before = few.read_bytes()
+    refused = invoke("embed", run, few, "--out", few)
+    assert refused.exit_code == 1 and "exists; choose another --out, or --overwrite" in refused.stderr and few.read_bytes() == before
+    copy = tmp_path / "copy.h5ad"
+    copy.write_bytes(before)
+    assert invoke("embed", run, copy, "--out", copy, "--overwrite").exit_code == 0 and "X_vae" in ad.read_h5ad(copy).obsm
+
+
+def test_sample(run, tmp_path):
+    done = invoke("sample", run, "--n", 50, "--out", tmp_path / "s.h5ad", "--batch", "b")
+    assert done.exit_code == 0 and "50 cells written" in done.stdout
+    cells = ad.read_h5ad(tmp_path / "s.h5ad")
+    assert cells.shape == (50, 200) and set(cells.obs["donor"]) == {"b"}
+    assert np.array_equal(cells.X.toarray(), models.load(run / "model").sample_prior(50, batch="b").X.toarray())
+
+
+def test_report_of_runs(run):
+    done = invoke("report", run.parent, "--json")
+    assert json.loads(done.stdout) == {"page": (run.parent / "report.html").as_posix()} and "VAE" in (run.parent / "report.html").read_text()
+
+
+def test_report_of_data_prints_the_table_and_the_paths(run, tmp_path, monkeypatch):
+    "The notebook itself is run by test_study; here the words that follow it."
+    def finished(out, **parameters):
+        assert parameters["max_epochs"] == 7 and parameters["organ"] == "pancreas"
+        out.mkdir()
+        study.table([study.read_run(run)]).to_csv(out / "table.csv")
+        (out / "report.html").write_text("page")
+        return out / "report.html"
+    monkeypatch.setattr(study, "report", finished)
+    done = invoke("report", "pancreas", "--out", tmp_path / "run", "--max-epochs", 7)
+    assert done.exit_code == 0 and all(word in done.stdout for word in ("VAE", "PCs for 95 %", "ELBO", "table.csv", "report.html"))
+    monkeypatch.setattr(study, "report", lambda out, **parameters: out / "report.html")
+    result = json.loads(invoke("report", "pancreas", "--out", tmp_path / "run", "--json").stdout)
+    assert result["table"]["VAE"]["epochs"] == 2 and result["page"].endswith("report.html")
+
+
+def test_organs_list():
+    assert "pancreas" in invoke("organs", "list").stdout
+    assert json.loads(invoke("organs", "list", "--json").stdout)[0]["organ"] == "pancreas"
+
+
+def test_nan_is_null(): assert cli._plain({"a": float("nan"), "b": [np.float32(1.5), np.int64(2)], "c": None}) == {"a": None, "b": [1.5, 2], "c": None}
+
+
+@pytest.mark.parametrize("words, message", [
+    (["fit", "pancras"], "pancreas"), (["fit", "pancreas", "--model", "vampire"], "'vampire'"),
+    (["fit", "pancreas", "--label-key", "celltype"], "celltype"), (["fit", "pancreas", "--profile", "fast"], "'fast'"),
+    (["fit", "pancreas", "--batch-key", "donor"], "donor"), (["fit", "pancreas", "--use-raw"], "raw"),
+    (["embed", "nowhere", "pancreas"], "nowhere"), (["fit", "absent.h5ad"], "absent.h5ad"), (["report", "."], "no finished run"),
+    (["embed", "nowhere", "pancreas", "--out", "z.xlsx"], ".h5ad, .csv, .npy"), (["sample", "nowhere"], "nowhere"),
+    (["fit", "pancreas", "--out", "file/runs"], "file"), (["embed", "nowhere", "pancreas", "--out", "file/z.npy"], "file"),
+])
+def test_bad_input_is_one_line_and_exit_code_1(words, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("no folder")
+    done = invoke(*words)
+    assert done.exit_code == 1 and done.stdout == "" and sorted(os.listdir(tmp_path)) in (["file"], ["file", "runs"])
+    assert done.stderr.startswith("vampsc: ") and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_wrong_usage_is_exit_code_2():
+    for words in (["fitt"], ["fit"], ["fit", "pancreas", "--max-epochs", "many"], ["fit", "pancreas", "--color"]):
+        assert invoke(*words).exit_code == 2
+
+
+def test_divergence_is_exit_code_3(few, tmp_path):
+    done = invoke("fit", few, "--out", tmp_path, "--learning-rate", 1e30, *TINY)
+    assert done.exit_code == 3 and "try a smaller learning_rate" in done.stderr
+
+
+def test_ctrl_c_is_exit_code_130_and_the_same_command_goes_on(few, tmp_path):
+    words = vampsc("fit", few, "--model", "ae", "--out", tmp_path, "--n-genes", 200, "--max-epochs", 40, "--batch-size", 16, "--json")
+    process, run = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True), tmp_path / "ae-seed0"
+    end = time.time() + 120
+    while not (run / "checkpoint").exists() and time.time() < end: time.sleep(0.05)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and out == "" and "the same call goes on" in err, err[-2000:]
+    assert not (run / "metrics.json").exists()
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0 and json.loads(done.stdout)["metrics"]["epochs"] > 2 and not (run / "checkpoint").exists(), done.stderr[-2000:]
+
+
+def test_help_teaches_and_is_quick():
+    start = time.time()
+    done = subprocess.run(vampsc("--help"), capture_output=True, text=True)
+    assert done.returncode == 0 and time.time() - start < 5 and all(c in done.stdout for c in ("fit", "embed", "sample", "report", "organs", "Exit codes"))
+    asked = subprocess.run([sys.executable, "-c", "import sys; from vampsc import cli; print('tensorflow' in sys.modules or 'keras' in sys.modules)"],
+                           capture_output=True, text=True)
+    assert asked.stdout == "False\n"
+    for command in ("fit", "embed", "sample", "report"): assert f"vampsc {command} " in invoke(command, "--help").stdout
+    assert invoke("--version").stdout.startswith("vampsc 0.")
