@@ -237,24 +237,26 @@ def find_runs(folder):
     folder = Path(folder)
     found = [f for f in [folder, *sorted(f for f in folder.iterdir() if f.is_dir())] if (f / "metrics.json").exists() and (f / "config.json").exists()]
     if not found: raise ValueError(f"{folder} holds no finished run (no metrics.json and config.json in it or in its folders).")
-    return [read_run(f) for f in found]
+    order = list(models.PRESETS)
+    return sorted(map(read_run, found), key=lambda r: (order.index(r.name.upper()), r.config["seed"]))
 
 # %% ../nbs/12_study.ipynb #page-parts
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2530; --paper: #fff; --line: #d7dde4; --soft: #5b6875 }
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e8ec; --paper: #15191e; --line: #39424c; --soft: #a3aeb9 } }
+@media (max-width: 40rem) { th, td { padding: .3rem .4rem } .words { min-width: 11rem } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .92rem }
 th, td { text-align: right; padding: .3rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top }
-th:first-child, td:first-child, td.words { text-align: left } td.words { color: var(--soft); min-width: 14rem }
+th:first-child, td:first-child, .words { text-align: left } .words { color: var(--soft); min-width: 14rem }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 4px } code { font-size: .9em; overflow-wrap: anywhere }
 """
 
 def _table(rows, heads=()):
     "An HTML table; every cell is escaped. The last column of a table with heads is in words."
-    head = "<tr>" + "".join(f"<th>{html.escape(str(h))}</th>" for h in heads) + "</tr>" if heads else ""
     kind = lambda i, row: ' class="words"' if i == len(row) - 1 else ""
+    head = "<tr>" + "".join(f"<th{kind(i, heads)}>{html.escape(str(h))}</th>" for i, h in enumerate(heads)) + "</tr>" if heads else ""
     body = "".join("<tr>" + "".join(f"<td{kind(i, row)}>{html.escape(str(v))}</td>" for i, v in enumerate(row)) + "</tr>" for row in rows)
     return f'<div class="wide"><table>{head}{body}</table></div>'
 
@@ -284,7 +286,7 @@ def run_page(folder, path=None):
     names = [r.name.upper() if [o.name for o in runs].count(r.name) == 1 else r.folder.name for r in runs]
     frame = show_table(table(runs))
     rows = [(name, *frame[name], MEANINGS.get(name, "")) for name in frame]
-    parts = ["<h2>Settings</h2>", *(_table(settings_of(r)) for r in runs), "<h2>How good it is</h2>", _table(rows, ("", *names, "what it says")),
+    parts = ["<h2>How good it is</h2>", _table(rows, ("", *names, "what it says")), "<h2>Settings</h2>", _table(_settings_rows(names, runs)),
              "<h2>Training</h2>", _image(figures.training_curves({n: r.history for n, r in zip(names, runs)}), "Loss and KL over epochs, for training and validation cells"),
              "<h2>The embedding</h2>", *_embedding_figures(dict(zip(names, runs)))]
     title = f"vampsc: {', '.join(names)}"
@@ -293,6 +295,14 @@ def run_page(folder, path=None):
     path.write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
                     f"<title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>{''.join(parts)}</html>", encoding="utf-8")
     return path
+
+def _settings_rows(names, runs):
+    "What all runs share once, and the rest for each run."
+    each = [dict(settings_of(r)) for r in runs]
+    for key in dict.fromkeys(k for settings in each for k in settings):
+        values = [settings.get(key, "none") for settings in each]
+        if len(set(values)) == 1: yield key, values[0]
+        elif key != "model": yield from ((f"{name}: {key}", value) for name, value in zip(names, values))
 
 def _embedding_figures(runs):
     "UMAPs by label, or by split where there are no labels, and the covariance of the units."
