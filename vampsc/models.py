@@ -45,7 +45,7 @@ class Network(keras.Model):
         seen = (shape[0], shape[1] + self.encode_batch * self.n_batches)
         self.encoder.build(seen)
         self.posterior.build(self.encoder.compute_output_shape(seen))
-        self.decoder.build((shape[0], self.n_latent + self.n_batches))
+        self.decoder.build((shape[0], self.n_latent))
         self.built = True
 
     @property
@@ -173,7 +173,8 @@ class Architecture:
             raise ValueError(f"posterior={self.posterior!r} does not go with prior={self.prior!r}; "
                              f"it takes {' or '.join(map(repr, fitting))}.")
 
-        for name in ("n_latent", "n_flow_steps", *["n_pseudo_inputs"] * self.has_pseudo_inputs): whole_number(name, getattr(self, name), 1)
+        sizes = ["n_latent", "n_flow_steps"] + ["n_pseudo_inputs"] * self.has_pseudo_inputs
+        for name in sizes: whole_number(name, getattr(self, name), 1)
         for name in ("hidden", "flow_hidden"):
             if not isinstance(getattr(self, name), (tuple, list)):
                 raise ValueError(f"{name} must be a tuple of widths, such as (512, 256); got {getattr(self, name)!r}.")
@@ -206,7 +207,8 @@ def _built_network(a, n_genes, seed):
     prior = {"none": lambda: None, "normal": StandardNormal,
              "vamp": lambda: VampPrior(*mixture, a.learn_weights),
              "hvamp": lambda: HierarchicalVampPrior(*mixture, a.n_latent, seeds, a.learn_weights, **level)}[a.prior]()
-    decoder = Decoder(n_genes, seeds, () if a.linear_decoder else a.hidden[::-1], a.dispersion, a.dropout, **penalty, n_batches=a.n_batches)
+    decoder = Decoder(n_genes, seeds, () if a.linear_decoder else a.hidden[::-1], a.dispersion, a.dropout, **penalty,
+                      n_batches=a.n_batches)
     network = Network(encoder, posterior, prior, decoder, a.beta, next(seeds), a.n_batches, a.encode_batch)
     network.build((None, n_genes))
     return network
@@ -237,17 +239,19 @@ def batch_codes(adata, key, names=None):
     Raises ValueError where obs has no such column, cells have no batch, there are as many batches as cells, or one that is not
     among `names`.
     """
-    if key not in adata.obs: raise ValueError(f"obs has no column {key!r} for the batches; there are {', '.join(adata.obs) or 'none'}.")
+    if key not in adata.obs:
+        raise ValueError(f"obs has no column {key!r} for the batches; there are {', '.join(adata.obs) or 'none'}.")
     values = adata.obs[key].astype(object)
     values = values.mask(values.astype(str).str.strip() == "")
-    if n := int(values.isna().sum()): raise ValueError(f"{n:,} of {adata.n_obs:,} cells have no {key} in obs[{key!r}]; name their batch or leave them out.")
+    if n := int(values.isna().sum()):
+        raise ValueError(f"{n:,} of {adata.n_obs:,} cells have no {key} in obs[{key!r}]; name their batch or leave them out.")
     values = values.astype(str)
     own = sorted(values.unique())
     if names is None and len(own) > max(1, adata.n_obs // 2):
         raise ValueError(f"obs[{key!r}] has {len(own):,} values for {adata.n_obs:,} cells; a batch needs several cells.")
     if names is not None and (unseen := [v for v in own if v not in set(names)]):
-        raise ValueError(f"{key} {', '.join(unseen[:5])}{', ...' if len(unseen) > 5 else ''} was not seen in training, which knew "
-                         f"{', '.join(names)}; model.transfer(adata) learns it.")
+        some = ", ".join(unseen[:5]) + ", ..." * (len(unseen) > 5)
+        raise ValueError(f"{key} {some} was not seen in training, which knew {', '.join(names)}; model.transfer(adata) learns it.")
     names = own if names is None else list(names)
     return pd.Index(names).get_indexer(values), names
 
@@ -453,8 +457,9 @@ class Generative(Bounds):
         by_symbol = {s: i for i, s in enumerate(self.genes.symbols) if s not in self.genes.ambiguous}
         found = [i if i >= 0 else by_symbol.get(g, -1) for i, g in zip(by_id, gene_list)]
         if lost := [g for i, g in zip(found, gene_list) if i < 0]:
-            several = "stands for several genes: name them by identifier" if lost[0] in self.genes.ambiguous else "is not a gene of the model"
-            raise ValueError(f"{lost[0]!r} {several}; see model.genes.symbols and .ids.")
+            several = lost[0] in self.genes.ambiguous
+            what = "stands for several genes: name them by identifier" if several else "is not a gene of the model"
+            raise ValueError(f"{lost[0]!r} {what}; see model.genes.symbols and .ids.")
         return np.array(found, int)
 
     def _one_hot(self, codes):
@@ -463,7 +468,8 @@ class Generative(Bounds):
 
     def _code_of(self, batch):
         if not self.batch_key: raise ValueError("this model knows no batches; make it with batch_key=.")
-        if batch not in self.batches: raise ValueError(f"{self.batch_key} {batch!r} is not known; there are {', '.join(self.batches)}.")
+        if batch not in self.batches:
+            raise ValueError(f"{self.batch_key} {batch!r} is not known; there are {', '.join(self.batches)}.")
         return self.batches.index(batch)
 
     def _decoded(self, X, cells, transform_batch, n_samples, seed, batch_size):
@@ -504,13 +510,20 @@ class Generative(Bounds):
         draws = 1 if self.network.prior is None else _at_least_one(n_mc_samples)
         for _, block, log_mu, _ in self._decoded(X, cells, transform_batch, draws, seed, batch_size):
             total[block] += np.exp(log_mu[:, which] + log_scale[block, None].astype("float32"))
-        return pd.DataFrame(total / draws, index=X.names[cells], columns=self.genes.ids if gene_list is None else list(gene_list))
+        names = self.genes.ids if gene_list is None else list(gene_list)
+        return pd.DataFrame(total / draws, index=X.names[cells], columns=names)
 
     def posterior_predictive_sample(self, adata=None, indices=None, n_samples=1, transform_batch=None, seed=0, batch_size=512):
         """Counts as the model would draw them again for the same cells: z from q(z|x), then the negative binomial.
 
-        Returns an AnnData (n_samples x cells, genes) of counts, CSR float32: all cells once, then once more, and so on.
-        obs["cell"] is the name of the cell, obs["sample"] from 0. transform_batch : as in get_normalized_expression.
+        Parameters
+        ----------
+        n_samples : draws of each cell. transform_batch : as in get_normalized_expression. seed : of the draws.
+
+        Returns
+        -------
+        AnnData (n_samples x cells, genes) of counts, CSR float32: all cells once, then once more, and so on. obs["cell"] is the
+        name of the cell, obs["sample"] the number of the draw, from 0.
         """
         (X, cells), rng = self._cells(adata, indices), np.random.default_rng([seed, 1])
         drawn = [[] for _ in range(_at_least_one(n_samples))]
@@ -523,9 +536,18 @@ class Generative(Bounds):
     def sample_prior(self, n_samples=1000, seed=0, batch_size=512, batch=None):
         """New cells: z from the prior, library size from the training cells, counts from the negative binomial.
 
-        batch : the name of the batch that all are of; None: each is of the batch of the training cell that gives its library size.
-        Returns an AnnData (n_samples, genes) of counts, with the draws in obsm["z"] and, where there are batches, theirs in obs.
-        Raises ValueError for an AE, or a batch that is not known.
+        Parameters
+        ----------
+        n_samples : how many cells. seed : of the draws.
+        batch : the name of the batch that all are of. None: each is of the batch of the training cell whose library size it has.
+
+        Returns
+        -------
+        AnnData (n_samples, genes) of counts, CSR float32, with the draws in obsm["z"] and, where there are batches, theirs in obs.
+
+        Raises
+        ------
+        ValueError : an AE, which has no prior, or a batch that is not known.
         """
         rng, components = np.random.default_rng(seed), self._components()
         z = self.network.prior.sample(_at_least_one(n_samples), self.network.n_latent, components, rng)
@@ -538,7 +560,8 @@ class Generative(Bounds):
             here = slice(at, at + batch_size)
             told = self._one_hot(codes[here]) if self.batch_key else None
             blocks.append(_negative_binomial(rng, *self.network.decoder(z[here], log_size[here], batch=told)))
-        obs = pd.DataFrame({self.batch_key: np.array(self.batches)[codes]} if self.batch_key else None, index=np.arange(n_samples).astype(str))
+        columns = {self.batch_key: np.array(self.batches)[codes]} if self.batch_key else None
+        obs = pd.DataFrame(columns, index=np.arange(n_samples).astype(str))
         return ad.AnnData(sp.vstack(blocks, format="csr"), obs, self._genes_frame(), obsm={"z": z})
 
     def pseudo_inputs(self):
@@ -620,10 +643,10 @@ class Persistence:
         from vampsc import __version__
         versions = {"python": sys.version.split()[0], "vampsc": __version__, "backend": keras.backend.backend(),
                     **{name: version(name) for name in ("keras", "numpy", "anndata", "scanpy", keras.backend.backend())}}
-        batch = {"key": self.batch_key, "names": self.batches, "of_library": self.library_batch.tolist()} if self.batch_key else None
+        batch = self.batch_key and {"key": self.batch_key, "names": self.batches, "of_library": self.library_batch.tolist()}
         return {"format": FORMAT, "name": type(self).__name__, "architecture": dataclasses.asdict(self.architecture),
-                "seed": self.seed, "layer": self.layer, "use_raw": self.use_raw, "batch": batch, "genes": self.genes.to_dict(), "split": self.split.to_dict(),
-                "versions": versions}
+                "seed": self.seed, "layer": self.layer, "use_raw": self.use_raw, "batch": batch, "genes": self.genes.to_dict(),
+                "split": self.split.to_dict(), "versions": versions}
 
     @classmethod
     def _from_folder(cls, path, adata=None):
@@ -695,7 +718,8 @@ class Trainable(Inference):
         finally: self.history, self.interrupted = run.history, run.interrupted
         if run.interrupted:
             goes_on = f"; train(checkpoint={str(checkpoint)!r}, resume=True) goes on" if checkpoint else ""
-            print(f"{type(self).__name__}: interrupted after epoch {len(self.history)}, the best weights so far are kept{goes_on}.", flush=True)
+            print(f"{type(self).__name__}: interrupted after epoch {len(self.history)}, the best weights so far are kept{goes_on}.",
+                  flush=True)
         return self
 
     def _identity(self, profile, X):
@@ -704,16 +728,22 @@ class Trainable(Inference):
         for name in ("max_epochs", "n_genes"): settings.pop(name)
         marks = {"genes": self.genes.ids, "split": self.split.train, "cells": X.totals}
         marks = {name: hashlib.sha256("\n".join(map(str, v)).encode()).hexdigest()[:12] for name, v in marks.items()}
-        plain = json.loads(json.dumps({"model": type(self).__name__, "backend": keras.backend.backend(), "seed": self.seed, **settings}))
-        return {**plain, **marks, "batches": self.batches}
+        settings = {"model": type(self).__name__, "backend": keras.backend.backend(), "seed": self.seed, **settings}
+        return {**json.loads(json.dumps(settings)), **marks, "batches": self.batches}
 
     def transfer(self, adata, profile="quick", split=None, seed=None, progress=True, **settings):
         """A model of other cells that starts with the weights of this one and goes on training on them.
 
-        adata : AnnData of raw counts; its genes are mapped onto this model's, and its batches that this model does not know, if it
-            knows batches, are added, beginning as the mean of the known ones. profile, progress, **settings : as in `train`;
-            max_epochs=0 leaves the weights as they are. split, seed : as in the class; the seed is this model's if not given.
-        Returns a model of the same class. This one stays as it is.
+        Parameters
+        ----------
+        adata : AnnData of raw counts, at least 10 cells; its genes are mapped onto this model's. If this model knows batches, those
+            of adata that it does not know are added; they begin as the mean of the known ones.
+        split, seed : as in the class; the seed is this model's if not given.
+        profile, progress, **settings : as in `train`; max_epochs=0 leaves the weights as they are.
+
+        Returns
+        -------
+        A model of the same class, with a history of its own. This one stays as it is.
         """
         X, mapping = checked_counts(adata, self.genes, self.layer, self.use_raw)
         new, seed = object.__new__(type(self)), self.seed if seed is None else seed
@@ -723,10 +753,12 @@ class Trainable(Inference):
             own = batch_codes(adata, self.batch_key)[1]
             names = [*self.batches, *(name for name in own if name not in self.batches)]
             X.batch = batch_codes(adata, self.batch_key, names)[0], len(names)
-            batch, a = {"key": self.batch_key, "names": names, "of_library": X.batch[0][split.train]}, dataclasses.replace(a, n_batches=len(names))
+            batch = {"key": self.batch_key, "names": names, "of_library": X.batch[0][split.train]}
+            a = dataclasses.replace(a, n_batches=len(names))
         new._assemble(a, self.genes, split, seed, self.layer, X.totals[split.train], self.use_raw, batch)
         new._own(X, adata, mapping)
-        for there, here in zip(new.network.weights, self.network.weights): there.assign(_grown(np.asarray(here), there.shape, len(self.batches)))
+        for there, here in zip(new.network.weights, self.network.weights):
+            there.assign(_grown(np.asarray(here), there.shape, len(self.batches)))
         return new.train(profile, progress=progress, **settings)
 
 def _grown(weights, shape, n_batches):
@@ -769,7 +801,8 @@ class CountAutoencoder(Generative, Trainable, Persistence):
             batch, X.batch = {"key": batch_key, "names": names, "of_library": codes[split.train]}, (codes, len(names))
             a = dataclasses.replace(a, n_batches=len(names))
             if absent := [name for i, name in enumerate(names) if i not in codes[split.train]]:
-                warnings.warn(f"{batch_key} {', '.join(absent)} has no training cell; its cells are decoded with untrained weights.", stacklevel=2)
+                warnings.warn(f"{batch_key} {', '.join(absent)} has no training cell; its cells are decoded with untrained weights.",
+                              stacklevel=2)
         if n_genes is not None:
             keep = variable_genes(X, whole_number("n_genes", n_genes, 1), split.train, seed)
             space, X = space.subset(keep), X.columns(keep)

@@ -73,11 +73,13 @@ class Decoder(layers.Layer):
         if dispersion == "gene-cell": self.log_dispersion = head(n_genes, seeds, "log_dispersion")
         else: self.log_dispersion = None; self.gene_dispersion = self.add_weight((n_genes,), "zeros", name="log_theta")
         offsets = ("log_rate_of_batch", "log_dispersion_of_batch") if n_batches else ()
+        self.n_batches = n_batches
         self.offsets = [self.add_weight((n_batches, n_genes), "zeros", name=name) for name in offsets]
 
     def build(self, shape):
-        self.body.build(shape)
-        top = self.body.compute_output_shape(shape)
+        seen = (shape[0], shape[1] + self.n_batches)
+        self.body.build(seen)
+        top = self.body.compute_output_shape(seen)
         for h in filter(None, (self.log_rate, self.log_dispersion)): h.build(top)
 
     def heads(self, z, training=False, batch=None):

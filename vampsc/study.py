@@ -51,7 +51,8 @@ def data_hash(adata, layer=None, use_raw=False):
     "A short hash of counts, gene names and cell names; of a file, without reading all of it at once."
     source, digest = genes.raw_of(adata) if use_raw else adata, hashlib.sha256()
     for _, rows, _ in counts.Counts(genes.values_of(source, layer)).blocks():
-        for part in (rows.data, rows.indices.astype("int32"), np.diff(rows.indptr).astype("int64")): digest.update(np.ascontiguousarray(part))
+        parts = rows.data, rows.indices.astype("int32"), np.diff(rows.indptr).astype("int64")
+        for part in parts: digest.update(np.ascontiguousarray(part))
     for names in (source.var_names, adata.obs_names): digest.update("\n".join(names).encode())
     return digest.hexdigest()[:16]
 
@@ -73,8 +74,9 @@ def read_run(folder):
     "The finished run in a folder."
     folder = Path(folder)
     read = lambda name: json.loads((folder / name).read_text())
+    cells = pd.read_csv(folder / "cells.csv", index_col="cell", dtype=str, keep_default_na=False)
     return Run(folder, read("config.json"), read("metrics.json"), pd.read_csv(folder / "history.csv", index_col="epoch"),
-               np.load(folder / "latent.npy"), pd.read_csv(folder / "cells.csv", index_col="cell", dtype=str, keep_default_na=False))
+               np.load(folder / "latent.npy"), cells)
 
 # %% ../nbs/12_study.ipynb #configuration
 def configuration(adata, model, profile, seed, label_key, settings):
@@ -108,7 +110,8 @@ def run(adata, model, out, profile="quick", seed=0, label_key=None, progress=Tru
     profile = training.get_profile(profile)
     config = configuration(adata, model, profile, seed, label_key, settings)
     folder = Path(out) / f"{model}-seed{seed}"
-    if (folder / "metrics.json").exists() and (folder / "cells.csv").exists() and _is_of(folder, config): return read_run(folder)
+    finished = all((folder / name).exists() for name in ("metrics.json", "cells.csv"))
+    if finished and _is_of(folder, config): return read_run(folder)
     return _train_and_record(adata, folder, config, profile, labels, progress, settings)
 
 # %% ../nbs/12_study.ipynb #train-and-record
@@ -235,8 +238,9 @@ MEANINGS = {
 def find_runs(folder):
     "The finished runs in a folder, or the one that the folder is. ValueError where there is none."
     folder = Path(folder)
-    found = [f for f in [folder, *sorted(f for f in folder.iterdir() if f.is_dir())] if (f / "metrics.json").exists() and (f / "config.json").exists()]
-    if not found: raise ValueError(f"{folder} holds no finished run (no metrics.json and config.json in it or in its folders).")
+    finished = lambda f: all((f / name).exists() for name in ("metrics.json", "config.json", "cells.csv"))
+    found = list(filter(finished, [folder, *(f for f in folder.iterdir() if f.is_dir())]))
+    if not found: raise ValueError(f"{folder} holds no finished run (config.json, metrics.json and cells.csv, in it or in its folders).")
     order = list(models.PRESETS)
     return sorted(map(read_run, found), key=lambda r: (order.index(r.name.upper()), r.config["seed"]))
 
@@ -287,12 +291,14 @@ def run_page(folder, path=None):
     frame = show_table(table(runs))
     rows = [(name, *frame[name], MEANINGS.get(name, "")) for name in frame]
     parts = ["<h2>How good it is</h2>", _table(rows, ("", *names, "what it says")), "<h2>Settings</h2>", _table(_settings_rows(names, runs)),
-             "<h2>Training</h2>", _image(figures.training_curves({n: r.history for n, r in zip(names, runs)}), "Loss and KL over epochs, for training and validation cells"),
+             "<h2>Training</h2>", _image(figures.training_curves({n: r.history for n, r in zip(names, runs)}),
+                                         "Loss and KL over epochs, for training and validation cells"),
              "<h2>The embedding</h2>", *_embedding_figures(dict(zip(names, runs)))]
     title = f"vampsc: {', '.join(names)}"
     path = Path(folder) / "report.html" if path is None else Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    path.write_text('<!doctype html><html lang="en"><meta charset="utf-8">'
+                    '<meta name="viewport" content="width=device-width, initial-scale=1">'
                     f"<title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>{''.join(parts)}</html>", encoding="utf-8")
     return path
 

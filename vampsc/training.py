@@ -43,7 +43,8 @@ def get_profile(profile="quick", **changes):
     if unknown := [name for name in changes if name not in known]:
         raise ValueError(f"training setting {unknown[0]!r} is not known; there are {', '.join(known)}.")
     p = dataclasses.replace(profile, **{k: v for k, v in changes.items() if v is not None})
-    for name, least in dict(max_epochs=0, batch_size=1, lr_patience=1, patience=1).items(): whole_number(name, getattr(p, name), least)
+    for name, least in dict(max_epochs=0, batch_size=1, lr_patience=1, patience=1).items():
+        whole_number(name, getattr(p, name), least)
     if not isinstance(p.learning_rate, (int, float)) or not 0 < p.learning_rate < float("inf"):
         raise ValueError(f"learning_rate must be a number above 0; got {p.learning_rate!r}.")
     return p
@@ -175,7 +176,7 @@ COUNTERS = ("wait", "best", "cooldown_counter", "best_epoch", "stopped_epoch")
 class Checkpoint(keras.callbacks.Callback):
     """Keeps the state of a run at the end of its epochs, in memory and in a file. Must be the last of the callbacks.
 
-    network : compiled. schedule, stopping : the ReduceLROnPlateau and the EarlyStopping of the run, whose counters belong to it.
+    network : compiled. schedule, stopping : the ReduceLROnPlateau and the EarlyStopping of the run; their counters belong to it.
     path : of the file, or None. identity : what must be the same for a run to go on from it, a flat dict for JSON.
     earlier : rows of the history before this run. share : of the time, for keeping.
     """
@@ -183,7 +184,8 @@ class Checkpoint(keras.callbacks.Callback):
         super().__init__()
         self.network, self.watched, self.stopping, self.frozen = network, (schedule, stopping), stopping, False
         self.path, self.identity, self.share = None if path is None else Path(path), identity or {}, share
-        self.notes, self.state, self.rows, self.cost, self.last = {"earlier": list(earlier), "retried": False}, None, [], 0.0, 0.0
+        self.notes, self.state, self.rows = {"earlier": list(earlier), "retried": False}, None, []
+        self.cost, self.last = 0.0, 0.0                          # seconds that keeping takes, and when it was done last
 
     def begin(self, resume):
         "Before training: keep the start, or take over what the file holds. A disk that is full or locked is noticed here."
@@ -204,7 +206,8 @@ class Checkpoint(keras.callbacks.Callback):
 
     def keep_or_warn(self):
         try: self.keep()
-        except OSError as error: warnings.warn(f"{self.path} could not be written ({error}); training goes on without it.", stacklevel=2)
+        except OSError as error:
+            warnings.warn(f"{self.path} could not be written ({error}); training goes on without it.", stacklevel=2)
 
     def keep(self):
         "Copy the present state, and write it if there is a path."
@@ -214,7 +217,8 @@ class Checkpoint(keras.callbacks.Callback):
         self.state, self.best = [_copy(v) for v in self._variables()], self.stopping.best_weights
         if self.path and devices.is_first():
             best = self.best or []
-            with devices.undistributed(): write_checkpoint(self.path, {**self.notes, "identity": self.identity, "n_best": len(best)}, self.state + best)
+            notes = {**self.notes, "identity": self.identity, "n_best": len(best)}
+            with devices.undistributed(): write_checkpoint(self.path, notes, self.state + best)
         self.last = time.perf_counter()
         self.cost = self.last - start
 
@@ -313,7 +317,8 @@ class Run:
     """
     def __init__(self, network, X, split, profile, seed=0, progress=True, callbacks=(), label="training", checkpoint=None,
                  resume=False, identity=None, earlier=()):
-        self.network, self.X, self.split, self.profile, self.seed, self.label = network, as_counts(X), split, profile, seed, label
+        self.network, self.X, self.split = network, as_counts(X), split
+        self.profile, self.seed, self.label = profile, seed, label
         self.shown, self.resume = [*([Progress(label)] if progress and devices.is_first() else []), *callbacks], resume
         self.checkpoint, self.state, self.interrupted = (checkpoint, identity, earlier), None, False
 
@@ -347,7 +352,8 @@ class Run:
         "The optimiser, the state, the batches and the callbacks."
         split, profile, sharing = self.split, self.profile, devices.sharing()
         if not len(split.validation):
-            raise ValueError("the split has no validation cells, by which training stops: split_cells(n, validation=0.1) draws some.")
+            raise ValueError("the split has no validation cells, by which training stops: split_cells(n, validation=0.1) "
+                             "draws some.")
         sharing.check(profile.batch_size, training=split.train, validation=split.validation)
         compile_network(self.network, profile.learning_rate)
         schedule = keras.callbacks.ReduceLROnPlateau(monitor="val_loss", factor=0.5, patience=profile.lr_patience)
@@ -355,7 +361,8 @@ class Run:
         state = Checkpoint(self.network, schedule, stopping, *self.checkpoint, share=0.05 if sharing.processes == 1 else np.inf)
         state.begin(self.resume)
         self.state, rows = state, kernels.row_reader(self.X) if sharing.n == 1 else self.X.dense
-        self.train = _Inputs(self.X, split.train, profile.batch_size, shuffle=True, seed=self.seed + len(state.notes["earlier"]), rows=rows)
+        seed = self.seed + len(state.notes["earlier"])
+        self.train = _Inputs(self.X, split.train, profile.batch_size, shuffle=True, seed=seed, rows=rows)
         self.validation = _Inputs(self.X, split.validation, profile.batch_size, rows=rows)
         in_step = keras.callbacks.LambdaCallback(on_epoch_begin=self._begin_epoch)
         self.callbacks = [in_step, Record(len(split.train)), Guard(lambda: state.rows), schedule, stopping]
@@ -363,7 +370,8 @@ class Run:
     def _begin_epoch(self, epoch, logs):
         self.train.epoch = epoch              # Keras advances a data set once before the first
         devices.separate_noise(self.network)
-        if is_fused(self.network.optimizer, traced=True): kernels.own_memory(self.network.trainable_variables)    # a callback may hold them
+        if is_fused(self.network.optimizer, traced=True):
+            kernels.own_memory(self.network.trainable_variables)             # a callback may hold them
 
     def _fit(self, callbacks, epochs):
         done = len(self.state.rows)
@@ -381,7 +389,8 @@ class Run:
         self.network.optimizer.learning_rate = rate
         self.state.notes["retried"] = True
         self.state.keep_or_warn()
-        warnings.warn(f"{self.label}: {cause}; going on from epoch {len(self.state.rows)} at half the learning rate, {rate:.2g}.", stacklevel=6)
+        warnings.warn(f"{self.label}: {cause}; going on from epoch {len(self.state.rows)} at half the learning rate, {rate:.2g}.",
+                      stacklevel=6)
         self._go_or_try_again()
 
     def _where(self, error):
