@@ -1,8 +1,10 @@
 """Figures: what is in them, and that nothing is cut off."""
+import anndata as ad
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -71,6 +73,14 @@ def test_umap_is_decided_by_its_seed():
     assert one.shape == (80, 2) and np.array_equal(one, again)
     gap = np.linalg.norm(one[:40].mean(0) - one[40:].mean(0))
     assert gap > one[:40].std(0).max()                                   # two groups stay two groups
+
+
+def test_neighbours_of_so_many_cells_that_they_are_searched_approximately():
+    "From 8,192 cells on scanpy leaves the search to pynndescent, and the two must fit together."
+    many = ad.AnnData(np.concatenate([cells(4200, 3), cells(4200, 3) + 30]))
+    sc.pp.neighbors(many, use_rep="X")
+    between = many.obsp["connectivities"].tocsr()[:4200, 4200:].nnz
+    assert many.obsp["connectivities"].nnz >= 14 * 8400 and between == 0
 
 
 def test_covariance_has_its_own_scale_centred_on_zero():

@@ -240,7 +240,11 @@ def test_saving_does_not_overwrite_unasked_and_loading_names_what_is_wrong(train
     trained["VAE"].save(path)
     with pytest.raises(FileExistsError, match="overwrite=True"): trained["VAE"].save(path)
     trained["VAE"].save(path, overwrite=True)
-    assert [p.name for p in tmp_path.iterdir()] == ["model"]                # no half-written folder is left
+    (tmp_path / "thesis").mkdir(); (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    for other in (tmp_path / "thesis", tmp_path / "thesis" / "chapter.txt"):
+        with pytest.raises(FileExistsError, match="no saved model"): trained["VAE"].save(other, overwrite=True)
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "thesis"]                # no half-written folder is left
     with pytest.raises(FileNotFoundError, match="no model"): models.load(tmp_path)
     with pytest.raises(ValueError, match="1937 cells"): models.load(path, adata[:100])
     with pytest.raises(ValueError, match="adata="): models.load(path).get_latent_representation()

@@ -339,7 +339,12 @@ class Inference:
     def embed(self, adata, key=None, **settings):
         """Put the embedding of adata's cells into adata.obsm[key] and return the key, by default "X_" and the model's name.
 
-        So that `sc.pp.neighbors(adata, use_rep=model.embed(adata))` is enough. **settings : of get_latent_representation.
+        So that `sc.pp.neighbors(adata, use_rep=model.embed(adata))` is enough.
+
+        Parameters
+        ----------
+        adata : AnnData of raw counts, in memory or backed; its obsm is written, nothing else.
+        key : name of the entry of obsm. **settings : of get_latent_representation, but not `indices`.
         """
         key = f"X_{type(self).__name__.lower()}" if key is None else key
         adata.obsm[key] = self.get_latent_representation(adata, **settings)
@@ -348,9 +353,14 @@ class Inference:
     def get_reconstruction_error(self, adata=None, indices=None, n_mc_samples=50, seed=0, batch_size=512):
         """Negative log-likelihood of counts given z: the paper's reconstruction loss (equation 1).
 
-        Returns a dict. `per_cell`: nats, mean over cells of the sum over genes, at one sampled z.
-        `per_gene`: the same divided by the number of genes, as in the paper's Table 2.
-        `per_cell_at_mean`, `per_gene_at_mean`: at z = E[z|x] (n_mc_samples draws where it has no closed form).
+        Parameters
+        ----------
+        adata, indices, n_mc_samples, seed, batch_size : as in get_latent_representation.
+
+        Returns
+        -------
+        dict of floats. `per_cell`: nats, mean over cells of the sum over genes, at one sampled z. `per_gene`: the same divided
+        by the number of genes, as in the paper's Table 2. `per_cell_at_mean`, `per_gene_at_mean`: at z = E[z|x].
         """
         rng, sampled, at_mean, (X, cells) = np.random.default_rng(seed), [], [], self._cells(adata, indices)
         net = self._network(cells, 2 if self.network.posterior.exact_mean else 1 + n_mc_samples)
@@ -392,8 +402,17 @@ class Bounds(Inference):
     def get_elbo(self, adata=None, indices=None, n_mc_samples=5, seed=0, batch_size=512):
         """Evidence lower bound on log p(x), in nats per cell (higher is better), KL at weight 1 whatever beta was.
 
-        Returns a dict: `elbo` = -(`reconstruction` + `kl`), and `standard_error` of elbo over cells.
-        Raises ValueError for an AE, which has no prior and so no ELBO.
+        Parameters
+        ----------
+        n_mc_samples : draws of z for each cell, averaged. adata, indices, seed, batch_size : as in get_latent_representation.
+
+        Returns
+        -------
+        dict of floats: `elbo` = -(`reconstruction` + `kl`), and `standard_error` of elbo over cells (NaN for one cell).
+
+        Raises
+        ------
+        ValueError : for an AE, which has no prior and so no ELBO.
         """
         rng, components, rows, (X, cells) = np.random.default_rng(seed), self._components(), [], self._cells(adata, indices)
         net = self._network(cells, _at_least_one(n_mc_samples))
@@ -409,9 +428,19 @@ class Bounds(Inference):
     def get_marginal_ll(self, adata=None, indices=None, n_mc_samples=100, seed=0, batch_size=512, per_cell=False):
         """Importance-weighted bound on log p(x) from n_mc_samples draws, equation (3), in nats per cell.
 
-        Returns a dict: `marginal_ll`, the mean over cells; `standard_error` over cells (NaN for one cell); `mc_error`, its
-        spread over repetitions with other draws, as in importance_bound. With per_cell=True: a float64 array (cells,) instead.
-        Raises ValueError for an AE.
+        Parameters
+        ----------
+        n_mc_samples : draws of z for each cell; more tighten the bound. per_cell : each cell's bound instead of the mean.
+        adata, indices, seed, batch_size : as in get_latent_representation.
+
+        Returns
+        -------
+        dict of floats: `marginal_ll`, the mean over cells; `standard_error` over cells (NaN for one cell); `mc_error`, its
+        spread over repetitions with other draws, as in importance_bound. With per_cell=True: float64 array (cells,).
+
+        Raises
+        ------
+        ValueError : for an AE, which has no prior.
         """
         rng, components, rows, (X, cells) = np.random.default_rng(seed), self._components(), [], self._cells(adata, indices)
         net = self._network(cells, _at_least_one(n_mc_samples))
@@ -428,10 +457,20 @@ class Bounds(Inference):
     def get_kl_per_unit(self, adata=None, indices=None, n_mc_samples=5, seed=0, batch_size=512):
         """The KL term of the ELBO divided among the latent units, in nats, mean over cells.
 
-        Returns (units, component): a float64 array (latent,), and with a VAMP prior the price of naming the component
-        (with equal weights at most log K), else 0. Their sum is the KL: in closed form for a VAE, else estimated at
-        n_mc_samples draws. With a flow only the sum has a meaning; single shares can be negative.
-        Raises ValueError for an AE.
+        Parameters
+        ----------
+        n_mc_samples : draws of z for each cell, where there is no closed form. adata, indices, seed, batch_size : as in
+            get_latent_representation.
+
+        Returns
+        -------
+        units : float64 array (latent,). With a flow only their sum has a meaning; single shares can be negative.
+        component : float, with a VAMP prior the price of naming the component (with equal weights at most log K), else 0.
+            Together they are the KL, in closed form for a VAE.
+
+        Raises
+        ------
+        ValueError : for an AE, which has no prior.
         """
         rng, components, net = np.random.default_rng(seed), self._components(), self.network
         units, component, n = np.zeros(net.n_latent), 0.0, 0
@@ -565,10 +604,16 @@ class Generative(Bounds):
         return ad.AnnData(sp.vstack(blocks, format="csr"), obs, self._genes_frame(), obsm={"z": z})
 
     def pseudo_inputs(self):
-        """The pseudo-inputs of a VAMP prior as cells: an AnnData (K, genes) of log-normalised expression.
+        """The pseudo-inputs of a VAMP prior as cells.
 
-        obs["weight"] is each one's share of the prior, obsm["z"] the mean of its component (HVAMP: of z2).
-        Raises ValueError for a model without a VAMP prior.
+        Returns
+        -------
+        AnnData (K, genes) of log-normalised expression. obs["weight"] is each one's share of the prior, obsm["z"] the mean of
+        its component (HVAMP: of z2).
+
+        Raises
+        ------
+        ValueError : for a model without a VAMP prior.
         """
         if not self.architecture.has_pseudo_inputs:
             raise ValueError(f"{type(self).__name__} has no pseudo-inputs; take VAMP, VAMPIAF or HVAMP.")
@@ -608,6 +653,8 @@ def _new_folder(path, overwrite):
     "A folder to write into, which takes its name when all is written; if anything fails, what was there stays."
     path = Path(path)
     if path.exists() and not overwrite: raise FileExistsError(f"{path} exists; save elsewhere, or with overwrite=True.")
+    ours = path.is_dir() and (not any(path.iterdir()) or any((path / name).exists() for name in ("model.json", "model.weights.h5")))
+    if path.exists() and not ours: raise FileExistsError(f"{path} is there and is no saved model, so it is not replaced; save elsewhere.")
     path.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f"{path.name}.", dir=path.parent))
     try:
@@ -627,9 +674,16 @@ PARTS = ("model.json", "model.weights.h5", "history.csv", "library.npy")
 class Persistence:
     "Verbs that write and read a folder: mixed into CountAutoencoder."
     def save(self, path, overwrite=False):
-        """Write the model (not the cells) into the folder `path`. An existing one is replaced only with overwrite=True.
+        """Write the model (not the cells) into a folder of JSON, CSV and weights.
 
-        Raises FileExistsError, or OSError where the folder cannot be written; what was there before then stays.
+        Parameters
+        ----------
+        path : the folder. overwrite : replace a model that is there already.
+
+        Raises
+        ------
+        FileExistsError : there is something and overwrite is False, or something that is not a model.
+        OSError : the folder cannot be written; what was there before stays.
         """
         if not devices.is_first(): return
         with _new_folder(path, overwrite) as new:
@@ -675,10 +729,21 @@ class Persistence:
         self.X, self.mapping = self._take(adata)
 
 def load(path, adata=None):
-    """A saved model. With `adata`, the cells that it was trained on, the verbs' defaults work as before saving.
+    """A saved model, under any backend.
 
-    Raises FileNotFoundError where there is no model, and ValueError where a file of it is missing, was altered or cut short, or
-    was written by a newer version.
+    Parameters
+    ----------
+    path : the folder that `save` wrote. adata : the cells that it was trained on; with them the verbs' defaults work as before
+        saving. Without, pass cells to the verbs.
+
+    Returns
+    -------
+    A model of the class that was saved.
+
+    Raises
+    ------
+    FileNotFoundError : there is no model.
+    ValueError : a file of it is missing, was altered or cut short, or was written by a newer version.
     """
     return Persistence._from_folder(path, adata)
 
@@ -744,6 +809,10 @@ class Trainable(Inference):
         Returns
         -------
         A model of the same class, with a history of its own. This one stays as it is.
+
+        Raises
+        ------
+        ValueError : no counts, no gene that the model knows, a label of its batch column missing, or too few cells.
         """
         X, mapping = checked_counts(adata, self.genes, self.layer, self.use_raw)
         new, seed = object.__new__(type(self)), self.seed if seed is None else seed
