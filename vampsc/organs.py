@@ -31,6 +31,7 @@ def _read(path, backed=False):
     "A file whose X is a matrix of numbers, as CSR float32, or still in the file."
     path = Path(path).expanduser()
     if not path.exists(): raise OrganError(f"no file '{path}'")
+    if path.is_dir() and path.suffix != ".zarr": raise OrganError(f"no file '{path}': it is a folder")
     if path.suffix not in (".h5ad", ".zarr") or path.is_dir() != (path.suffix == ".zarr"):
         raise OrganError(f"'{path.name}' is not an .h5ad file or .zarr folder: read it with scanpy (e.g. scanpy.read_10x_h5) and "
                          "give the AnnData to the model")
