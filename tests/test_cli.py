@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from vampsc import cli, models, organs, study
+from vampsc import cli, models, organs, study, training
 
 TINY = ["--max-epochs", "2", "--n-genes", "200"]
 
@@ -134,11 +134,11 @@ def test_divergence_is_exit_code_3(few, tmp_path):
 
 
 def test_ctrl_c_is_exit_code_130_and_the_same_command_goes_on(few, tmp_path):
-    words = vampsc("fit", few, "--model", "ae", "--out", tmp_path, "--n-genes", 200, "--max-epochs", 40, "--batch-size", 16, "--json")
+    words = vampsc("fit", few, "--model", "ae", "--out", tmp_path, "--n-genes", 200, "--max-epochs", 80, "--batch-size", 16, "--json")
     process, run = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True), tmp_path / "ae-seed0"
     end = time.time() + 120
     while not (run / "checkpoint").exists() and time.time() < end: time.sleep(0.05)
-    time.sleep(2)
+    while len(training.read_checkpoint(run / "checkpoint")[0]["rows"]) < 2 and time.time() < end: time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130 and out == "" and "the same call goes on" in err, err[-2000:]

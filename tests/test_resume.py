@@ -102,24 +102,34 @@ print("done", flush=True)
 
 def test_killed_at_ten_random_moments(adata, tmp_path):
     "kill -9, ten times in the course of 20 epochs; each time it goes on, and the end is that of an untroubled run."
-    rng, stopped = random.Random(0), []
-    def start(): return subprocess.Popen([sys.executable, "-c", KILLED, tmp_path], stdout=subprocess.PIPE, text=True,
-                                         cwd=os.path.dirname(os.path.dirname(__file__)))
-    for _ in range(10):
-        process = start()
+    def start(folder):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        process = subprocess.Popen([sys.executable, "-c", KILLED, tmp_path / folder], stdout=subprocess.PIPE, text=True,
+                                   cwd=os.path.dirname(os.path.dirname(__file__)))
         assert process.stdout.readline() == "begins\n"
-        time.sleep(rng.uniform(0, 4))                                                        # in it are start, steps and writing
+        return process
+    def next_write(process, folder):
+        file = tmp_path / folder / "c"
+        def written(): return file.stat().st_mtime_ns if file.exists() else 0
+        before = written()
+        while written() == before and process.poll() is None: time.sleep(0.002)
+
+    process, begun = start("whole"), time.time()                                             # how long things take here
+    next_write(process, "whole")
+    startup, begun = time.time() - begun, time.time()
+    assert process.communicate(timeout=300)[0].endswith("done\n")
+    epoch, rng, stopped = (time.time() - begun) / 20, random.Random(0), []
+    for k in range(10):
+        process = start("killed")
+        if k % 3: next_write(process, "killed")                                              # in the start, or in steps and writing
+        time.sleep(rng.uniform(0, 4 * epoch if k % 3 else startup))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        if (tmp_path / "c").exists(): stopped.append(len(training.read_checkpoint(tmp_path / "c")[0]["rows"]))
-    assert start().communicate(timeout=300)[0].endswith("done\n")
+        if (tmp_path / "killed" / "c").exists(): stopped.append(len(training.read_checkpoint(tmp_path / "killed" / "c")[0]["rows"]))
+    assert start("killed").communicate(timeout=300)[0].endswith("done\n")
+    print("killed after epochs", stopped)
     assert stopped == sorted(stopped) and len(set(stopped)) > 1
-    same(models.load(tmp_path / "model", adata), models.load(_saved(new(adata).train(max_epochs=20, **HOW), tmp_path / "whole"), adata))
-
-
-def _saved(model, path):
-    model.save(path)
-    return path
+    same(*(models.load(tmp_path / folder / "model", adata) for folder in ("killed", "whole")))
 
 
 # ---- Ctrl-C
