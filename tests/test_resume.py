@@ -164,6 +164,43 @@ def test_settings_must_be_the_same(adata, tmp_path):
     with pytest.raises(ValueError, match="needs the checkpoint="): new(adata).train(resume=True)
 
 
+def test_what_is_there_is_not_written_over(adata, tmp_path):
+    path, notes = tmp_path / "c", tmp_path / "notes.txt"
+    new(adata).train(max_epochs=2, checkpoint=path, **HOW)
+    notes.write_text("my notes")
+    for file in (path, notes):
+        before = file.read_bytes()
+        with pytest.raises(FileExistsError, match="resume=True goes on"): new(adata).train(max_epochs=1, checkpoint=file, **HOW)
+        assert file.read_bytes() == before
+    for resume in (True, False):
+        with pytest.raises(IsADirectoryError): new(adata).train(max_epochs=1, checkpoint=tmp_path, resume=resume, **HOW)
+
+
+def test_other_cells_labels_of_batches_and_origins_are_noticed(adata, tmp_path):
+    cells = adata.copy()
+    cells.obs["lab"] = np.where(np.arange(cells.n_obs) % 2, "a", "b")
+    def go(cells, **how): return new(cells, batch_key="lab", **how).train(max_epochs=1, checkpoint=tmp_path / "c", resume=True, **HOW)
+    model = go(cells)
+    other, moved, split = cells.copy(), cells.copy(), model.split
+    other.obs["lab"] = other.obs["lab"].to_numpy()[::-1]
+    moved.X = moved.X[:, np.random.default_rng(0).permutation(moved.n_vars)]
+    swapped = type(split)(split.train, split.test, split.validation)
+    for wrong, how in ((other, {}), (moved, {}), (cells, {"split": swapped})):
+        with pytest.raises(ValueError, match="belongs to another run"): go(wrong, **how)
+    query = cells[:60].copy()
+    model.transfer(query, max_epochs=1, checkpoint=tmp_path / "t", **HOW)
+    with pytest.raises(ValueError, match="origin was"):
+        new(cells, batch_key="lab").transfer(query, max_epochs=1, checkpoint=tmp_path / "t", resume=True, **HOW)
+
+
+def test_a_time_limit_is_not_the_end(adata, tmp_path):
+    "A callback that stops training, unlike early stopping, leaves a run that goes on."
+    def stop(model): model.stop_training = True
+    new(adata).train(max_epochs=4, callbacks=[At(1, 3, stop)], checkpoint=tmp_path / "c", **HOW)
+    assert len(training.read_checkpoint(tmp_path / "c")[0]["rows"]) < 4
+    assert len(new(adata).train(max_epochs=4, checkpoint=tmp_path / "c", resume=True, **HOW).history) == 4
+
+
 def test_a_damaged_checkpoint_is_noticed(adata, tmp_path):
     path = tmp_path / "c"
     new(adata).train(max_epochs=1, checkpoint=path, **HOW)

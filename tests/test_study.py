@@ -57,12 +57,45 @@ def test_a_finished_run_is_read_back_and_another_configuration_is_not(runs, adat
     monkeypatch.setattr(study, "_train_and_record", lambda *a: trained.append(a))
     again = study.run(adata, "ae", out, profile, label_key="cell_type", progress=False)
     assert not trained and again.metrics == runs[0].metrics
-    study.run(adata, "ae", out, training.get_profile(profile, learning_rate=1e-3), label_key="cell_type")
-    other = adata.copy()
-    other.X.data[0] += 1
-    study.run(other, "ae", out, profile, label_key="cell_type")
+    counts, names = adata.copy(), adata.copy()
+    counts.X.data[0] += 1
+    names.obs["cell_type"] = names.obs["cell_type"].to_numpy()[::-1]
+    changed = [(adata, {"profile": training.get_profile(profile, learning_rate=1e-3)}, "learning_rate was"), (counts, {}, "data was"),
+               (names, {}, "labels was"), (adata, {"split": counts_split(adata)}, "split was None and is Split")]
+    for cells, how, words in changed:
+        with pytest.raises(FileExistsError, match=words): study.run(cells, "ae", out, **{"profile": profile, "label_key": "cell_type", **how})
+    assert study.run(adata, "AE", out, profile, label_key="cell_type").metrics == runs[0].metrics and not trained
+    study.run(adata, "ae", out, changed[0][1]["profile"], label_key="cell_type", overwrite=True)
     study.run(adata, "ae", out, profile, seed=1, label_key="cell_type")
-    assert len(trained) == 3
+    assert len(trained) == 2
+
+
+def counts_split(adata):
+    from vampsc import counts
+    return counts.split_cells(adata.n_obs, 5)
+
+
+def test_a_call_that_fails_leaves_a_finished_run(adata, tmp_path):
+    profile, few = training.get_profile("quick", **TINY), adata[:200].copy()
+    few.obs_names = [f"{i:05d}" for i in range(200)]
+    run = study.run(few, "ae", tmp_path, profile, progress=False)
+    assert list(run.cells.index) == list(few.obs_names)
+    with pytest.raises(ValueError, match="typo"): study.run(few, "ae", tmp_path, profile, progress=False, batch_key="typo", overwrite=True)
+    assert study.read_run(run.folder).metrics == run.metrics
+    with pytest.raises(ValueError, match="at least 1"): study.run(few, "ae", tmp_path, training.get_profile(profile, max_epochs=0))
+    (run.folder / "metrics.json").write_text("")
+    with pytest.raises(ValueError, match=r"metrics.json is missing or damaged"): study.find_runs(tmp_path)
+    with pytest.warns(UserWarning, match="run again now"): assert study.run(few, "ae", tmp_path, profile, progress=False).metrics["epochs"] == 2
+
+
+def test_a_page_gives_each_run_its_own_cells(adata, tmp_path, monkeypatch):
+    profile = training.get_profile("quick", **TINY)
+    study.run(adata[:200], "ae", tmp_path, profile, label_key="cell_type", progress=False)
+    study.run(adata[200:350], "vae", tmp_path, profile, label_key="cell_type", progress=False)
+    drawn, grid = [], study.figures.umap_grid
+    monkeypatch.setattr(study.figures, "umap_grid", lambda shown, labels: drawn.append((list(shown), len(labels))) or grid(shown, labels))
+    study.run_page(tmp_path)
+    assert drawn == [(["AE"], 200), (["VAE"], 150)]
 
 
 def test_an_interrupted_run_does_not_look_finished(adata, tmp_path, monkeypatch):
@@ -115,11 +148,16 @@ def test_a_stopped_run_goes_on(adata, tmp_path, monkeypatch):
     assert not (went_on.folder / "checkpoint").exists()
 
 
-def test_a_checkpoint_of_another_configuration_is_not_used(adata, tmp_path):
-    profile, few = training.get_profile("quick", **TINY), adata[:200]
-    (tmp_path / "ae-seed0").mkdir()
-    models.AE(few, n_genes=200).train(max_epochs=1, checkpoint=tmp_path / "ae-seed0" / "checkpoint", progress=False, learning_rate=1e-4)
-    assert len(study.run(few, "ae", tmp_path, profile, progress=False).history) == 2
+def test_an_unfinished_run_goes_on_with_more_epochs_but_not_with_other_settings(adata, tmp_path):
+    profile, few, folder = training.get_profile("quick", **TINY), adata[:200], tmp_path / "ae-seed0"
+    folder.mkdir()
+    models.AE(few, n_genes=profile.n_genes).train(profile, max_epochs=1, checkpoint=folder / "checkpoint", progress=False)
+    (folder / "config.json").write_text("")                                                  # what a full disk leaves
+    with pytest.raises(ValueError, match="learning_rate was .* remove it to begin anew"):
+        study.run(few, "ae", tmp_path, training.get_profile(profile, learning_rate=1e-2), progress=False)
+    first = training.read_checkpoint(folder / "checkpoint")[0]["rows"][0]
+    longer = study.run(few, "ae", tmp_path, training.get_profile(profile, max_epochs=3), progress=False)
+    assert len(longer.history) == 3 and longer.history["loss"].iloc[0] == pytest.approx(first["loss"], rel=1e-12)
 
 
 def test_cells_are_named_and_divided(runs, adata):

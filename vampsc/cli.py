@@ -23,7 +23,7 @@ def ends_well(command):
             typer.echo("vampsc: " + " ".join(str(text).split()), err=True)
             raise typer.Exit(code)
         try: command(*args, **kwargs)
-        except KeyboardInterrupt as error: stop(130, error or "interrupted")
+        except KeyboardInterrupt as error: stop(130, str(error) or "interrupted; the same command goes on")
         except FloatingPointError as error: stop(3, error)
         except (ValueError, TypeError, OSError) as error: stop(1, error)
     return guarded
@@ -99,6 +99,7 @@ def fit(data: str = typer.Argument(help=DATA),
         learning_rate: float = option(None, "Instead of the profile's."),
         batch_size: int = option(None, "Instead of the profile's."),
         backed: bool = flag("--backed", "Leave the counts in their file: for data larger than memory."),
+        overwrite: bool = flag("--overwrite", "Replace a run of other settings or data, finished or not."),
         as_json: bool = JSON):
     """Train one model on counts, judge it, and record it in a folder.
 
@@ -107,14 +108,16 @@ def fit(data: str = typer.Argument(help=DATA),
     vampsc fit my.h5ad --model vae --batch-key donor --out runs/mine
 
     The folder holds the model, the embedding (latent.npy, its rows named in cells.csv), the history and the metrics. A run
-    that is there already is read, not repeated; one that was killed goes on with the same command.
+    that is there already is read, not repeated; one that was killed goes on with the same command. A run of other settings or
+    data is not replaced without --overwrite.
     """
     from vampsc import organs, study, training
     settings = {"layer": layer, "gene_space": None if gene_space == "none" else gene_space, "use_raw": use_raw, "batch_key": batch_key}
     if n_genes is not None: settings["n_genes"] = n_genes
     with told(as_json) as said:
         profile = training.get_profile(profile, max_epochs=max_epochs, learning_rate=learning_rate, batch_size=batch_size)
-        done = study.run(organs.load(data, backed=backed), model, out, profile, seed, label_key, **settings)
+        if out.is_file(): raise NotADirectoryError(f"--out {out} is a file; name a folder.")
+        done = study.run(organs.load(data, backed, layer, use_raw), model, out, profile, seed, label_key, overwrite=overwrite, **settings)
         text = study.show_table(study.table([done])).T.to_string(header=False)
         said.append(({"folder": done.folder, "model": done.name, "metrics": done.metrics}, f"{text}\n\nwritten to {done.folder}"))
 
@@ -141,9 +144,10 @@ def embed(run_folder: Path = typer.Argument(help="A run's folder, or a saved mod
     if out.suffix not in KINDS: raise ValueError(f"--out {out}: its ending must be one of {', '.join(KINDS)}.")
     from vampsc import organs
     with told(as_json) as said, new_file(out, overwrite) as path:
-        model, adata = _model_in(run_folder), organs.load(data, backed=backed)
+        model = _model_in(run_folder)
+        adata = organs.load(data, backed, model.layer, model.use_raw)
         key, z = f"X_{type(model).__name__.lower()}", model.get_latent_representation(adata)
-        _write_embedding(path, adata, z, key, Path(data) if data.endswith(".h5ad") else None)
+        _write_embedding(path, adata, z, key, Path(data) if Path(data).suffix == ".h5ad" else None)
         where = f"obsm[{key!r}] of {out}" if out.suffix == ".h5ad" else f"{out}"
         said.append(({"out": out, "key": key, "n_cells": len(z), "n_latent": z.shape[1]}, f"{len(z):,} cells embedded in {where}"))
 
@@ -175,6 +179,8 @@ def sample(run_folder: Path = typer.Argument(help="A run's folder, or a saved mo
     \b
     vampsc sample runs/vamp-seed0 --n 5000 --out invented.h5ad
     """
+    if out.suffix != ".h5ad": raise ValueError(f"--out {out}: its ending must be .h5ad.")
+    if n < 1 or seed < 0: raise ValueError(f"--n {n} --seed {seed}: --n must be at least 1, and --seed at least 0.")
     with told(as_json) as said, new_file(out, overwrite) as path:
         _model_in(run_folder).sample_prior(n, seed=seed, batch=batch).write_h5ad(path, compression="gzip")
         said.append(({"out": out, "n_cells": n}, f"{n:,} cells written to {out}"))
@@ -200,11 +206,12 @@ def report(source: str = typer.Argument(help="The folder of one or several runs;
     """
     from vampsc import study
     with told(as_json) as said:
-        if Path(source).is_dir() and not source.endswith(".zarr"):
+        kind = Path(source).suffix
+        if Path(source).is_dir() and kind != ".zarr":
             page = study.run_page(source, out)
             return said.append(({"page": page}, f"open {page.as_posix()}"))
         import pandas as pd
-        out, given = out or Path("runs/report"), {"data": source} if source.endswith((".h5ad", ".zarr")) else {"organ": source}
+        out, given = out or Path("runs/report"), {"data": source} if kind in (".h5ad", ".zarr") else {"organ": source}
         page = study.report(out, **given, models=models, profile=profile, seed=seed, max_epochs=max_epochs,
                             label_key=None if label_key == "none" else label_key)
         frame, files = pd.read_csv(out / "table.csv", index_col="model"), sorted(p for p in out.iterdir() if p.is_file())

@@ -791,7 +791,9 @@ class Trainable(Inference):
         "What must be the same for a run to go on."
         settings = {**dataclasses.asdict(self.architecture), **dataclasses.asdict(profile)}
         for name in ("max_epochs", "n_genes"): settings.pop(name)
-        marks = {"genes": self.genes.ids, "split": self.split.train, "cells": X.totals}
+        some = X[np.linspace(0, len(X.totals) - 1, min(len(X.totals), 256)).astype(int)]           # all would be slow from a file
+        marks = {"genes": self.genes.ids, "split": [*self.split.train, "and", *self.split.validation], "cells": X.totals,
+                 "counts": [*some.indices, *some.data], "batch of each cell": [] if X.batch is None else X.batch[0], "origin": self._origin}
         marks = {name: hashlib.sha256("\n".join(map(str, v)).encode()).hexdigest()[:12] for name, v in marks.items()}
         settings = {"model": type(self).__name__, "backend": keras.backend.backend(), "seed": self.seed, **settings}
         return {**json.loads(json.dumps(settings)), **marks, "batches": self.batches}
@@ -816,6 +818,7 @@ class Trainable(Inference):
         """
         X, mapping = checked_counts(adata, self.genes, self.layer, self.use_raw)
         new, seed = object.__new__(type(self)), self.seed if seed is None else seed
+        new._origin = [float(np.sum(np.abs(w))) for w in self.network.get_weights()]
         split, batch, a = split_cells(adata.n_obs, seed) if split is None else split, None, self.architecture
         check_split(split, adata.n_obs)
         if self.batch_key:
@@ -902,6 +905,8 @@ class CountAutoencoder(Generative, Trainable, Persistence):
         cells = rng.choice(self.split.train, self.architecture.n_pseudo_inputs, replace=False)
         self.network.prior.initialise(log_normalise(self.X[cells].toarray()), rng)
         if self.network.pseudo_batch is not None: self.network.pseudo_batch.assign(self._one_hot(self.X.batch[0][cells]))
+
+    _origin = ()                            # of a transferred model: what tells the weights that it began with
 
     def __repr__(self):
         a, s = self.architecture, self.split

@@ -27,8 +27,8 @@ def table():
     return pd.read_csv(resources.files("vampsc") / "data" / "organs.csv", keep_default_na=False)
 
 # %% ../nbs/11_organs.ipynb #read-h5ad
-def _read(path, backed=False):
-    "A file whose X is a matrix of numbers, as CSR float32, or still in the file."
+def _read(path, backed=False, elsewhere=False):
+    "A file whose X is a matrix of numbers, as CSR float32, or still in the file; or whose counts are elsewhere."
     path = Path(path).expanduser()
     if not path.exists(): raise OrganError(f"no file '{path}'")
     if path.is_dir() and path.suffix != ".zarr": raise OrganError(f"no file '{path}': it is a folder")
@@ -43,6 +43,7 @@ def _read(path, backed=False):
         why = (str(error) or repr(error)).splitlines()[0]
         raise OrganError(f"'{path.name}' cannot be read as {path.suffix}: {why}") from None
     if 0 in adata.shape: raise OrganError(f"'{path.name}' holds {adata.n_obs} cells x {adata.n_vars} genes")
+    if elsewhere: return adata
     if adata.X is None:
         layers = ", ".join(adata.layers) or "none"
         raise OrganError(f"'{path.name}' has no X (layers: {layers}): read it with anndata.read_h5ad and name the "
@@ -60,13 +61,14 @@ def _read_zarr(path, backed):
     return anndata.AnnData(X, obs=read_elem(group["obs"]), var=read_elem(group["var"]))
 
 # %% ../nbs/11_organs.ipynb #load
-def load(name, backed=False):
+def load(name, backed=False, layer=None, use_raw=False):
     """Counts of an organ, a study, or a file.
 
     Parameters
     ----------
     name : organ or study of `table()`, e.g. "pancreas", or the path of an .h5ad file or a .zarr folder.
     backed : leave the counts in their file and read cells as they are needed; for what is larger than memory.
+    layer, use_raw : where the model will look for counts, if not in X; X is then left as it is, and may be missing.
 
     Returns
     -------
@@ -80,7 +82,7 @@ def load(name, backed=False):
     row = known[(known["organ"] == key.lower()) | (known["study"] == key)]
     if len(row): return _read(resources.files("vampsc") / "data" / row["file"].iloc[0])
     is_path = isinstance(name, os.PathLike) or key.endswith((".h5ad", ".zarr")) or Path(key).expanduser().exists()
-    if is_path: return _read(key, backed)
+    if is_path: return _read(key, backed, elsewhere=layer is not None or use_raw)
     names = ", ".join([*known["organ"].unique(), *known["study"]])
     raise OrganError(f"unknown organ or study '{name}': known are {names}; "
                      "the path of an .h5ad file works too")

@@ -146,6 +146,7 @@ CHECKPOINT_FORMAT = 1
 def write_checkpoint(path, notes, arrays):
     "Put notes (for JSON) and a list of arrays into one file, whole or not at all. OSError where that cannot be done."
     path = Path(path)
+    if path.is_dir(): raise IsADirectoryError(f"{path} is a folder; name a file for the checkpoint.")
     path.parent.mkdir(parents=True, exist_ok=True)
     new, notes = path.with_name(path.name + ".new"), json.dumps({"format": CHECKPOINT_FORMAT, **notes}).encode()
     try:
@@ -153,10 +154,10 @@ def write_checkpoint(path, notes, arrays):
             np.savez(file, notes=np.frombuffer(notes, "uint8"), **{str(i): a for i, a in enumerate(arrays)})
             file.flush()
             os.fsync(file.fileno())
-    except OSError:
+        new.replace(path)
+    except OSError as error:
         new.unlink(missing_ok=True)
-        raise
-    new.replace(path)
+        raise type(error)(error.errno, error.strerror, str(path)) from None
 
 def read_checkpoint(path):
     "(notes, arrays) of a checkpoint's file. ValueError where it is damaged or of a newer format."
@@ -164,6 +165,7 @@ def read_checkpoint(path):
         with np.load(path, allow_pickle=False) as file:                                # a zip file checks its parts itself
             notes = json.loads(file["notes"].tobytes())
             if notes["format"] <= CHECKPOINT_FORMAT: return notes, [file[str(i)] for i in range(len(file.files) - 1)]
+    except (FileNotFoundError, IsADirectoryError, PermissionError): raise
     except (zipfile.BadZipFile, EOFError, KeyError, ValueError, NotImplementedError, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}); remove it to begin anew.") from None
     raise ValueError(f"{path} was written in format {notes['format']}, newer than {CHECKPOINT_FORMAT}; update vampsc.")
@@ -189,6 +191,8 @@ class Checkpoint(keras.callbacks.Callback):
 
     def begin(self, resume):
         "Before training: keep the start, or take over what the file holds. A disk that is full or locked is noticed here."
+        if self.path and self.path.is_file() and not resume:
+            raise FileExistsError(f"{self.path} exists; resume=True goes on from it. Remove it, or name another file, to begin anew.")
         if resume and self.path.exists(): self._take_over()
         else: self.keep()
 
@@ -213,7 +217,7 @@ class Checkpoint(keras.callbacks.Callback):
         "Copy the present state, and write it if there is a path."
         start = time.perf_counter()
         counters = [{name: getattr(c, name) for name in COUNTERS if hasattr(c, name)} for c in self.watched]
-        self.notes.update(rows=list(self.rows), counters=counters, stopped=bool(self.network.stop_training))
+        self.notes.update(rows=list(self.rows), counters=counters, stopped=self.stopping.stopped_epoch > 0)
         self.state, self.best = [_copy(v) for v in self._variables()], self.stopping.best_weights
         if self.path and devices.is_first():
             best = self.best or []
@@ -242,7 +246,7 @@ class Checkpoint(keras.callbacks.Callback):
         for name in {**identity, **self.identity}:
             if identity.get(name) != self.identity.get(name):
                 raise ValueError(f"{self.path} belongs to another run: {name} was {identity.get(name)} there and is "
-                                 f"{self.identity.get(name)} now; make them equal, or begin anew with resume=False.")
+                                 f"{self.identity.get(name)} now; make them equal, or remove it to begin anew.")
         self.notes, self.state, self.best = notes, arrays[:n], arrays[n:] or None
         self.restore()
 
