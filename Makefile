@@ -68,5 +68,5 @@ $(BIN)/python:
 # Again when the requirements change. An unfinished one leaves no stamp, so the next call goes on with it.
 $(READY): settings.ini setup.py | $(BIN)/python
 	@echo "Installing into .venv ($$($(BIN)/python --version)), about 2 minutes, once"
-	@$(BIN)/python -m pip install -qq --no-input --disable-pip-version-check --editable '.[dev,jax]'
+	@$(BIN)/python -m pip install -qq --no-input --disable-pip-version-check --editable '.[dev,jax,pipeline,r]'
 	@touch $@

@@ -21,10 +21,10 @@ setup(
     keywords=cfg["keywords"],
     url=cfg["git_url"],
     packages=find_packages(include=[lib, lib + ".*"]),
-    package_data={lib: ["data/*"]},
+    package_data={lib: ["data/*", "analysis/*.ipynb"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split(), "jax": cfg["jax_requirements"].split()},
+    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "jax", "pipeline", "r")},
     entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": [f"{lib}={lib}._modidx:d"]},
     classifiers=[
         "Development Status :: 4 - Beta",

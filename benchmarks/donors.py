@@ -20,7 +20,7 @@ sys.path.insert(0, str(HERE.parent))
 def trained(cells, key, seed, given):
     "The row of one model, and its embedding."
     from vampsc import VAMP, metrics
-    model = VAMP(cells, batch_key=key, seed=seed).train("quick", max_epochs=given.max_epochs)
+    model = VAMP(cells, batch_key=key, n_genes=given.genes, seed=seed).train("quick", max_epochs=given.max_epochs)
     z = model.get_latent_representation()
     elbo = model.get_elbo(indices=model.split.test)
     return {"told": key or "nothing", "seed": seed, "ASW by donor": metrics.silhouette(z, cells.obs[given.batch_key]),
@@ -49,6 +49,7 @@ def main():
         parser.add_argument(f"--{name}", default=default)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--max-epochs", type=int, default=None)
+    parser.add_argument("--genes", type=int, default=4000, help="so many variable genes, at most")
     given = parser.parse_args()
     cells, rows, shown = ad.read_h5ad(given.data), [], {}
     for seed in range(given.seeds):

@@ -30,9 +30,12 @@ def trained(adata):
 
 
 def test_the_embedding_of_a_model_that_knows_the_batch_mixes_them(adata, trained):
-    asw = {name: metrics.silhouette(m.get_latent_representation(), adata.obs["lab"]) for name, m in trained.items()}
-    types = {name: metrics.silhouette(m.get_latent_representation(), adata.obs["cell_type"]) for name, m in trained.items()}
-    assert asw["without"] > 0.02 and asw["decoder"] < asw["without"] / 2 and asw["both"] < asw["without"] / 2
+    z = {name: m.get_latent_representation() for name, m in trained.items()}
+    asw = {name: metrics.silhouette(at, adata.obs["lab"]) for name, at in z.items()}
+    neighbours = {name: metrics.knn_purity(at, adata.obs["lab"]) for name, at in z.items()}       # of the same laboratory; mixed: 0.5
+    types = {name: metrics.silhouette(at, adata.obs["cell_type"]) for name, at in z.items()}
+    assert asw["without"] > 0.005 and asw["decoder"] < asw["without"] / 2 and asw["both"] < asw["without"] / 2
+    assert neighbours["without"] > 0.63 and max(neighbours["decoder"], neighbours["both"]) < 0.59
     assert min(types["decoder"], types["both"]) > types["without"] - 0.1
     elbo = {name: m.get_elbo(indices=m.split.test)["elbo"] for name, m in trained.items()}
     assert max(elbo["decoder"], elbo["both"]) > elbo["without"]
@@ -133,11 +136,13 @@ def test_a_batch_without_training_cells_is_said(adata):
 
 def test_transfer_starts_where_the_model_is(adata, trained):
     model, query = trained["decoder"], adata[:200]
-    same = model.transfer(query, max_epochs=0)
+    epochs, same = len(model.history), model.transfer(query, max_epochs=0)
     assert np.array_equal(same.get_latent_representation(), model.get_latent_representation(indices=range(200)))
-    assert len(same.history) == 0 and len(model.history) == 60 and same.split != model.split
-    better = model.transfer(query, max_epochs=5, **HOW)
-    assert len(better.history) == 5 and better.history["val_loss"].min() < same.transfer(query, max_epochs=1, learning_rate=1e-9, **HOW).history["val_loss"][1]
+    assert len(same.history) == 0 and len(model.history) == epochs > 0 and same.split != model.split
+    model.transfer(query, max_epochs=2, **HOW)                                            # on a copy
+    young = models.VAMP(adata, batch_key="lab", **SMALL).train(max_epochs=1, **HOW)
+    better, idle = (young.transfer(query, max_epochs=5, learning_rate=rate, **HOW).history["val_loss"] for rate in (2e-3, 1e-9))
+    assert len(better) == 5 and better.min() < idle.min() - 1
     assert np.array_equal(same.get_latent_representation(), model.get_latent_representation(indices=range(200)))
 
 

@@ -1,6 +1,7 @@
 """The command line: what it prints, what it writes, and how it ends."""
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -156,3 +157,21 @@ def test_help_teaches_and_is_quick():
     assert asked.stdout == "False\n"
     for command in ("fit", "embed", "sample", "report"): assert f"vampsc {command} " in invoke(command, "--help").stdout
     assert invoke("--version").stdout.startswith("vampsc 0.")
+
+
+def test_organs_fetch(tmp_path, monkeypatch):
+    about = json.loads(invoke("organs", "fetch", "pancreas", "--json").stdout)
+    assert about["n_cells"] == 1937 and about["studies"] == {"baron-2016-human1": 1937} and about["paper"] is False
+    assert "1,937 cells x 20,125 genes, 1,937 of them labelled with 14 cell types" in invoke("organs", "fetch", "pancreas").stdout
+    monkeypatch.setenv("VAMPSC_CACHE", str(tmp_path))
+    monkeypatch.setenv("VAMPSC_MIRRORS", "https://=http://127.0.0.1:9/")
+    monkeypatch.setattr("vampsc.downloads.PAUSE", 0.0)
+    done = invoke("organs", "fetch", "Lake2019")
+    assert done.exit_code == 1 and re.match(r"vampsc: study Lake2019 cannot be had.*no connection to 127.0.0.1:9.*by hand", done.stderr)
+
+
+def test_organs_list_says_size_labels_access_and_licence():
+    lines = invoke("organs", "list").stdout.splitlines()
+    row = next(line for line in lines if "Kinchen2018" in line)
+    assert "9,281" in row and "14 types" in row and "authors, open" in row and "unknown" in row
+    assert len(lines) == 23 and lines[0].split()[:6] == ["organ", "study", "cells", "labels", "access", "licence"]

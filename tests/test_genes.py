@@ -1,4 +1,5 @@
 "The mapping onto a gene space against one loop over the genes and dictionaries."
+import gzip
 import json
 import warnings
 from collections import Counter
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, strategies as st
 from scipy import sparse
 
+from server import Server
 from vampsc.genes import GeneSpace, GeneSpaceError, bare_ids, cells_with, mapping, positions, raw_of, resolve
 
 INS, GCG, SST, PPY, XGENE, YGENE = (f"ENSG{n:011d}" for n in (254647, 115263, 157005, 108849, 2586, 292348))
@@ -149,7 +151,7 @@ def test_resolve(gencode, tmp_path):
         assert mine.name == "mine" and list(mine.ids) == [INS, GCG] and list(mine.symbols) == ["INS", GCG]
 
 
-@pytest.mark.parametrize("space, words", [("gencode-47", "unknown gene space.*gencode-48"), ("ensembl-97", "not part of the package"),
+@pytest.mark.parametrize("space, words", [("gencode-47", "unknown gene space.*gencode-48"), ("ensembl-x", "ensembl-97"),
                                           (3, "not int"), ("{}/no_columns.csv", "id,symbol"), ("{}/empty.csv", "cannot be read"),
                                           ("{}/cut.csv.gz", "cannot be read")])
 def test_resolve_refuses(space, words, tmp_path):
@@ -261,3 +263,55 @@ def test_less_than_a_tenth_of_the_genes_stops(gencode, known, works):
     else:
         with pytest.raises(GeneSpaceError, match=r"only 3 of the data's 40 genes \(7.5%\).*not: x0, x1, x2; the space has: "): gencode.map(data)
         assert gencode.map(data, min_recognised=0)[1].recognised == 3
+
+
+# ---- Ensembl
+
+HEAD = "#!genome-build GRCh38.p12\n#!genome-version GRCh38\n#!genome-date 2013-12\n#!genome-build-accession NCBI:GCA_000001405.27\n#!genebuild-last-updated 2019-03\n"
+
+
+def gtf(genes):
+    "Lines as in a release of Ensembl: each gene with its transcript and exons; genes of other kinds between them."
+    def block(place, ident, symbol, kind):
+        about = f'gene_id "{ident}"; gene_version "3"; gene_name "{symbol}"; gene_source "havana"; gene_biotype "{kind}";'
+        at = f"{place % 22 + 1}\tensembl_havana\t{{}}\t{place * 10 + 1}\t{place * 10 + 9}\t.\t+\t.\t{about}"
+        inner = f' transcript_id "ENST{place:011d}"; transcript_biotype "protein_coding"; tag "basic";'
+        return "\n".join([at.format("gene"), at.format("transcript") + inner, at.format("exon") + inner + ' exon_number "1";'])
+    lines = [block(place, *gene, "protein_coding") for place, gene in genes]
+    lines.insert(len(lines) // 2, block(7, "ENSG00000223972", "DDX11L1", "transcribed_unprocessed_pseudogene"))
+    lines.insert(0, block(8, "ENSG00000237613", "FAM138A", "lncRNA"))
+    return gzip.compress((HEAD + "\n".join(lines) + "\n").encode(), 1)
+
+
+@pytest.fixture
+def ensembl(monkeypatch, tmp_path):
+    "A server in Ensembl's place, and an empty cache."
+    with Server().running() as server:
+        monkeypatch.setenv("VAMPSC_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("VAMPSC_MIRRORS", f"https://ftp.ensembl.org/={server.address}/")
+        yield server
+
+
+GTF = "/pub/release-{0}/gtf/homo_sapiens/Homo_sapiens.GRCh38.{0}.gtf.gz"
+
+
+def test_ensembl_97_is_the_papers(ensembl, shared_data):
+    paper = pd.read_csv(shared_data / "Homo_sapiens_GRCh38_97.csv", index_col=0)
+    ensembl.files[GTF.format(97)] = gtf(zip(paper.index, zip(paper["ensg"], paper["name"])))
+    space = GeneSpace.load("ensembl-97")
+    assert len(space) == 19_986 and list(space.ids) == list(paper["ensg"]) and list(space.symbols) == list(paper["name"])
+    assert len(space.ambiguous) == 15
+    assert GeneSpace.load("ensembl-97") == space and len(ensembl.asked) == 1                 # the second time from the cache
+
+
+def test_ensembl_97_maps(ensembl):
+    ensembl.files[GTF.format(97)] = gtf([(1, (INS, "INS")), (2, (GCG, "GCG"))])
+    assert resolve("ensembl-97", cells_of(["GCG", "x"])).map(cells_of(["GCG", "x"]))[0].shape[1] == 2
+
+
+def test_ensembl_refused(ensembl, tmp_path):
+    with pytest.raises(OSError, match="no such file.*by hand: .*Homo_sapiens.GRCh38.97.gtf.gz"): GeneSpace.load("ensembl-97")
+    ensembl.files[GTF.format(97)] = gzip.compress(b"no gtf")
+    with pytest.raises(GeneSpaceError, match="Homo_sapiens.GRCh38.97.gtf.gz names no protein-coding genes"): GeneSpace.load("ensembl-97")
+    ensembl.files[GTF.format(98)] = gtf([(1, (INS, "INS"))] * 500)[:-40]
+    with pytest.raises(GeneSpaceError, match="98.gtf.gz is damaged.*delete it"): GeneSpace.load("ensembl-98")

@@ -299,6 +299,65 @@ def test_options_reach_the_network(adata):
     assert float(loss) == pytest.approx(float(ops.mean(reconstruction + 0.5 * kl) + sum(linear.network.losses)), rel=1e-5)
 
 
+def rates_at_zero(model, batch=None):
+    "What the decoder expects of 10,000 counts at z = 0, by gene."
+    z = np.zeros((1, model.architecture.n_latent), "float32")
+    return np.exp(np.asarray(model.network.decoder(z, np.zeros((1, 1), "float32"), batch=batch)[0], "float64")[0])
+
+
+def mean_rates(counts): return (counts.sum(0) + 0.5) / (counts.sum() / 1e4)
+
+
+@pytest.mark.parametrize("how", [{"n_genes": None}, {}, {"linear_decoder": True}, {"dispersion": "gene"}])
+def test_the_decoder_starts_at_the_mean_rates_of_the_training_cells(adata, how):
+    model = models.VAE(adata, **{**SMALL, **how})
+    counts = model.X[np.arange(adata.n_obs)].toarray().astype("float64")
+    assert rates_at_zero(model) == pytest.approx(mean_rates(counts[model.split.train]), rel=1e-3)
+    assert rates_at_zero(model) != pytest.approx(mean_rates(counts), rel=0.02)             # no other cells were looked at
+    assert rates_at_zero(model).sum() == pytest.approx(1e4, rel=0.01)                      # of which the half counts are next to nothing
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_model_has_that_start_also_after_saving(adata, tmp_path, name):
+    model = models.PRESETS[name](adata, **SMALL)
+    at_train = mean_rates(model.X[model.split.train].toarray().astype("float64"))
+    assert rates_at_zero(model) == pytest.approx(at_train, rel=1e-3)
+    model.save(tmp_path / "young")
+    assert np.array_equal(rates_at_zero(models.load(tmp_path / "young")), rates_at_zero(model))
+    trained = model.train(max_epochs=1, progress=False)
+    assert np.abs(np.log(rates_at_zero(trained) / at_train)).max() > 0.01                  # it is a start, no more
+    trained.save(tmp_path / "old")
+    assert np.array_equal(rates_at_zero(models.load(tmp_path / "old")), rates_at_zero(trained))
+
+
+def test_the_start_with_batches(adata):
+    cells = adata.copy()
+    cells.obs["lab"] = np.where(np.arange(cells.n_obs) % 3, "north", "south")
+    model = models.VAE(cells, batch_key="lab", **SMALL)
+    start = mean_rates(model.X[model.split.train].toarray().astype("float64"))
+    assert rates_at_zero(model, np.zeros((1, 2), "float32")) == pytest.approx(start, rel=1e-3)
+    for batch in np.eye(2, dtype="float32")[:, None]:                        # told one, the hidden layers add their noise
+        ratio = np.log(rates_at_zero(model, batch) / start)
+        assert np.corrcoef(np.log(rates_at_zero(model, batch)), np.log(start))[0, 1] > 0.9 and abs(ratio.mean()) < 0.3
+
+
+def test_mean_log_rates_by_hand(monkeypatch):
+    X = sp.csr_matrix(np.array([[1, 0, 3], [0, 0, 4], [100, 100, 100]], "float32"))
+    assert models.mean_log_rates(X, [0, 1]) == pytest.approx(np.log(np.array([1.5, 0.5, 7.5]) / (8 / 1e4)))
+    monkeypatch.setattr(models, "MANY", 2)
+    X = sp.csr_matrix(np.eye(50, dtype="float32"))
+    drawn = [np.flatnonzero(models.mean_log_rates(X, np.arange(10, 50), seed) > np.log(5e3)) for seed in (0, 0, 1)]
+    assert [len(cells) for cells in drawn] == [2, 2, 2] and min(map(min, drawn)) >= 10        # 1.5 of 2 counts, not 0.5
+    assert np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
+
+
+def test_a_rate_beyond_the_bound_is_no_start_at_infinity(adata):
+    decoder = models.VAE(adata, **SMALL).network.decoder
+    decoder.start_at(np.linspace(-1e6, 1e6, SMALL["n_genes"]))
+    rates = np.asarray(decoder(np.zeros((1, 8), "float32"), np.zeros((1, 1), "float32"))[0])[0]
+    assert np.isfinite(np.asarray(decoder.log_rate.bias)).all() and rates[[0, -1]] == pytest.approx([-18, 18], abs=1e-3)
+
+
 def test_data_without_known_genes_train_on_their_own(adata):
     mine = ad.AnnData(adata.X[:100, :500].copy())
     mine.var_names = [f"locus{i}" for i in range(500)]

@@ -38,12 +38,12 @@ def test_pancreas_is_the_published_one(pancreas, shared_data):
 def test_names(name, pancreas): assert (organs.load(name).X != pancreas.X).nnz == 0
 
 
-def test_registry():
+def test_table():
     table = organs.table()
-    assert list(table) == ["organ", "study", "cells", "genes", "labels", "access", "licence", "reference", "file"]
-    for row in table[table["access"] == "embedded"].itertuples():
-        data = organs.load(row.study)
-        assert data.shape == (row.cells, row.genes) and row.labels in data.obs
+    assert list(table) == ["organ", "study", "cells", "labels", "access", "licence", "in_paper", "here", "reference"]
+    embedded = table[table["access"] == "embedded"]
+    assert list(embedded["study"]) == ["baron-2016-human1"] and embedded["here"].all()
+    assert organs.load("pancreas").n_obs == embedded["cells"].iloc[0]
 
 
 def test_sources():
@@ -73,7 +73,8 @@ def test_own_file(form, dtype, kind, tmp_path):
 
 
 @pytest.mark.parametrize("name, words", [
-    ("pancras", "unknown organ or study 'pancras': known are pancreas"), ("liver", "unknown.*'liver'"), ("", "no file"),
+    ("pancras", "unknown organ or study 'pancras' .did you mean pancreas"), ("lung", "unknown.*'lung'"), ("", "no file"),
+    ("liver:some", "after the organ comes paper or all, not 'some'"), ("pancreas+lung", "unknown.*'lung'"),
     ("{}/missing.h5ad", "no file '.*missing.h5ad'"), ("{}/counts.csv", "counts.csv' is not an .h5ad file.*scanpy"),
     ("{}/text.h5ad", "text.h5ad' cannot be read"), ("{}/hdf5.h5ad", "hdf5.h5ad'"), ("{}/nothing.h5ad", "0 cells x 3 genes"), ("{}", "no file")])
 @pytest.mark.filterwarnings("ignore:Element")

@@ -1,6 +1,9 @@
 """Runs, tables, the page of a run and the organ notebook."""
+import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 
 import keras
 import nbformat
@@ -112,6 +115,39 @@ def test_table_and_findings(runs):
     assert np.isnan(table.loc["AE", "ELBO"]) and study.show_table(table).loc["AE", "ELBO"] == "-"
     best = table["ELBO"].idxmax()
     assert any(f"best first: {best} " in s for s in study.findings(table))
+
+
+def test_table_over_seeds(runs):
+    other = [dataclasses.replace(r, config={**r.config, "seed": 1}, metrics={**r.metrics, "asw": r.metrics["asw"] + 0.2}) for r in runs[:3]]
+    mean, std = study.table([*runs, *other]), study.table([*runs, *other], "std")
+    assert list(mean.index) == ["AE", "VAE", "IAF", "VAMP"] and mean.loc["AE", "ASW cell type"] == pytest.approx(runs[0].metrics["asw"] + 0.1)
+    assert std.loc["AE", "ASW cell type"] == pytest.approx(0.2 / np.sqrt(2)) and np.isnan(std.loc["VAMP", "ASW cell type"])
+    shown = study.show_table(mean, std)["ASW cell type"]
+    assert shown["AE"] == f"{runs[0].metrics['asw'] + 0.1:.3f} ± 0.141" and shown["VAMP"] == f"{runs[3].metrics['asw']:.3f}"
+
+
+def test_settings_that_are_not_said_are_no_difference():
+    one = {"model": "ae", "settings": {"layer": None, "use_raw": False, "batch_key": None}}
+    assert study.difference(one, {"model": "ae", "settings": {}}) is None
+    assert study.difference(one, {"model": "ae", "settings": {"use_raw": True}}) == "use_raw was None and is True"
+
+
+def test_labels_if_there_are_any(adata):
+    assert organs.label_key(adata) == "cell_type" and organs.label_key(adata, "other") == "other" and organs.label_key(adata, None) is None
+    none = adata[:5].copy()
+    none.obs["cell_type"] = np.nan
+    assert organs.label_key(none) is None
+
+
+def test_two_at_once_train_once(adata, tmp_path):
+    adata[:300].copy().write_h5ad(tmp_path / "few.h5ad")
+    line = [sys.executable, "-c", "from vampsc.cli import main; main()", "fit", "few.h5ad", "--model", "vae", "--max-epochs", "8", "--n-genes", "100", "--json"]
+    both = [subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [child.communicate(timeout=300) for child in both]
+    assert [child.returncode for child in both] == [0, 0]
+    assert json.loads(said[0][0]) == json.loads(said[1][0])
+    assert sum("epoch" in err or "another process is at it" in err for _, err in said) >= 1
+    assert not (tmp_path / "runs" / "vae-seed0" / "checkpoint").exists()
 
 
 def test_unlabelled_cells_have_no_silhouette(adata, tmp_path):
@@ -226,7 +262,7 @@ def test_organ_notebook_writes_table_metrics_figures_and_page(tmp_path):
     assert {"metrics.json", "table.csv", "umap.png", "covariance.png", "curves.png", "report.ipynb", "report.html"} <= {
         p.name for p in folder.iterdir()}
     written = json.loads((folder / "metrics.json").read_text())
-    assert set(written) == {"ae", "vamp"} and np.isfinite(written["vamp"]["test_elbo"])
+    assert set(written) == {"ae-seed0", "vamp-seed0"} and np.isfinite(written["vamp-seed0"]["test_elbo"])
     html = page.read_text()
     assert html.count("data:image/png") >= 3 and "PCs for 95 %" in html and "import" not in html.split("<body")[1][:2000]
     notebook = nbformat.read(folder / "report.ipynb", 4)

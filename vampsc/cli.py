@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CODES', 'app', 'organs_app', 'DATA', 'JSON', 'KINDS', 'ends_well', 'told', 'new_file', 'option', 'flag', 'vampsc',
-           'fit', 'embed', 'sample', 'report', 'organs_list', 'organs_callback', 'main']
+           'fit', 'embed', 'sample', 'report', 'tables', 'organs_list', 'organs_fetch', 'organs_callback', 'main']
 
 # %% ../nbs/15_command_line.ipynb #imports
 import contextlib, functools, json, os, shutil, sys, tempfile
@@ -88,7 +88,7 @@ def fit(data: str = typer.Argument(help=DATA),
         model: str = option("vamp", "ae, vae, iaf, vamp, vampiaf or hvamp."),
         out: Path = option(Path("runs"), "The run goes into OUT/<model>-seed<seed>."),
         profile: str = option("quick", "quick, or paper for the paper's settings."),
-        label_key: str = option(None, "Column of obs with cell types, for silhouette, NMI, ARI and purity."),
+        label_key: str = option(None, "Column of obs with cell types, for silhouette, NMI, ARI and purity; auto: cell_type if there is one."),
         batch_key: str = option(None, "Column of obs with donors or studies, which the decoder is told."),
         seed: int = option(0, "Decides split, weights, order and noise."),
         layer: str = option(None, "Layer with the counts, if they are not in X."),
@@ -117,7 +117,7 @@ def fit(data: str = typer.Argument(help=DATA),
     with told(as_json) as said:
         profile = training.get_profile(profile, max_epochs=max_epochs, learning_rate=learning_rate, batch_size=batch_size)
         if out.is_file(): raise NotADirectoryError(f"--out {out} is a file; name a folder.")
-        done = study.run(organs.load(data, backed, layer, use_raw), model, out, profile, seed, label_key, overwrite=overwrite, **settings)
+        done = study.run(organs.load(data, backed, layer, use_raw, settings["gene_space"]), model, out, profile, seed, label_key, overwrite=overwrite, **settings)
         text = study.show_table(study.table([done])).T.to_string(header=False)
         said.append(({"folder": done.folder, "model": done.name, "metrics": done.metrics}, f"{text}\n\nwritten to {done.folder}"))
 
@@ -191,9 +191,14 @@ def sample(run_folder: Path = typer.Argument(help="A run's folder, or a saved mo
 def report(source: str = typer.Argument(help="The folder of one or several runs; or " + DATA[0].lower() + DATA[1:]),
            out: Path = option(None, "Of a folder of runs: the page, FOLDER/report.html if not given. Of data: a folder, runs/report."),
            label_key: str = option("cell_type", "Of data: column of obs with cell types, or none."),
+           batch_key: str = option(None, "Of data: column of obs with donors or studies, which the decoder is told."),
            models: str = option("ae,vae,iaf,vamp", "Of data: which models, with commas."),
            profile: str = option("quick", "Of data: quick, or paper for the paper's settings."),
-           seed: int = option(0, "Of data: decides split, weights, order and noise."),
+           seed: str = option("0", "Of data: decides split, weights, order and noise; of several, with commas, the table is the mean."),
+           layer: str = option(None, "Of data: layer with the counts, if they are not in X."),
+           use_raw: bool = flag("--use-raw", "Of data: the counts are in adata.raw."),
+           gene_space: str = option("auto", "Of data: auto, none, a name or a csv of genes."),
+           n_genes: int = option(None, "Of data: keep so many variable genes; the profile decides if not given."),
            max_epochs: int = option(None, "Of data: instead of the profile's."),
            as_json: bool = JSON):
     """One self-contained HTML page: settings, curves, table and figures.
@@ -212,19 +217,67 @@ def report(source: str = typer.Argument(help="The folder of one or several runs;
             return said.append(({"page": page}, f"open {page.as_posix()}"))
         import pandas as pd
         out, given = out or Path("runs/report"), {"data": source} if kind in (".h5ad", ".zarr") else {"organ": source}
-        page = study.report(out, **given, models=models, profile=profile, seed=seed, max_epochs=max_epochs,
-                            label_key=None if label_key == "none" else label_key)
-        frame, files = pd.read_csv(out / "table.csv", index_col="model"), sorted(p for p in out.iterdir() if p.is_file())
+        page = study.report(out, **given, models=models, profile=profile, seed=seed, max_epochs=max_epochs, layer=layer,
+                            use_raw=use_raw, batch_key=batch_key, n_genes=n_genes, label_key=None if label_key == "none" else label_key,
+                            gene_space=None if gene_space == "none" else gene_space)
+        frame, files = pd.read_csv(out / "table.csv", index_col="model"), sorted(p for p in out.iterdir() if p.is_file() and not p.name.startswith("."))
         said.append(({"page": page, "table": frame.to_dict("index"), "files": files},
                      "\n".join(["", study.show_table(frame).T.to_string(), "", *(p.as_posix() for p in files), f"\nopen {page.as_posix()}"])))
+
+# %% ../nbs/15_command_line.ipynb #command-tables
+@app.command()
+@ends_well
+def tables(folder: Path = typer.Argument(help="The folder of a study: FOLDER/<organ>/<model>-seed<seed>."), as_json: bool = JSON):
+    """Tables 1 and 2 and Figures 1 and 2 of all organs in a folder, beside the paper's; trains nothing.
+
+    \b
+    vampsc tables runs/quick
+    """
+    from vampsc import tables
+    with told(as_json) as said:
+        page = tables.make(folder)
+        said.append(({"page": page}, f"open {page.as_posix()}"))
 
 # %% ../nbs/15_command_line.ipynb #command-organs
 @organs_app.command("list")
 @ends_well
 def organs_list(as_json: bool = JSON):
-    "What can be loaded by name."
+    """What can be loaded by name: the studies, how large they are, whether they have labels, how to get them.
+
+    The name of an organ stands for its embedded study, or for those that the paper probably used (in paper: how sure we are, 0 to 1);
+    ORGAN:paper and ORGAN:all say it explicitly.
+    """
     from vampsc import organs
-    with told(as_json) as said: said.append((organs.table().to_dict("records"), organs.table().to_string(index=False)))
+    with told(as_json) as said:
+        found = organs.table()
+        said.append((found.to_dict("records"), _listed(found)))
+
+def _listed(found):
+    shown = found.drop(columns="reference").rename(columns={"in_paper": "in paper"})
+    shown["cells"] = [f"{n:,}" if n else "unknown" for n in shown["cells"]]
+    shown["labels"] = [f"{n} types" if n else "none" for n in shown["labels"]]
+    shown["here"] = shown["here"].map({True: "yes", False: "-"})
+    return shown.to_string(index=False)
+
+@organs_app.command("fetch")
+@ends_well
+def organs_fetch(name: str = typer.Argument(help="An organ, such as liver, liver:paper or liver:all; a study; several joined by +; or a file."),
+                 gene_space: str = option("auto", "auto, none, a name or a csv of genes."),
+                 as_json: bool = JSON):
+    """Fetch an organ's studies and read them, so that all later commands find them here.
+
+    \b
+    vampsc organs fetch liver
+
+    Files lie in the user's cache, or where VAMPSC_CACHE says. What was interrupted goes on with the same command.
+    """
+    from vampsc import organs
+    with told(as_json) as said:
+        adata = organs.load(name, gene_space=None if gene_space == "none" else gene_space)
+        about = organs.describe(name, adata)
+        lines = [f"{study}: {n:,} cells" for study, n in about["studies"].items()]
+        said.append((about, "\n".join([*lines, f"{about['title']}: {about['n_cells']:,} cells x {about['n_genes']:,} genes, "
+                                       f"{about['n_labelled']:,} of them labelled with {about['cell_types']} cell types"])))
 
 @organs_app.callback()
 def organs_callback(): pass

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PRIORS_OF', 'MANY', 'MUCH', 'LOOKS', 'CHECKSUMS', 'FORMAT', 'PARTS', 'PRESETS', 'Network', 'counts_and_batch',
-           'Architecture', 'build_network', 'variable_genes', 'batch_codes', 'Inference', 'importance_bound', 'Bounds',
-           'Generative', 'Persistence', 'load', 'Trainable', 'CountAutoencoder', 'AE', 'VAE', 'IAF', 'VAMP', 'VAMPIAF',
-           'HVAMP']
+           'Architecture', 'build_network', 'mean_log_rates', 'variable_genes', 'batch_codes', 'Inference',
+           'importance_bound', 'Bounds', 'Generative', 'Persistence', 'load', 'Trainable', 'CountAutoencoder', 'AE',
+           'VAE', 'IAF', 'VAMP', 'VAMPIAF', 'HVAMP']
 
 # %% ../nbs/07_models.ipynb #imports
 import contextlib, dataclasses, hashlib, json, shutil, sys, tempfile, warnings
@@ -214,16 +214,23 @@ def _built_network(a, n_genes, seed):
     return network
 
 # %% ../nbs/07_models.ipynb #choose-genes
-MANY = 20_000                             # cells are enough to rank genes by
+MANY = 20_000                             # cells are enough to look at before training
+
+def _not_too_many(cells, seed):
+    "These positions, or MANY of them drawn at random."
+    return cells if len(cells) <= MANY else np.sort(np.random.default_rng(seed).choice(cells, MANY, replace=False))
+
+def mean_log_rates(X, cells, seed=0):
+    "Logarithm of each gene's mean rate over these cells, (genes,), in counts per 10,000; of a gene not seen, as of half a count."
+    X = X[_not_too_many(np.asarray(cells), seed)]
+    return np.log((np.asarray(X.sum(0)).ravel() + 0.5) / (X.sum() / TARGET_SUM))
 
 def variable_genes(X, n_genes, cells=None, seed=0):
     """Columns of X (cells, genes; counts) with the most variance beyond counting noise, at most n_genes, in order.
 
     cells : positions of those to look at. Of more than MANY, so many are drawn at random, by `seed`.
     """
-    cells = np.arange(X.shape[0]) if cells is None else np.asarray(cells)
-    if len(cells) > MANY: cells = np.sort(np.random.default_rng(seed).choice(cells, MANY, replace=False))
-    X = X[cells]
+    X = X[_not_too_many(np.arange(X.shape[0]) if cells is None else np.asarray(cells), seed)]
     seen = np.flatnonzero(np.asarray((X > 0).sum(0)).ravel() >= 3)
     if n_genes >= len(seen): return seen
     with warnings.catch_warnings():
@@ -885,6 +892,7 @@ class CountAutoencoder(Generative, Trainable, Persistence):
             a = dataclasses.replace(a, n_pseudo_inputs=len(split.train))
         self._assemble(a, space, split, seed, layer, X.totals[split.train], use_raw, batch)
         self._own(X, adata, mapping)
+        self.network.decoder.start_at(mean_log_rates(X, split.train, seed))
         if a.has_pseudo_inputs: self._initialise_pseudo_inputs()
 
     def _assemble(self, architecture, space, split, seed, layer, library, use_raw=False, batch=None):

@@ -82,6 +82,11 @@ class Decoder(layers.Layer):
         top = self.body.compute_output_shape(seen)
         for h in filter(None, (self.log_rate, self.log_dispersion)): h.build(top)
 
+    def start_at(self, log_rates):
+        "Begin at these log-rates (genes,), whatever z: the head's bias, so that it is they after the bound."
+        inside = np.clip(log_rates, -0.9 * LIMIT, 0.9 * LIMIT)
+        self.log_rate.bias.assign(inside / np.sqrt(1 - np.square(inside / LIMIT)))
+
     def heads(self, z, training=False, batch=None):
         "Log-rates (cells, genes) and log-dispersions, (cells, genes) or (genes,), before the bound."
         h = self.body(z if batch is None else ops.concatenate([z, batch], axis=-1), training=training)

@@ -8,10 +8,10 @@ __all__ = ['COLUMNS', 'TEMPLATE', 'KINDS', 'KERNEL', 'MEANINGS', 'STYLE', 'embed
            'findings', 'refuse_unknown', 'report', 'to_html', 'find_runs', 'settings_of', 'run_page']
 
 # %% ../nbs/12_study.ipynb #imports
-import base64, dataclasses, hashlib, html, io, json, sys, time, warnings
+import base64, dataclasses, hashlib, html, io, json, re, sys, time, warnings
 from pathlib import Path
-import anndata as ad, numpy as np, pandas as pd
-from . import counts, figures, genes, metrics, models, organs, training
+import anndata as ad, nbformat, numpy as np, pandas as pd
+from . import counts, downloads, figures, genes, metrics, models, organs, training
 
 # %% ../nbs/12_study.ipynb #embed-in-halves
 def embed(model, n_mc_samples=25):
@@ -111,7 +111,8 @@ def _by_content(value):
 
 def difference(old, new):
     "The first setting in which two configurations differ, in words, or None. The version of the package is not one."
-    flat = lambda c: {**c, **c.get("training", {}), **c.get("settings", {}), "training": None, "settings": None, "vampsc": None}
+    used = lambda settings: {k: v for k, v in settings.items() if v is not False}                    # False is what not saying means
+    flat = lambda c: {**c, **c.get("training", {}), **used(c.get("settings", {})), "training": None, "settings": None, "vampsc": None}
     old, new = flat(old), flat(new)
     return next((f"{k} was {old.get(k)} and is {new.get(k)}" for k in {**new, **old} if old.get(k) != new.get(k)), None)
 
@@ -131,7 +132,7 @@ def run(adata, model, out, profile="quick", seed=0, label_key=None, progress=Tru
     Parameters
     ----------
     adata : AnnData of raw counts. model : "ae", "vae", "iaf", "vamp", "vampiaf" or "hvamp".
-    profile : name or training.Profile. label_key : the column of obs with cell types, or None.
+    profile : name or training.Profile. label_key : the column of obs with cell types, None, or "auto": cell_type if there is one.
     overwrite : replace what the folder holds of a run with other settings or data.
     **settings : of the model, such as gene_space, n_genes, layer or batch_key.
 
@@ -142,19 +143,27 @@ def run(adata, model, out, profile="quick", seed=0, label_key=None, progress=Tru
     """
     preset(model)
     model = model.lower()
+    label_key = organs.label_key(adata, label_key)
     labels = None if label_key is None else organs.labels(adata, label_key)
     if labels is not None: metrics.check_labels(labels, f"Judging by {label_key!r}")
     profile = training.get_profile(profile)
     if profile.max_epochs < 1: raise ValueError(f"max_epochs must be at least 1 for a run that is judged, not {profile.max_epochs}.")
     config = configuration(adata, model, profile, seed, label_key, settings)
     folder = Path(out) / f"{model}-seed{seed}"
+    if done := _as_wanted(folder, config, overwrite): return done
+    net = preset(model)(adata, seed=seed, **{"n_genes": profile.n_genes, **settings})                    # first, since it may fail
+    folder.mkdir(parents=True, exist_ok=True)
+    with downloads.alone(folder):                                                                        # whoever waited here finds it done
+        return _as_wanted(folder, config, overwrite) or _train_and_record(net, folder, config, profile, labels, progress, overwrite)
+
+def _as_wanted(folder, config, overwrite):
+    "The finished run in a folder if it is of this configuration; None where there is none, or it may be replaced."
     done = _finished(folder)
-    if done:
-        other = difference(done.config, config)
-        if other is None: return done
-        if not overwrite:
-            raise FileExistsError(f"{folder} holds a finished run of something else: {other}. Choose another folder (out), or overwrite it.")
-    return _train_and_record(adata, folder, config, profile, labels, progress, overwrite, settings)
+    if not done: return None
+    other = difference(done.config, config)
+    if other is None: return done
+    if overwrite: return None
+    raise FileExistsError(f"{folder} holds a finished run of something else: {other}. Choose another folder (out), or overwrite it.")
 
 def _finished(folder):
     "The run in a folder, or None where it is not finished. A damaged one counts as unfinished, and that is said."
@@ -163,9 +172,7 @@ def _finished(folder):
     except ValueError as error: warnings.warn(f"{error} It is run again now.", stacklevel=3)
 
 # %% ../nbs/12_study.ipynb #train-and-record
-def _train_and_record(adata, folder, config, profile, labels, progress, overwrite, settings):
-    net = preset(config["model"])(adata, seed=config["seed"], **{"n_genes": profile.n_genes, **settings})    # first, since it may fail
-    folder.mkdir(parents=True, exist_ok=True)
+def _train_and_record(net, folder, config, profile, labels, progress, overwrite):
     checkpoint = folder / "checkpoint"
     if overwrite: checkpoint.unlink(missing_ok=True)
     (folder / "metrics.json").unlink(missing_ok=True)
@@ -174,18 +181,18 @@ def _train_and_record(adata, folder, config, profile, labels, progress, overwrit
     if net.interrupted: raise KeyboardInterrupt(f"stopped after epoch {len(net.history)}; the same call goes on from there")
     result, z = judge(net, labels)
     result.update(epochs=len(net.history), best_epoch=int(net.history["val_loss"].idxmin()),
-                  train_seconds=round(net.history["seconds"].sum(), 1), n_cells=adata.n_obs, n_genes=len(net.genes))
+                  train_seconds=round(net.history["seconds"].sum(), 1), n_cells=len(z), n_genes=len(net.genes))
     net.save(folder / "model", overwrite=True)
     net.history.to_csv(folder / "history.csv")
     np.save(folder / "latent.npy", z)
-    cells_of(adata, net.split, labels).to_csv(folder / "cells.csv")
+    cells_of(net.X.names, net.split, labels).to_csv(folder / "cells.csv")
     _write_whole(folder / "metrics.json", json.dumps(result, indent=1))
     checkpoint.unlink(missing_ok=True)
     return read_run(folder)
 
-def cells_of(adata, split, labels=None):
+def cells_of(names, split, labels=None):
     "A row for each cell: its label, if there are labels, and the part of the split that it is in."
-    cells = pd.DataFrame({"split": "none"}, index=pd.Index(adata.obs_names, name="cell"))
+    cells = pd.DataFrame({"split": "none"}, index=pd.Index(names, name="cell"))
     for part in ("train", "validation", "test"): cells.iloc[getattr(split, part), 0] = part
     if labels is not None: cells["label"] = pd.Series(labels, dtype=object).fillna("").astype(str).to_numpy()
     return cells
@@ -196,17 +203,19 @@ COLUMNS = {"active_units": "active units", "pcs95": "PCs for 95 %", "asw": "ASW 
            "test_kl": "KL", "test_elbo": "ELBO", "test_marginal_ll": "log p(x), bound", "active_units_10_samples": "active units (10 samples)",
            "pcs95_10_samples": "PCs (10 samples)", "epochs": "epochs", "train_seconds": "seconds"}
 
-def table(runs):
-    "The metrics of several runs as a DataFrame, a row for each model."
+def table(runs, of="mean"):
+    "The metrics of several runs as a DataFrame, a row for each model: the mean over its seeds, or with of=\"std\" their standard deviation."
     frame = pd.DataFrame([r.metrics for r in runs], index=pd.Index([r.name.upper() for r in runs], name="model"))
-    frame = frame.reindex(columns=COLUMNS).rename(columns=COLUMNS)
-    return frame.dropna(axis=1, how="all")
+    frame = frame.reindex(columns=COLUMNS).rename(columns=COLUMNS).dropna(axis=1, how="all")
+    return frame.groupby(level=0, sort=False).agg(of)
 
-def show_table(frame):
-    "The table with sensible digits and a dash where a model has no such number."
+def show_table(frame, spread=None):
+    "The table with sensible digits and a dash where a model has no such number; with `spread`, a table too, as mean ± spread."
     digits = {**dict.fromkeys(("ASW cell type", "NMI", "ARI", "kNN purity"), "{:.3f}"), "test loss per gene": "{:.5f}",
               **dict.fromkeys(("test nats per cell", "KL", "ELBO", "log p(x), bound"), "{:.1f}")}
-    text = {c: [("-" if pd.isna(v) else digits.get(c, "{:.0f}").format(v)) for v in frame[c]] for c in frame}
+    told = lambda c, v: "-" if pd.isna(v) else digits.get(c, "{:.0f}").format(v)
+    around = lambda c, model: "" if spread is None or pd.isna(spread.loc[model, c]) else f" ± {told(c, spread.loc[model, c])}"
+    text = {c: [told(c, frame.loc[model, c]) + around(c, model) for model in frame.index] for c in frame}
     return pd.DataFrame(text, index=frame.index).rename_axis(None)
 
 # %% ../nbs/12_study.ipynb #findings
@@ -256,7 +265,10 @@ def report(out, **parameters):
 def to_html(notebook):
     "Render an executed notebook without its code, as a self-contained page beside it."
     from nbconvert import HTMLExporter
-    page, _ = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True).from_filename(str(notebook))
+    read = nbformat.read(notebook, 4)
+    read.cells[0].source = re.sub(r"(?m)^- [\w-]+: .*$", "", read.cells[0].source)                   # settings for the site
+    page, _ = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(
+        read, {"metadata": {"name": Path(notebook).stem}})
     path = Path(notebook).with_suffix(".html")
     path.write_text(page, encoding="utf-8")
     return path

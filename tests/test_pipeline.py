@@ -1,0 +1,91 @@
+"The pipeline, as a user starts it: killed, called again, with an organ that fails, and once more with nothing to do."
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SNAKEMAKE = Path(sys.executable).with_name("snakemake")
+pytestmark = pytest.mark.skipif(not SNAKEMAKE.exists(), reason="snakemake is not installed: pip install 'vampsc[pipeline]'")
+
+
+def command(*config):
+    return [SNAKEMAKE, "-s", ROOT / "workflow" / "Snakefile", "--cores", "2", "--config", "models=ae,vamp", "max_epochs=3", "n_genes=100", *config]
+
+
+def call(folder, *config, options=()):
+    return subprocess.run([*command(*config), *options], cwd=folder, capture_output=True, text=True, timeout=900)
+
+
+def wait_for(seen, child):
+    for _ in range(6000):
+        if seen(): return
+        assert child.poll() is None, "the pipeline ended before it was killed"
+        time.sleep(0.05)
+    raise AssertionError("nothing happened for five minutes")
+
+
+def test_killed_failed_finished_and_nothing_left(tmp_path):
+    runs = tmp_path / "runs" / "quick"
+    logs = ad.AnnData(np.log1p(np.random.default_rng(0).poisson(1, (30, 20))).astype("float32"), var=pd.DataFrame(index=[f"g{i}" for i in range(20)]))
+    logs.write_h5ad(tmp_path / "logs.h5ad")
+
+    child = subprocess.Popen(command("organs=pancreas"), cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: list(runs.glob("pancreas/*.done")) and len(list(runs.glob("pancreas/*.log"))) >= 3, child)      # cells, and the second run began
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    first = {p: p.stat().st_mtime_ns for p in runs.glob("pancreas/*/metrics.json")}
+    assert first and not (runs / "tables.html").exists()
+
+    second = call(tmp_path, "organs=pancreas,logs.h5ad")                     # goes on, although an organ fails
+    assert second.returncode != 0
+    assert re.search(r"vampsc: .*logs/ae-seed0 failed: .*look log-transformed", second.stderr)
+    assert re.search(r"vampsc: .*logs/vamp-seed0 failed: .*look log-transformed", second.stderr)
+    assert "tries again what is missing" in second.stderr and (runs / "pancreas" / "report.html").exists()
+    assert not list(runs.glob("logs/*.done"))
+
+    third = call(tmp_path, "organs=pancreas")
+    assert third.returncode == 0, third.stderr
+    assert all(path.stat().st_mtime_ns == then for path, then in first.items())                                        # not repeated
+    assert "reason: Missing output files: runs/quick/tables.html" in third.stderr and "rule run" not in third.stderr
+    assert {"table1.csv", "table2.csv", "tables.ipynb", "tables.html", "figure1.png", "figure2.png"} <= {p.name for p in runs.iterdir()}
+    about = json.loads((runs / "pancreas" / "cells.json").read_text())
+    assert about["n_cells"] == 1937 and about["cell_types"] == 14 and about["paper"] is False
+
+    fourth = call(tmp_path, "organs=pancreas")
+    assert fourth.returncode == 0 and "Nothing to be done" in fourth.stderr
+
+
+@pytest.mark.parametrize("config, words", [("organ=liver", "--config has no 'organ'; there are organs, models")])
+def test_refused(config, words, tmp_path):
+    done = call(tmp_path, config)
+    assert done.returncode != 0 and words in done.stdout + done.stderr
+
+
+def planned(folder, *config, options=()):
+    done = call(folder, *config, options=["-n", *options])
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_whole_study_is_planned(tmp_path):
+    plan = planned(tmp_path, "organs=paper", "seeds=0,1,2", "profile=paper", "threads=4")
+    assert re.search(r"^run +54$", plan, re.M) and re.search(r"^cells +9$", plan, re.M) and re.search(r"^tables +1$", plan, re.M)
+    assert "runs/paper/pancreas-paper/vamp-seed2" in plan and "threads: 2" in plan                # no more than there are
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there is a GPU here")
+def test_what_a_run_needs(tmp_path):
+    assert "gpu=1" not in planned(tmp_path, "organs=pancreas")
+    plan = planned(tmp_path, "organs=pancreas", "gpu=1", "mem_mb=7000")
+    assert "gpu=1" in plan and "mem_mb=7000" in plan
