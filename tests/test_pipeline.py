@@ -89,3 +89,10 @@ def test_what_a_run_needs(tmp_path):
     assert "gpu=1" not in planned(tmp_path, "organs=pancreas")
     plan = planned(tmp_path, "organs=pancreas", "gpu=1", "mem_mb=7000")
     assert "gpu=1" in plan and "mem_mb=7000" in plan
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there is a GPU here")
+def test_runs_go_side_by_side_as_memory_allows(tmp_path):
+    assert "threads: 2" not in planned(tmp_path, "organs=pancreas", "mem_mb=10")                  # one core each
+    assert "threads: 2" in planned(tmp_path, "organs=pancreas", "mem_mb=1000000000")
+    assert planned(tmp_path, "organs=pancreas", "models=ae", "mem_mb=10").count("threads: 2") == 2     # one run, and its report
