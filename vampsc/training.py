@@ -53,7 +53,7 @@ def get_profile(profile="quick", **changes):
 class FusedAdam(keras.optimizers.Adam):
     """Keras' Adam whose update is one fused operation under TensorFlow.
 
-    adds_penalty: where the kernels of chapter 13 are in use, add the gradient of the weights' L1/L2 penalties
+    adds_penalty: where the kernels of chapter 17 are in use, add the gradient of the weights' L1/L2 penalties
     within the update; the loss must then leave it out (see `is_fused`).
     """
     def __init__(self, *args, adds_penalty=False, **kwargs):
