@@ -12,7 +12,7 @@ BIN := .venv/bin
 READY := .venv/installed
 RENDERER := smalldocs
 STATISTICS := $(patsubst %,tests/test_%.py,likelihood networks posteriors flows priors bounds properties rows traced)
-TIMEOUT := $(if $(shell command -v timeout 2>/dev/null),timeout --foreground 1200)
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 export TF_CPP_MIN_LOG_LEVEL := 3
 
 help:
@@ -28,10 +28,10 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python tools/check_notebooks.py
 	@echo "Running the notebooks"
-	$(TIMEOUT) $(BIN)/nbdev_test --n_workers 0
-	$(BIN)/python -m pytest tests -rs
+	$(BIN)/python tools/run_notebooks.py
+	$(BIN)/python -m pytest tests -rs $(SIDE_BY_SIDE)
 	@echo "Once more on JAX: the statistics"
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -rs $(STATISTICS)
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -rs $(SIDE_BY_SIDE) $(STATISTICS)
 	$(BIN)/python tools/build_site.py
 
 docs: $(READY)

@@ -16,7 +16,10 @@ CODES = """Exit codes: 0 done; 1 bad input or file, said in one line; 2 wrong us
 and the same command goes on."""
 
 def ends_well(command):
-    "Decorates a command: errors that a user can mend become one line and an exit code, without a traceback."
+    """Decorates a command: errors that a user can mend become one line and an exit code, without a traceback.
+
+    ValueError, TypeError and OSError end with 1, FloatingPointError (training diverged) with 3, KeyboardInterrupt with 130.
+    """
     @functools.wraps(command)
     def guarded(*args, **kwargs):
         def stop(code, text):
@@ -66,9 +69,13 @@ organs_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The 
 app.add_typer(organs_app, name="organs")
 
 DATA = "An .h5ad or .zarr of raw counts, or the name of an organ such as pancreas."
-def option(default, text): return typer.Option(default, help=text, show_default=default is not None)
+def option(default, text):
+    "An option with a value; the help shows the default, unless it is None."
+    return typer.Option(default, help=text, show_default=default is not None)
 
-def flag(name, text): return typer.Option(False, name, help=text, show_default=False)
+def flag(name, text):
+    "An option that is given or not, without a value."
+    return typer.Option(False, name, help=text, show_default=False)
 
 JSON = flag("--json", "Print the result as JSON; all else goes to the error stream.")
 

@@ -47,6 +47,7 @@ class Counts:
         None: the data's genes, in their order.
 
     `counts[cells]` is CSR float32, `counts.dense(cells)` a dense float32 array, both (cells, genes); cells are positions.
+    `len(counts)` is the number of cells, `counts.totals` the sum of each, `counts.columns(which)` the same cells on fewer genes.
     """
     share = float("nan")              # of the data's counts, how much has a place; known after check_counts
     seen = None                       # a mark of the values that check_counts saw
@@ -62,20 +63,30 @@ class Counts:
 
     def __len__(self): return self.shape[0]
     @property
-    def nnz(self): return self.source.nnz
+    def nnz(self):
+        "How many values are stored: of a sparse matrix the non-zeros, of a dense one all."
+        return self.source.nnz
     def __repr__(self): return f"Counts: {self.shape[0]:,} cells x {self.shape[1]:,} genes, {self.source.place}"
 
     def __getitem__(self, cells): return self.placed(self.source.rows(cells))
-    def placed(self, rows): return rows if self.same else project(rows, self.where, self.shape[1])
+    def placed(self, rows):
+        "CSR rows (cells, genes of the data) on the genes of the model: (cells, genes)."
+        return rows if self.same else project(rows, self.where, self.shape[1])
 
     def one_hot(self, cells):
         "The batches of these cells, float32 (cells, batches), or None where no batches are known."
         return None if self.batch is None else np.eye(self.batch[1], dtype="float32")[self.batch[0][cells]]
 
-    def dense(self, cells): return dense_rows(*self.source.parts(self.everyone[cells]), self.where, self.shape[1])
+    def dense(self, cells):
+        "These cells (positions, a slice or a mask) as a dense float32 array (cells, genes)."
+        return dense_rows(*self.source.parts(self.everyone[cells]), self.where, self.shape[1])
     @functools.cached_property
-    def everyone(self): return np.arange(len(self))
-    def toarray(self): return self[:].toarray()
+    def everyone(self):
+        "The positions of all cells, (cells,)."
+        return np.arange(len(self))
+    def toarray(self):
+        "All cells as a dense float32 array (cells, genes)."
+        return self[:].toarray()
 
     def columns(self, which):
         "The same cells on fewer genes: positions of the genes to keep, in order."
@@ -115,9 +126,13 @@ class Counts:
         "The sum of each cell's counts, float64 (cells,)."
         return np.concatenate([[], *(cell_totals(kept) for _, _, kept in self.blocks())])
 
-def as_counts(X): return X if isinstance(X, Counts) else Counts(X)
+def as_counts(X):
+    "X as Counts: a matrix of any layout (cells, genes), or Counts as they are."
+    return X if isinstance(X, Counts) else Counts(X)
 
-def cell_totals(csr): return np.asarray(csr.sum(1, dtype="float64")).ravel()
+def cell_totals(csr):
+    "The sum of each row of a sparse matrix (cells, genes), float64 (cells,): the library sizes."
+    return np.asarray(csr.sum(1, dtype="float64")).ravel()
 
 # %% ../nbs/01_counts.ipynb #sources
 class _InMemory:
@@ -188,7 +203,10 @@ def _in_file(X):
 def counts_of(adata, space, layer=None):
     """The counts of an AnnData on the genes of a GeneSpace, in place and unchecked: (Counts, MappingReport).
 
-    The report's share_of_counts is left open (NaN), as no value is looked at; after `check_counts` it is the Counts' share.
+    adata : AnnData (cells, genes of the data). space : GeneSpace. layer : the counts are there; in X if None.
+
+    Raises GeneSpaceError as `mapping`, or where there is no such layer. The report's share_of_counts is left open (NaN), as no
+    value is looked at; after `check_counts` it is the Counts' share.
     """
     where, report = mapping(space, adata)
     return Counts(values_of(adata, layer), where, len(space)), report
@@ -430,7 +448,7 @@ def cell_positions(indices, n):
 # %% ../nbs/01_counts.ipynb #split
 @dataclass(frozen=True, eq=False)
 class Split:
-    "Which cells are for training, validation and test: three sorted integer arrays."
+    "Which cells are for training, validation and test: three sorted integer arrays (cells of the part,) of positions."
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
@@ -440,9 +458,13 @@ class Split:
     def __repr__(self):
         return "Split: {:,} cells for training, {:,} validation, {:,} test".format(*map(len, self._parts()))
     def _parts(self): return self.train, self.validation, self.test
-    def to_dict(self): return dict(zip(("train", "validation", "test"), (p.tolist() for p in self._parts())))
+    def to_dict(self):
+        "Plain lists of positions, ready for JSON."
+        return dict(zip(("train", "validation", "test"), (p.tolist() for p in self._parts())))
     @classmethod
-    def from_dict(cls, d): return cls(*(np.asarray(d[k], dtype=int) for k in ("train", "validation", "test")))
+    def from_dict(cls, d):
+        "The split that `to_dict` wrote down."
+        return cls(*(np.asarray(d[k], dtype=int) for k in ("train", "validation", "test")))
 
 # %% ../nbs/01_counts.ipynb #split-cells
 def whole_number(name, value, least=0):
@@ -510,6 +532,10 @@ class Batches(keras.utils.PyDataset):
 
     Item b is a float32 array (cells of the batch, genes); where X knows of batches in the sense of donors or studies, a pair of
     it and those, one-hot. `epoch` can be set, to go on where a run was stopped.
+
+    Raises
+    ------
+    CountsError : cells out of range, or a batch_size that is no whole number of at least 1.
     """
     def __init__(self, X, indices=None, batch_size=128, shuffle=False, seed=0, rows=None, **kwargs):
         super().__init__(**kwargs)
@@ -526,8 +552,12 @@ class Batches(keras.utils.PyDataset):
     def __getitem__(self, b):
         cells = self.cells(b)
         return self.rows(cells) if self.X.batch is None else (self.rows(cells), self.X.one_hot(cells))
-    def cells(self, b): return _cells_of(self, b)
-    def on_epoch_end(self): self.epoch += 1
+    def cells(self, b):
+        "Positions in X of the cells of batch b, (cells of the batch,)."
+        return _cells_of(self, b)
+    def on_epoch_end(self):
+        "Goes on to the order of the next epoch; keras' fit calls it."
+        self.epoch += 1
 
 # %% ../nbs/01_counts.ipynb #batch-order
 def _order(batches, epoch):

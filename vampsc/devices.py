@@ -42,14 +42,14 @@ def _mirrored(names):
 
 # %% ../nbs/18_devices.ipynb #is-first
 def is_first():
-    "Is this the process that reports and writes files? There is one, however many machines train together."
+    "Is this the process that reports and writes files? True in one of them, however many machines train together."
     if backend.backend() != "jax": return True
     import jax
     return jax.process_index() == 0
 
 # %% ../nbs/18_devices.ipynb #replicas
 def replicas():
-    "How many replicas of the loss are summed here: those of the tf.distribute strategy in force, else 1."
+    "How many replicas of the loss are summed here, an int: those of the tf.distribute strategy in force, else 1."
     if backend.backend() != "tensorflow": return 1
     import tensorflow as tf
     return tf.distribute.get_strategy().num_replicas_in_sync
@@ -61,18 +61,21 @@ def _distribution():
 # %% ../nbs/18_devices.ipynb #sharing
 @dataclasses.dataclass(frozen=True)
 class Sharing:
-    "Each batch is shared by n devices in `processes` processes, of which this is number `process`."
+    "Each batch of cells is shared by n devices in `processes` processes, of which this is number `process`, from 0."
     n: int = 1
     processes: int = 1
     process: int = 0
 
     def part(self, cells):
-        "Of a batch's cells those of this process: as many for each device; up to n - 1 that are over are left out."
+        """Of a batch's cells those of this process: as many for each device; up to n - 1 that are over are left out.
+
+        cells : array or list (cells,), the same in all processes. Returns a stretch of it, n / processes times as long as a device's part.
+        """
         size = len(cells) // self.n * (self.n // self.processes)
         return cells[self.process * size:][:size]
 
     def check(self, batch_size, **cells):
-        "Raise ValueError unless the batches, and each named set of cells, can be shared."
+        "Raise ValueError unless n divides batch_size, and each named set of cells has at least one cell for each device."
         if batch_size % self.n:
             raise ValueError(f"batch_size={batch_size} cannot be shared equally by {self.n} devices; "
                              f"take batch_size={-(-batch_size // self.n) * self.n}.")
@@ -87,7 +90,11 @@ def sharing():
 
 # %% ../nbs/18_devices.ipynb #separate-noise
 def separate_noise(network):
-    "Let each replica of a tf.distribute strategy draw noise and dropout of its own; Keras has all draw the same."
+    """Let each replica of a tf.distribute strategy draw noise and dropout of its own; Keras has all draw the same.
+
+    network : a built Keras model; the states of its random generators, (seed, counter) each, are changed in place. Without a strategy,
+    nothing is.
+    """
     if replicas() == 1: return
     for state in (v for v in network.variables if v.path.endswith("seed_generator_state")):
         seed, count = state.numpy()
@@ -100,6 +107,7 @@ def spread(train):
 
     Under TensorFlow these are the devices of the strategy that the network was made in, wherever train is called. On JAX
     the network lies on the devices only meanwhile: before and after it is whole in each process.
+    Calling it raises ValueError for a network made outside of its TensorFlow strategy.
     """
     @functools.wraps(train)
     def on_all_devices(network, *args, **kwargs):

@@ -21,7 +21,10 @@ class DownloadError(OSError):
     "A file that is not there and cannot be fetched, or is not what it was."
 
 def cache_folder(*parts):
-    "The folder of the user's downloads, or one below it. The environment variable VAMPSC_CACHE moves it."
+    """The folder of the user's downloads, or one below it, as a Path; it need not exist yet.
+
+    parts : names of folders below it. The environment variable VAMPSC_CACHE moves it.
+    """
     top = os.environ.get("VAMPSC_CACHE")
     return (Path(top).expanduser() if top else user_cache_path("vampsc", appauthor=False)).joinpath(*parts)
 
@@ -37,11 +40,17 @@ def mirrored(address):
 RECORDS = "checksums.json"
 
 def sha256(path):
-    "The checksum of a file, in hexadecimal digits."
+    "The SHA-256 of a file, as 64 hexadecimal digits."
     with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
 
 def records(folder):
-    "What is written down of the files of a folder: {name: {sha256, size, time, address}}."
+    """What is written down of the files of a folder.
+
+    Returns
+    -------
+    {name: {"sha256": hexadecimal digits, "size": bytes, "time": of its last change in ns, "address": where it came from}}; empty
+        without a record. DownloadError : the record itself is damaged.
+    """
     path = Path(folder) / RECORDS
     try: return json.loads(path.read_text()) if path.exists() else {}
     except ValueError: raise DownloadError(f"{path} cannot be read; delete it, and the files' checksums are written down anew") from None
@@ -61,6 +70,10 @@ def verify(path, expected=None, address=None):
     Parameters
     ----------
     path : the file. expected : its SHA-256, where the registry knows it. address : where it is from, for the record.
+
+    Returns
+    -------
+    path, as a Path.
 
     Raises
     ------
@@ -157,7 +170,10 @@ def _fetch_from(address, part, progress):
 # %% ../nbs/12_downloads.ipynb #fetch
 @contextmanager
 def alone(path):
-    "Nobody else works on the same file; who comes second waits. The lock ends with its process, however that ends."
+    """A context in which nobody else works on the same path; who comes second waits, and says so.
+
+    The lock is a file `.NAME.lock` beside it, and ends with its process, however that ends.
+    """
     lock = FileLock(Path(path).with_name(f".{Path(path).name}.lock"))
     try: lock.acquire(timeout=0)
     except Timeout:
@@ -213,7 +229,12 @@ def _finished(part, path, expected, address):
 
 # %% ../nbs/12_downloads.ipynb #fetch-json
 def fetch_json(address):
-    "What a server's interface answers, as Python's lists and dicts. DownloadError where it does not."
+    """What a server's interface answers, as Python's lists and dicts.
+
+    Raises
+    ------
+    DownloadError : no connection, a refusal, or something else than JSON.
+    """
     address = mirrored(address)
     try:
         with requests.get(address, timeout=TIMEOUT) as reply:

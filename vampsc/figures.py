@@ -25,7 +25,11 @@ class Picture(Figure):
 PER_ROW = {1: 1, 2: 2, 3: 3, 4: 2}
 
 def panels(n, size=(3.2, 3.0), extra_width=0.0, min_height=0.0):
-    "A new figure and its n axes, at most 3 in a row; extra_width in inches is left free on the right."
+    """A new Picture and its n axes, at most 3 in a row.
+
+    size : (width, height) of a panel in inches. extra_width : inches left free on the right. min_height : of the figure, in inches.
+    Returns (figure, axes), axes an array (n,).
+    """
     columns = PER_ROW.get(n, 3)
     rows = math.ceil(n / columns)
     width, height = size[0] * columns + extra_width, max(size[1] * rows, min_height)
@@ -50,7 +54,11 @@ def _checked(data, labels=None):
 
 # %% ../nbs/10_figures.ipynb #umap-coordinates
 def umap_coordinates(z, seed=0, n_neighbors=15):
-    "UMAP of an embedding (cells, units) -> (cells, 2), by scanpy's neighbours and layout."
+    """UMAP of an embedding, by scanpy's neighbours (Euclidean) and layout.
+
+    z : (cells, units). seed : decides the layout. n_neighbors : of each cell, itself included; fewer where there are not so many cells.
+    Returns float32 (cells, 2), in units without a meaning.
+    """
     cells = ad.AnnData(np.asarray(z, "float32"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -70,7 +78,10 @@ def _categorical(labels):
     return labels.astype(pd.CategoricalDtype(sorted(labels.dropna().unique(), key=natural)))
 
 def category_colours(labels):
-    "A colour for each category of labels, in order; unlabelled cells are not among them."
+    """A colour for each category of labels: a dict from category to a hex string, in order.
+
+    labels : one per cell (cells,); cells with NaN, None or an empty string are not among them. Beyond 102 categories colours repeat.
+    """
     categories = list(_categorical(labels).cat.categories)
     palettes = (sc.pl.palettes.default_20, sc.pl.palettes.default_28, sc.pl.palettes.default_102)
     palette = next((p for p in palettes if len(categories) <= len(p)), palettes[-1])
@@ -98,8 +109,16 @@ def umap_grid(embeddings, labels=None, seed=0, coordinates=None):
     Parameters
     ----------
     embeddings : dict from model name to (cells, units).
-    labels : a label for each cell; NaN, None or an empty string where there is none. None for a grey picture.
-    coordinates : dict from model name to (cells, 2), if they are known already.
+    labels : (cells,) a label for each cell; NaN, None or an empty string where there is none. None for a grey picture.
+    seed : of the layout. coordinates : dict from model name to (cells, 2), if they are known already.
+
+    Returns
+    -------
+    A matplotlib figure.
+
+    Raises
+    ------
+    ValueError : no model, or a number of labels that is not that of a model's cells.
     """
     _checked(embeddings, labels)
     shown = None if labels is None else _categorical(labels)
@@ -136,6 +155,10 @@ def covariance_grid(embeddings, order=None):
     ----------
     embeddings : dict from model name to (cells, units).
     order : None to keep the order of the units, "cluster" to put similar ones beside each other.
+
+    Returns
+    -------
+    A matplotlib figure. ValueError for no model or another order.
     """
     _checked(embeddings)
     if order not in (None, "cluster"): raise ValueError(f'order must be None or "cluster"; got {order!r}.')
@@ -165,7 +188,8 @@ def training_curves(histories):
     """Loss (above) and KL (below) of each model over epochs; dotted lines mark a lower learning rate.
 
     histories : dict from model name to the history of a model, a DataFrame with a row for each epoch and columns
-        loss, val_loss, kl, val_kl, learning_rate; what a history lacks is not drawn.
+        loss, val_loss, kl, val_kl, learning_rate; what a history lacks is not drawn. Losses in nats per cell.
+    Returns a matplotlib figure. ValueError for no model.
     """
     _checked(histories)
     n, columns = len(histories), PER_ROW.get(len(histories), 3)

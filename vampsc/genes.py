@@ -24,7 +24,10 @@ class GeneSpaceError(ValueError):
 _VERSIONED = re.compile(r"^(ENS[A-Z]*G\d{11})(?:\.\d+)?(?:_PAR_Y)?$")
 
 def bare_ids(names):
-    "Ensembl gene identifiers without version (nor `_PAR_Y`, an older mark of the Y copy); others unchanged."
+    """Ensembl gene identifiers without version (nor `_PAR_Y`, an older mark of the Y copy); others unchanged.
+
+    names : sequence of strings (genes,). Returns an object array (genes,).
+    """
     return np.array([m[1] if (m := _VERSIONED.match(n)) else n for n in names], dtype=object)
 
 # %% ../nbs/00_genes.ipynb #check-names
@@ -56,7 +59,12 @@ class GeneSpace:
     symbols : symbols (genes,); the identifiers where not given.
     whole : the GeneSpace of which this is a part, if any. Data are mapped onto the whole first.
 
-    `ambiguous` is the set of symbols that stand for several genes.
+    `ambiguous` is the set of symbols that stand for several genes; `len(space)` is the number of genes. Two spaces are equal
+    when they hold the same genes in the same order.
+
+    Raises
+    ------
+    GeneSpaceError : no genes, an identifier twice, or another number of symbols than of identifiers.
     """
     def __init__(self, name, ids, symbols=None, whole=None):
         self.name, self.ids = str(name), np.array(ids, dtype=str).reshape(-1)
@@ -73,15 +81,29 @@ class GeneSpace:
     __hash__ = None
 
     @classmethod
-    def load(cls, name): return _load(name)
+    def load(cls, name):
+        "A known space ('gencode-48', 'ensembl-97', ...), or one from the path of a csv file with the columns id,symbol."
+        return _load(name)
     @classmethod
-    def of(cls, adata): return _own_genes(adata)
+    def of(cls, adata):
+        "The data's own genes, in their order."
+        return _own_genes(adata)
     @classmethod
     def from_dict(cls, d):
+        "The space that `to_dict` wrote down."
         return cls(d["name"], d["ids"], d["symbols"], cls.from_dict(d["whole"]) if d.get("whole") else None)
-    def to_dict(self): return _to_dict(self)
-    def subset(self, which): return _subset(self, which)
-    def map(self, adata, layer=None, min_recognised=MIN_RECOGNISED): return _map(self, adata, layer, min_recognised)
+    def to_dict(self):
+        "Plain lists of strings, ready for JSON."
+        return _to_dict(self)
+    def subset(self, which):
+        "A part of the space: which is a mask (genes,) or positions, in the order in which the part shall have them."
+        return _subset(self, which)
+    def map(self, adata, layer=None, min_recognised=MIN_RECOGNISED):
+        """The counts (X, or the named layer) of an AnnData (cells, genes of the data) on the genes of this space.
+
+        Returns (scipy.sparse.csr_matrix (cells, genes of the space) float32, MappingReport). Raises GeneSpaceError as `mapping`.
+        """
+        return _map(self, adata, layer, min_recognised)
 
 # %% ../nbs/00_genes.ipynb #known-spaces
 KNOWN = {"gencode-48": "genes_gencode_48.csv.gz"}
@@ -103,7 +125,10 @@ ENSEMBL = "https://ftp.ensembl.org/pub/release-{0}/gtf/homo_sapiens/Homo_sapiens
 _ATTRIBUTE = re.compile(r'(gene_id|gene_name|gene_biotype) "([^"]*)"')
 
 def protein_coding(path):
-    "The protein-coding genes of an Ensembl GTF (gzip): DataFrame (genes; id, symbol), sorted by id."
+    """The protein-coding genes of an Ensembl GTF (gzip): DataFrame (genes; id, symbol), sorted by id.
+
+    Raises GeneSpaceError where the file names none.
+    """
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         genes = [dict(_ATTRIBUTE.findall(line)) for line in lines if line.split("\t", 3)[2:3] == ["gene"]]
     rows = [(g["gene_id"], g.get("gene_name", g["gene_id"])) for g in genes if g.get("gene_biotype") == "protein_coding"]
@@ -177,6 +202,10 @@ def _place(space, adata):
 def positions(space, adata):
     """Where each gene of the data lies in the space.
 
+    Parameters
+    ----------
+    space : GeneSpace. adata : AnnData (cells, genes of the data), of which only the names of genes are looked at.
+
     Returns
     -------
     positions : int array (genes of the data,), -1 where the space does not have the gene.
@@ -212,6 +241,10 @@ def csr_float32(matrix, block=4096):
     matrix : (cells, genes) dense or sparse, in memory, backed by an h5ad file, or a dask array, which is computed.
     block : rows of a dense matrix that are converted at a time.
 
+    Returns
+    -------
+    scipy.sparse.csr_matrix (cells, genes), float32; the matrix itself where it has this form already.
+
     Raises
     ------
     GeneSpaceError : not a table of real numbers, or a masked array.
@@ -233,11 +266,14 @@ def csr_float32(matrix, block=4096):
 
 # %% ../nbs/00_genes.ipynb #matrix-of
 def matrix_of(adata, layer=None):
-    "The counts of an AnnData (X, or the named layer) as csr_float32."
+    "The counts of an AnnData (X, or the named layer) as `csr_float32`: csr_matrix (cells, genes). Raises GeneSpaceError as `values_of`."
     return csr_float32(values_of(adata, layer))
 
 def values_of(adata, layer=None):
-    "X of an AnnData, or the named layer, as it is: X of a backed one is still in its file."
+    """X of an AnnData, or the named layer, (cells, genes), as it is: X of a backed one is still in its file.
+
+    Raises GeneSpaceError where X is empty or there is no such layer.
+    """
     layers = ", ".join(adata.layers) or "none"
     if layer is not None and layer not in adata.layers:
         raise GeneSpaceError(f"no layer '{layer}' in adata.layers; it has: {layers}")
@@ -346,7 +382,10 @@ def with_counts(report, where, found, names, share):
 
 # %% ../nbs/00_genes.ipynb #map-counts
 def project(csr, where, n):
-    "Equation (1): csr (cells, genes of the data) onto n genes, where[j] being the place of column j or -1."
+    """Equation (1): csr (cells, genes of the data) onto n genes, where[j] being the place of column j or -1.
+
+    Returns csr_matrix (cells, n) float32; csr itself where every column has its place already.
+    """
     if len(where) == n and np.array_equal(where, np.arange(n)): return csr
     columns = np.flatnonzero(where >= 0)
     ones = np.ones(len(columns), "float32")
@@ -356,6 +395,15 @@ def project(csr, where, n):
 
 def mapping(space, adata, min_recognised=MIN_RECOGNISED):
     """Where each gene of the data lies in the space, as in `positions`, and a MappingReport; no count is looked at.
+
+    Parameters
+    ----------
+    space : GeneSpace. adata : AnnData (cells, genes of the data).
+    min_recognised : share of genes with a place, of the shorter of the two lists, below which the mapping stops.
+
+    Returns
+    -------
+    (int array (genes of the data,) of places or -1, MappingReport)
 
     Raises
     ------
@@ -433,6 +481,10 @@ def resolve(gene_space, adata):
     ----------
     gene_space : "auto", None (the data's own genes), a known name, a path of a csv file, or a GeneSpace.
     adata : the data that "auto" and None look at.
+
+    Returns
+    -------
+    GeneSpace
 
     Raises
     ------

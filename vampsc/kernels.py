@@ -16,7 +16,10 @@ PATHS = ("auto", "compiled", "plain")
 _chosen = os.environ.get("VAMPSC_PATH", "auto")
 
 def compiled():
-    "Are the compiled kernels in use? By default on TensorFlow, on one CPU; see `use_path`."
+    """Are the compiled kernels in use? By default on TensorFlow, on one CPU; see `use_path`.
+
+    ValueError where the environment variable VAMPSC_PATH names no path.
+    """
     if _chosen not in PATHS: raise ValueError(f"VAMPSC_PATH={_chosen!r} is not known; take one of {', '.join(PATHS)}.")
     if _chosen == "plain" or backend.backend() != "tensorflow": return False
     import tensorflow as tf
@@ -31,7 +34,8 @@ def _gpus():
 def use_path(path):
     """Within `with use_path(...):`, compute by another path: "compiled" (kernels of this chapter; TensorFlow on a CPU),
     "plain" (Keras operations, any backend) or "auto". The environment variable VAMPSC_PATH sets it for a whole program.
-    What was traced before, such as a network's compiled training step, keeps its path.
+    What was traced before, such as a network's compiled training step, keeps its path. ValueError for another name, and for
+    "compiled" on another backend.
     """
     global _chosen
     if path not in PATHS: raise ValueError(f"path {path!r} is not known; take one of {', '.join(PATHS)}.")
@@ -243,9 +247,9 @@ def _on_host(function, arguments, shapes):
 def nb_log_prob_of_heads(x, a, b, limit, target_sum):
     """Log-likelihood of cells given the decoder's two heads, compiled: the soft bounds of chapter 3 and the sum of chapter 2.
 
-    x, a : (cells, genes) counts and log-rates before the bound; b : dispersions before the bound, (cells, genes) or (genes,).
-    limit : of the bound. target_sum : of the size factor, which comes from x.
-    Returns (cells,) in nats, with derivatives by a and b. Equal, to float32 rounding, to
+    x, a : float32 (cells, genes) counts and log-rates before the bound; b : log-dispersions before the bound, (cells, genes) or
+    (genes,). limit : of the bound. target_sum : counts a cell at size factor 1; the size factor comes from x.
+    Returns float32 (cells,) in nats, with derivatives by a and b. Equal, to float32 rounding, to
     `nb_log_prob_sum(x, soft_bound(a) + log(size_factors(x)), soft_bound(b))`.
     """
     import tensorflow as tf
@@ -275,9 +279,10 @@ def _dense_rows(data, indices, indptr, rows, where, out):
             if j >= 0: out[i, j] += data[k]
 
 def dense_rows(data, indices, indptr, rows, where, n):
-    """Rows of a CSR matrix, dense, in one pass, while Python goes on with other work: float32 (rows, n).
+    """Rows of a CSR matrix, dense, in one pass, while Python goes on with other work: float32 (len(rows), n).
 
-    where : which of the n columns each column of the matrix goes to, or -1.
+    data, indices : (non-zeros,) and indptr : (cells + 1,), of the matrix. rows : int (rows,), positions.
+    where : int (genes,), which of the n columns each column of the matrix goes to, or -1 to leave it out; what goes to one is summed.
     """
     out = _aligned((len(rows), n))
     _dense_rows(data, indices, indptr, rows, where, out)
@@ -285,7 +290,7 @@ def dense_rows(data, indices, indptr, rows, where, n):
 
 # %% ../nbs/17_speed.ipynb #device-rows
 def fits_on_device(X):
-    "Is there a JAX accelerator, and do these Counts take less than a third of its memory?"
+    "Is there a JAX accelerator, and do these Counts (cells, genes), 8 bytes a non-zero, take less than a third of its memory?"
     if backend.backend() != "jax": return False
     import jax
     device = jax.local_devices()[0]                                   # of this process
@@ -293,7 +298,10 @@ def fits_on_device(X):
     return X.nnz < 2**31 and 8 * X.nnz < limit / 3
 
 def rows_on_device(X):
-    "A function that gives rows of X (CSR), dense, as a JAX array, from a copy of X that stays on the device."
+    """A function positions (n,) -> dense float32 JAX array (n, genes) of rows of X, from a copy of X that stays on the device.
+
+    X : a CSR matrix (cells, genes) with fewer than 2**31 non-zeros. JAX only.
+    """
     import jax, jax.numpy as jnp
     on_device = [jax.device_put(v) for v in (X.data, X.indices.astype("int32"), X.indptr.astype("int32"))]
     widest = max(int(np.diff(X.indptr).max(initial=0)), 1)
@@ -309,9 +317,10 @@ def rows_on_device(X):
     return lambda rows: dense(*on_device, jnp.asarray(rows, "int32"))
 
 def row_reader(X, on_device=None):
-    """A function positions -> dense float32 rows of Counts X, by the fastest way that there is.
+    """A function positions (n,) -> dense float32 (n, genes), rows of Counts X (cells, genes), by the fastest way that there is.
 
     on_device : keep X on JAX's device and read it there; None leaves that to `fits_on_device`.
+    ValueError where on_device is true on another backend, or X has 2**31 non-zeros or more.
     """
     if on_device and backend.backend() != "jax":
         raise ValueError(f"counts stay on the device only with the JAX backend, not {backend.backend()}; set KERAS_BACKEND=jax.")
@@ -365,7 +374,11 @@ def _strength(variable):
     return (F(0), F(0)) if r is None else (F(getattr(r, "l1", 0)), F(getattr(r, "l2", 0)))
 
 def penalty(variables):
-    "The sum of the variables' L1/L2 penalties, compiled, without a derivative (`adam_in_place` adds that)."
+    """The sum of the variables' L1/L2 penalties, compiled, without a derivative (`adam_in_place` adds that).
+
+    variables : built Keras variables of any shape, of which at least one has a regularizer. Returns a float32 scalar, in nats per cell
+    as the loss to which it is added.
+    """
     import tensorflow as tf
     some = [v for v in variables if v.regularizer is not None]
     strengths = [_strength(v) for v in some]
@@ -379,6 +392,7 @@ def penalty(variables):
 def adam_in_place(optimizer, gradients, variables):
     """One step of a Keras Adam with the L1/L2 penalties' gradient and non-negativity, within a traced function.
 
+    gradients : a tensor for each of variables, of its shape, float32, without the penalties' part. optimizer : built.
     Weights and moments are changed where they lie, as TensorFlow's own fused operations do: what shares their memory
     changes too. `own_memory` makes sure beforehand that nothing does. Returns an operation.
     """
@@ -405,7 +419,7 @@ def adam_in_place(optimizer, gradients, variables):
 
 # %% ../nbs/17_speed.ipynb #own-memory
 def own_memory(variables):
-    "Give each variable memory that it shares with nobody."
+    "Give each Keras variable, of any shape, memory that it shares with nobody; its value stays."
     import tensorflow as tf
     with tf.init_scope():
         for v in variables: v.assign(tf.convert_to_tensor(v.value).numpy())          # .numpy() copies
@@ -424,7 +438,11 @@ def updates_in_place():
 
 # %% ../nbs/17_speed.ipynb #traced
 def traced(network, names):
-    "These functions of a Keras model, by name, each compiled as a whole by the backend, once for each shape of its arguments."
+    """These functions of a Keras model, each compiled as a whole by the backend, once for each shape of its arguments.
+
+    network : a built Keras model. names : of its methods, which take and return tensors. Returns an object with a function of each
+    name, for the weights of the time when it is called; on other backends than TensorFlow and JAX the network itself.
+    """
     functions = {name: getattr(network, name) for name in names}
     if backend.backend() == "tensorflow":
         import tensorflow as tf

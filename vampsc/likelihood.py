@@ -11,7 +11,10 @@ from keras import backend, ops
 
 # %% ../nbs/02_likelihood.ipynb #unit-deviance
 def unit_deviance(t):
-    "`(1+t) log(1+t) - t` for t >= -1, to float32 rounding also near 0 (series) and at -1."
+    """`h(t) = (1+t) log(1+t) - t`, elementwise, to float32 rounding also near 0 (series) and at -1, where it is 1.
+
+    t : float32 tensor of any shape, at least -1. Returns a tensor of that shape, at least 0.
+    """
     small = ops.abs(t) < 0.1
     u = ops.where(small, t, 0.0)
     series = u * u * (1/2 - u * (1/6 - u * (1/12 - u * (1/20 - u * (1/30 - u * (1/42 - u / 56))))))
@@ -28,7 +31,10 @@ def _shift_up(y):
 
 # %% ../nbs/02_likelihood.ipynb #stirling-error
 def stirling_error(y):
-    "`s(y) = log Gamma(y) - [(y - 1/2) log y - y + log(2 pi)/2]` for y > 0, within about 1e-6 in float32."
+    """Stirling's error `delta(y) = log Gamma(y) - [(y - 1/2) log y - y + log(2 pi)/2]`, elementwise, within about 1e-6 in float32.
+
+    y : float32 tensor of any shape, above 0. Returns a tensor of that shape (nats).
+    """
     low, top, y = _shift_up(y)
     r = 1.0 / top
     series = r * (1/12 - r * r * (1/360 - r * r / 1260))
@@ -39,7 +45,10 @@ def stirling_error(y):
 
 # %% ../nbs/02_likelihood.ipynb #digamma-error
 def digamma_error(y):
-    "`b(y) = digamma(y) - log y` for y > 0, to float32 rounding."
+    """`b(y) = digamma(y) - log y`, elementwise, to float32 rounding.
+
+    y : float32 tensor of any shape, above 0. Returns a tensor of that shape, below 0.
+    """
     low, top, y = _shift_up(y)
     r = 1.0 / top
     series = -r * (1/2 + r * (1/12 - r * r * (1/120 - r * r / 252)))
@@ -105,8 +114,8 @@ def _zero_gradient(x, m, r):
     d, theta = m - r, ops.exp(r)
     share = ops.sigmoid(d)
     small = d < -2.3
-    u = ops.exp(ops.where(small, d, -2.3))
-    series = u * u * (1/2 - u * (2/3 - u * (3/4 - u * (4/5 - u * (5/6 - u * (6/7 - u * (7/8)))))))
+    t = ops.exp(ops.where(small, d, -2.3))
+    series = t * t * (1/2 - t * (2/3 - t * (3/4 - t * (4/5 - t * (5/6 - t * (6/7 - t * (7/8)))))))
     return -theta * share, -theta * ops.where(small, series, ops.softplus(d) - share)
 
 # %% ../nbs/02_likelihood.ipynb #nb-log-prob
@@ -160,7 +169,11 @@ def nb_log_prob_sum(x, log_mean, log_dispersion, sparse=None):
 
     Returns
     -------
-    tensor : the broadcast shape without its last axis, usually (cells,)
+    tensor : the broadcast shape without its last axis, usually (cells,), float32
+
+    Raises
+    ------
+    ValueError : sparse=True without the TensorFlow backend.
     """
     if sparse is None: sparse = backend.backend() == "tensorflow"
     if not sparse: return ops.sum(nb_log_prob(x, log_mean, log_dispersion), -1)

@@ -62,7 +62,7 @@ class Network(keras.Model):
         return self.encode(log_normalise(counts), training, batch)
 
     def sample(self, parameters, noise):
-        "A draw from the posterior and its log-density."
+        "A draw from the posterior (cells, latent) and its log-density (cells,)."
         return self.posterior.sample(parameters, noise)
 
     def components(self):
@@ -70,7 +70,7 @@ class Network(keras.Model):
         return None if self.prior is None else self.prior.components(lambda u: self.encode(u, batch=self.pseudo_batch))
 
     def kl(self, parameters, z, log_q, components):
-        "KL of the posterior from the prior for each cell: closed where it can be, else estimated at z."
+        "KL of the posterior from the prior, (cells,) in nats: closed where it can be, else estimated at z (cells, latent)."
         if self.prior is None: return ops.zeros_like(z[:, 0])
         if self.has_closed_kl: return ops.sum(kl_to_standard_normal(*parameters), axis=-1)
         return log_q - self.prior.log_prob(z, components)
@@ -85,14 +85,14 @@ class Network(keras.Model):
         return np.asarray(log_q, "float64") - np.asarray(log_p, "float64"), price
 
     def reconstruction(self, cells, z, training=False):
-        "Negative log-likelihood of each cell's counts given its z, in nats."
+        "Negative log-likelihood of each cell's counts given its z (cells, latent): (cells,), in nats."
         counts, batch = counts_and_batch(cells)
         a, b = self.decoder.heads(z, training, batch)
         if kernels.compiled(): return -kernels.nb_log_prob_of_heads(counts, a, b, LIMIT, TARGET_SUM)
         return -nb_log_prob_sum(counts, soft_bound(a) + ops.log(size_factors(counts)), soft_bound(b))
 
     def terms(self, cells, noise, components, training=False):
-        "(reconstruction, kl) of each cell, in nats, at the z drawn with this noise (cells, latent)."
+        "(reconstruction, kl), each (cells,), in nats, at the z drawn with this noise (cells, latent)."
         return self.terms_at(cells, self.encode_counts(cells, training), noise, components, training)
 
     def terms_at(self, cells, parameters, noise, components, training=False):
@@ -101,7 +101,7 @@ class Network(keras.Model):
         return self.reconstruction(cells, z, training), self.kl(parameters, z, log_q, components)
 
     def log_weight(self, cells, parameters, noise, components):
-        "log p(x, z) - log q(z|x) of each cell at the z drawn with this noise, in nats; nothing in closed form."
+        "log p(x, z) - log q(z|x) at the z drawn with this noise: (cells,), in nats; nothing in closed form."
         z, log_q = self.posterior.sample(parameters, noise)
         return self.prior.log_prob(z, components) - log_q - self.reconstruction(cells, z)
 
@@ -119,7 +119,8 @@ class Network(keras.Model):
         components = self.components()
         yield from zip(("the prior's means", "the prior's log-variances", "the prior's log-weights"), components or ())
         z, log_q = self.posterior.sample(parameters, keras.random.normal((len(counts), self.n_latent), seed=self.noise_seed))
-        yield from (("z", z), ("log q(z|x)", log_q))
+        yield "z", z
+        if log_q is not None: yield "log q(z|x)", log_q                  # a point has no density
         yield from zip(("the decoder's log-rates", "the decoder's log-dispersions"), self.decoder.heads(z, training, batch))
         yield "the reconstruction loss", self.reconstruction(cells, z, training)
         yield "the KL term", self.kl(parameters, z, log_q, components)
@@ -135,16 +136,17 @@ class Network(keras.Model):
 
 # %% ../nbs/07_models.ipynb #network-covariates
 def counts_and_batch(cells):
-    "A minibatch as (counts, one-hot batches or None)."
+    "A minibatch as a pair: counts (cells, genes), and batches, one-hot (cells, n_batches), or None."
     return cells if isinstance(cells, (tuple, list)) else (cells, None)
 
 # %% ../nbs/07_models.ipynb #architecture
 # A point has no density and so no prior; two levels need a prior of two levels.
 PRIORS_OF = {"point": ("none",), "gaussian": ("normal", "vamp"), "iaf": ("normal", "vamp"), "hierarchical": ("hvamp",)}
 
+# %% ../nbs/07_models.ipynb #architecture-class
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    "What a model is made of. The defaults are the paper's."
+    "What a model is made of; ValueError, with what would do, for parts that do not go together. The defaults are the paper's."
     posterior: str = "gaussian"             # "point", "gaussian", "iaf" or "hierarchical"
     prior: str = "normal"                   # "none", "normal", "vamp" or "hvamp"
     n_latent: int = 128                     # width of the bottleneck
@@ -191,8 +193,9 @@ def _layers_in(precision):
     try: yield
     finally: keras.config.set_dtype_policy(before)
 
+# %% ../nbs/07_models.ipynb #build-network-of
 def build_network(a, n_genes, seed=0):
-    "The Network of an Architecture `a` for this many genes, built, with all random choices decided by `seed`."
+    "The Network of an Architecture `a`, built for counts (cells, n_genes); `seed` decides all that is random in it."
     with _layers_in(a.precision): return _built_network(a, n_genes, seed)
 
 def _built_network(a, n_genes, seed):
@@ -221,14 +224,19 @@ def _not_too_many(cells, seed):
     return cells if len(cells) <= MANY else np.sort(np.random.default_rng(seed).choice(cells, MANY, replace=False))
 
 def mean_log_rates(X, cells, seed=0):
-    "Logarithm of each gene's mean rate over these cells, (genes,), in counts per 10,000; of a gene not seen, as of half a count."
+    """Logarithm of each gene's mean rate over cells: (genes,), in counts per 10,000; of a gene not seen, as of half a count.
+
+    X : sparse counts (cells, genes). cells : positions of those to look at; of more than MANY, so many are drawn, by `seed`.
+    """
     X = X[_not_too_many(np.asarray(cells), seed)]
     return np.log((np.asarray(X.sum(0)).ravel() + 0.5) / (X.sum() / TARGET_SUM))
 
+# %% ../nbs/07_models.ipynb #variable-genes
 def variable_genes(X, n_genes, cells=None, seed=0):
-    """Columns of X (cells, genes; counts) with the most variance beyond counting noise, at most n_genes, in order.
+    """Positions of the genes with the most variance beyond counting noise: an int array (at most n_genes,), ascending.
 
-    cells : positions of those to look at. Of more than MANY, so many are drawn at random, by `seed`.
+    X : sparse counts (cells, genes). cells : positions of those to look at; of more than MANY, so many are drawn, by `seed`.
+    A gene must be seen in 3 of them. Source: Lause et al. (2021), in scanpy.
     """
     X = X[_not_too_many(np.arange(X.shape[0]) if cells is None else np.asarray(cells), seed)]
     seen = np.flatnonzero(np.asarray((X > 0).sum(0)).ravel() >= 3)
@@ -628,6 +636,7 @@ class Generative(Bounds):
         obs = pd.DataFrame({"weight": np.exp(log_weights)}, index=[f"pseudo-input {k}" for k in range(len(means))])
         return ad.AnnData(ops.convert_to_numpy(self.network.prior.pseudo_inputs).copy(), obs, self._genes_frame(), obsm={"z": means})
 
+# %% ../nbs/07_models.ipynb #negative-binomial
 def _negative_binomial(rng, log_mu, log_theta):
     "Counts drawn by a gamma, then Poisson: CSR float32 (cells, genes)."
     log_mu, log_theta = np.asarray(log_mu, "float64"), np.asarray(log_theta, "float64")
@@ -735,6 +744,7 @@ class Persistence:
                              "hand other cells to the verbs with adata= instead.")
         self.X, self.mapping = self._take(adata)
 
+# %% ../nbs/07_models.ipynb #load
 def load(path, adata=None):
     """A saved model, under any backend.
 
@@ -840,6 +850,7 @@ class Trainable(Inference):
             there.assign(_grown(np.asarray(here), there.shape, len(self.batches)))
         return new.train(profile, progress=progress, **settings)
 
+# %% ../nbs/07_models.ipynb #grown
 def _grown(weights, shape, n_batches):
     "Weights with rows for further batches, each the mean of the last n_batches rows, which belong to the known ones."
     if weights.shape == tuple(shape): return weights
@@ -925,6 +936,7 @@ class CountAutoencoder(Generative, Trainable, Persistence):
                 f"{len(self.genes):,} genes{batches}; {len(s.train):,} training, {len(s.validation):,} validation and "
                 f"{len(s.test):,} test cells; {trained}")
 
+# %% ../nbs/07_models.ipynb #architecture-settings
 def _architecture(posterior, prior, settings):
     "The Architecture, or a TypeError that names the setting that is none."
     known = [f.name for f in dataclasses.fields(Architecture) if f.name != "n_batches"]
@@ -937,6 +949,7 @@ class AE(CountAutoencoder):
     "Autoencoder with a negative-binomial loss: a point in latent space, no prior. The paper's reference."
     def __init__(self, adata, **settings): super().__init__(adata, "point", "none", **settings)
 
+# %% ../nbs/07_models.ipynb #presets-variational
 class VAE(CountAutoencoder):
     "Variational autoencoder: Gaussian posterior, standard normal prior, KL at full weight."
     def __init__(self, adata, **settings): super().__init__(adata, "gaussian", "normal", **settings)
@@ -949,8 +962,9 @@ class VAMP(CountAutoencoder):
     "VAE with a flexible prior: a mixture of 500 posteriors at learnt pseudo-inputs."
     def __init__(self, adata, **settings): super().__init__(adata, "gaussian", "vamp", **settings)
 
+# %% ../nbs/07_models.ipynb #presets-beyond
 class VAMPIAF(CountAutoencoder):
-    "Flexible posterior and flexible prior together: the paper's outlook."
+    "Flexible posterior and flexible prior together: the paper's outlook. The components are the Gaussians before the flow."
     def __init__(self, adata, **settings): super().__init__(adata, "iaf", "vamp", **settings)
 
 class HVAMP(CountAutoencoder):

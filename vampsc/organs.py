@@ -63,8 +63,12 @@ def registry():
 
     Returns
     -------
-    {name: entry} : those of the package, then those of the files in the environment variable VAMPSC_ORGANS (several with `:`
+    {name: entry} : each a dict; those of the package, then those of the files in the environment variable VAMPSC_ORGANS (several with `:`
         between them, under Windows `;`), whose entries replace others of their name. The fields are explained in organs.toml.
+
+    Raises
+    ------
+    OrganError : a file is not there, is no TOML, or has a field that is not known, of another kind, or missing; it is named.
     """
     data, own = resources.files("vampsc") / "data", filter(None, os.environ.get("VAMPSC_ORGANS", "").split(os.pathsep))
     found = {}
@@ -105,7 +109,11 @@ def studies_of(name):
 
     Returns
     -------
-    list of names. OrganError : nothing is called so.
+    list of names, each once, in the order in which they were named.
+
+    Raises
+    ------
+    OrganError : nothing is called so; the message has the closest name that there is.
     """
     known, found = registry(), []
     for part in str(name).split("+"):
@@ -207,7 +215,12 @@ def harmonised(adata, study, source):
 
     Returns
     -------
-    AnnData : obs has cell_type (where the source has labels; missing where unknown), donor (likewise), study and organ.
+    AnnData (cells, genes) : obs has cell_type (where the source has labels; missing where unknown), donor (likewise), study and organ,
+        and then the columns that the reader found.
+
+    Raises
+    ------
+    OrganError : there is no such column as the source names; the message has those that there are.
     """
     told = lambda key: adata.obs[key].astype(object).where(adata.obs[key].notna(), "").astype(str).str.strip()
     for key in filter(None, (source.get("cell_type"), source.get("donor"))):
@@ -366,6 +379,10 @@ def join(parts):
     Returns
     -------
     AnnData (all cells, genes) : cells are named STUDY:CELL, donors STUDY:DONOR; of the columns of obs those of the common form stay.
+
+    Raises
+    ------
+    OrganError : the studies are not on the same genes, in the same order.
     """
     columns = ["cell_type", "study", "donor", "organ"]
     for study, part in parts.items():
@@ -384,7 +401,17 @@ def join(parts):
 
 # %% ../nbs/11_organs.ipynb #describe
 def describe(name, adata):
-    "What was loaded under a name, ready for JSON: cells, genes, studies, labels, and whether they are what the paper probably used."
+    """What was loaded under a name, ready for JSON.
+
+    Parameters
+    ----------
+    name : as it was given to `load`. adata : what `load` returned.
+
+    Returns
+    -------
+    dict : organ, title, n_cells, n_genes, studies ({name: cells}), references, n_labelled, cell_types (how many), and paper: whether the
+        studies are those that the paper probably used.
+    """
     labels = adata.obs.get("cell_type", pd.Series(dtype=object))
     names = [] if Path(str(name)).expanduser().exists() and not _is_known(name) else studies_of(name)
     known = registry()

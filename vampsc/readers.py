@@ -70,6 +70,10 @@ def undone(x, totals, log, scaled):
 def whole(values, error, tolerance=TOLERANCE):
     """Which values are whole numbers of 1 or more, and which are exact enough to tell.
 
+    Parameters
+    ----------
+    values, error : (values,) of `undone`. tolerance : how far from a whole number a value may lie.
+
     Returns
     -------
     whole, judged : bool (values,).
@@ -148,7 +152,7 @@ def rounded_counts(X):
 
     Returns
     -------
-    counts : csr_matrix float32. share : of the values, how many were not whole.
+    counts : csr_matrix (cells, genes) float32. share : of the values, how many were not whole.
 
     Raises
     ------
@@ -192,7 +196,10 @@ def _assembled(counts, cells, symbols, ensembl=None, obs=None):
 # %% ../nbs/13_readers.ipynb #opened
 @contextmanager
 def opened(path):
-    "A file as a stream of bytes, unpacked on the way if it is gzip, or a zip of one file, whatever it is called."
+    """A file as a stream of bytes, unpacked on the way if it is gzip, or a zip of one file, whatever it is called.
+
+    EOFError : it is empty, or a web page (within `reading`, a ReaderError that says so). ReaderError : a zip of several files.
+    """
     path = Path(path)
     with open(path, "rb") as file: start = file.read(512)
     if not start or PAGE.match(start): raise EOFError
@@ -444,6 +451,14 @@ def tables(files, **settings):
     Parameters
     ----------
     files : {group: path}; obs["part"] says the group. settings : of `table`.
+
+    Returns
+    -------
+    AnnData (all cells, common genes).
+
+    Raises
+    ------
+    ReaderError : as `table`; no gene is in all of them.
     """
     return _joined({group: table({"counts": path}, **settings) for group, path in files.items()})
 
@@ -458,6 +473,10 @@ def rpkm_and_counts(files):
     Returns
     -------
     AnnData (cells, genes); obs holds the SDRF, `Characteristics[...]` by what is in the brackets.
+
+    Raises
+    ------
+    ReaderError : malformed rows, with their line; values that are no counts; an SDRF of other cells.
     """
     X, cells, symbols = read_table(files["counts"], lead=2, blocks=2, block=1, until="ERCC-")
     told = labels_of(files["labels"], cells, index="Source Name")
@@ -784,6 +803,8 @@ def _cell_file(path, archive, member, first, last):
 # %% ../nbs/13_readers.ipynb #series-matrix
 def series_matrix(path):
     """What a series matrix of the Gene Expression Omnibus says of its samples.
+
+    path : text, gzip, or a zip of one text.
 
     Returns
     -------

@@ -15,14 +15,23 @@ from . import counts, downloads, figures, genes, metrics, models, organs, traini
 
 # %% ../nbs/14_study.ipynb #embed-in-halves
 def embed(model, n_mc_samples=25):
-    "(embedding, halves): E[z|x] of all cells; halves is None where it is exact, else two independent estimates."
+    """E[z|x] of all cells of a trained model.
+
+    Returns
+    -------
+    embedding : (cells, latent units). halves : None where this is exact, else two independent estimates of that shape, each from
+        `n_mc_samples` draws, whose mean it is.
+    """
     if model.network.posterior.exact_mean: return model.get_latent_representation(), None
     halves = [model.get_latent_representation(n_mc_samples=n_mc_samples, seed=seed) for seed in (1, 2)]
     return (halves[0] + halves[1]) / 2, halves
 
 # %% ../nbs/14_study.ipynb #compactness
 def compactness(model, z, halves):
-    "Active units and PCs95, free of sampling noise, and the plain 10-sample figures beside them where they differ."
+    """Active units and PCs95, free of sampling noise, and the plain 10-sample figures beside them where they differ.
+
+    model : trained. z, halves : of `embed`, (cells, latent units). Returns a dict of whole numbers.
+    """
     if halves is None: return {"active_units": metrics.active_units(z), "pcs95": metrics.n_components(z)}
     plain = model.get_latent_representation(n_mc_samples=10, seed=3)
     return {"active_units": metrics.active_units_split_half(*halves), "pcs95": metrics.n_components_split_half(*halves),
@@ -30,7 +39,16 @@ def compactness(model, z, halves):
 
 # %% ../nbs/14_study.ipynb #judge
 def judge(model, labels=None):
-    "All metrics of a trained model: (dict of numbers, embedding). labels: one per cell, NaN where there is none."
+    """All metrics of a trained model.
+
+    Parameters
+    ----------
+    model : trained, with its split. labels : (cells,), missing where there is none; None: nothing is judged by cell types.
+
+    Returns
+    -------
+    dict of numbers, by the keys of the table above; losses, KL and bounds in nats. embedding : (cells, latent units).
+    """
     z, halves = embed(model)
     result = compactness(model, z, halves)
     test = model.split.test
@@ -48,11 +66,14 @@ def judge(model, labels=None):
 
 # %% ../nbs/14_study.ipynb #data-hash
 def hash_of(*lines):
-    "A short hash of texts or numbers."
+    "A short hash of texts or numbers: the first 16 hexadecimal digits of their SHA-256."
     return hashlib.sha256("\n".join(map(str, lines)).encode()).hexdigest()[:16]
 
 def data_hash(adata, layer=None, use_raw=False):
-    "A short hash of counts, gene names and cell names; of a file, without reading all of it at once."
+    """A short hash (16 hexadecimal digits) of counts, gene names and cell names; of a file, without reading all of it at once.
+
+    adata : AnnData (cells, genes). layer, use_raw : where the counts are, if not in X.
+    """
     source, digest = genes.raw_of(adata) if use_raw else adata, hashlib.sha256()
     for _, rows, _ in counts.Counts(genes.values_of(source, layer)).blocks():
         parts = rows.data, rows.indices.astype("int32"), np.diff(rows.indptr).astype("int64")
@@ -63,7 +84,7 @@ def data_hash(adata, layer=None, use_raw=False):
 # %% ../nbs/14_study.ipynb #run-record
 @dataclasses.dataclass
 class Run:
-    "One finished run: its configuration, metrics, history and embedding, and the folder that holds them."
+    "One finished run: its configuration, metrics, history and embedding (cells, latent units), and the folder that holds them."
     folder: Path
     config: dict
     metrics: dict
@@ -75,7 +96,7 @@ class Run:
     def name(self): return self.config["model"]
 
 def read_run(folder):
-    "The finished run in a folder. ValueError where a file of it is missing or damaged."
+    "The finished run in a folder, as a Run. ValueError where a file of it is missing or damaged; it says which."
     folder = Path(folder)
     def read(name, how):
         try: return how(folder / name)
@@ -94,7 +115,10 @@ def _write_whole(path, text):
 
 # %% ../nbs/14_study.ipynb #configuration
 def configuration(adata, model, profile, seed, label_key, settings):
-    "What decides a run's result, ready for JSON; settings are those of the model."
+    """What decides a run's result, as a dict that is ready for JSON.
+
+    adata : AnnData. model : its name. profile : training.Profile. seed, label_key : as in `run`. settings : dict of the model's.
+    """
     from vampsc import __version__
     settings = {"n_genes": profile.n_genes, **settings}
     plain = json.loads(json.dumps({"model": model, "seed": seed, "label_key": label_key, "vampsc": __version__,
@@ -118,7 +142,7 @@ def difference(old, new):
 
 # %% ../nbs/14_study.ipynb #preset
 def preset(name):
-    "The model class of that name, in any case: ae, vae, iaf, vamp, vampiaf, hvamp."
+    "The model class of that name, in any case: ae, vae, iaf, vamp, vampiaf, hvamp. ValueError for any other name."
     if name.upper() not in models.PRESETS:
         raise ValueError(f"model {name!r} is not known; take one of {', '.join(models.PRESETS).lower()}.")
     return models.PRESETS[name.upper()]
@@ -135,6 +159,10 @@ def run(adata, model, out, profile="quick", seed=0, label_key=None, progress=Tru
     profile : name or training.Profile. label_key : the column of obs with cell types, None, or "auto": cell_type if there is one.
     overwrite : replace what the folder holds of a run with other settings or data.
     **settings : of the model, such as gene_space, n_genes, layer or batch_key.
+
+    Returns
+    -------
+    Run, finished.
 
     Raises
     ------
@@ -191,7 +219,10 @@ def _train_and_record(net, folder, config, profile, labels, progress, overwrite)
     return read_run(folder)
 
 def cells_of(names, split, labels=None):
-    "A row for each cell: its label, if there are labels, and the part of the split that it is in."
+    """A row for each cell: its label, if there are labels, and the part of the split that it is in.
+
+    names : (cells,). split : counts.Split. labels : (cells,), missing where there is none, or None. Returns a DataFrame (cells, 1 or 2).
+    """
     cells = pd.DataFrame({"split": "none"}, index=pd.Index(names, name="cell"))
     for part in ("train", "validation", "test"): cells.iloc[getattr(split, part), 0] = part
     if labels is not None: cells["label"] = pd.Series(labels, dtype=object).fillna("").astype(str).to_numpy()
@@ -204,7 +235,11 @@ COLUMNS = {"active_units": "active units", "pcs95": "PCs for 95 %", "asw": "ASW 
            "pcs95_10_samples": "PCs (10 samples)", "epochs": "epochs", "train_seconds": "seconds"}
 
 def table(runs, of="mean"):
-    "The metrics of several runs as a DataFrame, a row for each model: the mean over its seeds, or with of=\"std\" their standard deviation."
+    """The metrics of several runs, a row for each model.
+
+    runs : list of Run. of : "mean" over the seeds of a model, or "std", their standard deviation (NaN for one seed).
+    Returns a DataFrame (models, metrics) with the names of COLUMNS; a metric that no run has is left out.
+    """
     frame = pd.DataFrame([r.metrics for r in runs], index=pd.Index([r.name.upper() for r in runs], name="model"))
     frame = frame.reindex(columns=COLUMNS).rename(columns=COLUMNS).dropna(axis=1, how="all")
     return frame.groupby(level=0, sort=False).agg(of)
@@ -220,7 +255,7 @@ def show_table(frame, spread=None):
 
 # %% ../nbs/14_study.ipynb #findings
 def findings(frame):
-    "The order of the generative models by compactness and by ELBO, and the best ASW, as sentences."
+    "The order of the generative models by compactness and by ELBO, and of all by ASW, as a list of sentences. frame : of `table`."
     generative = frame.drop(index="AE", errors="ignore")
     rank = lambda column, up: generative[column].sort_values(ascending=up)
     chain = lambda s, digits: ", ".join(f"{name} {value:.{digits}f}" for name, value in s.items())
@@ -249,7 +284,17 @@ KINDS = {kind.__name__: kind for kind in (FloatingPointError, KeyboardInterrupt,
 KERNEL = ["--IPKernelApp.capture_fd_output=False", "--IPKernelApp.log_level=40"]
 
 def report(out, **parameters):
-    "Run the organ notebook with these parameters into out/report.ipynb and out/report.html; returns the page's path."
+    """Run the organ notebook with these parameters into out/report.ipynb and out/report.html.
+
+    Returns
+    -------
+    Path : of the page.
+
+    Raises
+    ------
+    ValueError : a parameter that the notebook does not have, or whatever it could not do, in one line. FloatingPointError,
+        FileExistsError, KeyboardInterrupt : as in `run`.
+    """
     import papermill
     refuse_unknown(parameters, papermill.inspect_notebook(str(TEMPLATE)))
     out = Path(out)
@@ -263,7 +308,7 @@ def report(out, **parameters):
 
 # %% ../nbs/14_study.ipynb #to-html
 def to_html(notebook):
-    "Render an executed notebook without its code, as a self-contained page beside it."
+    "Render an executed notebook without its code, as a self-contained page beside it. Returns the page's path."
     from nbconvert import HTMLExporter
     read = nbformat.read(notebook, 4)
     read.cells[0].source = re.sub(r"(?m)^- [\w-]+: .*$", "", read.cells[0].source)                   # settings for the site
@@ -292,7 +337,7 @@ MEANINGS = {
 
 # %% ../nbs/14_study.ipynb #find-runs
 def find_runs(folder):
-    "The finished runs in a folder, or the one that the folder is. ValueError where there is none."
+    "A list of the finished runs in a folder, or the one that the folder is, in the order of the models. ValueError where there is none."
     folder = Path(folder)
     finished = lambda f: all((f / name).exists() for name in ("metrics.json", "config.json", "cells.csv"))
     found = list(filter(finished, [folder, *(f for f in folder.iterdir() if f.is_dir())]))

@@ -264,7 +264,7 @@ CAVEATS = {"probably (a guess)": "probably the paper's data. Which studies it us
            "not known": "it is not recorded whether these are the paper's data. They are treated as other data."}
 
 def caveats(runs):
-    "Sentences about what keeps the numbers of a study from being the paper's."
+    "A list of sentences about what keeps the numbers of a study from being the paper's. runs : of `gather`."
     names = lambda mask: ", ".join(runs[mask]["title"].unique())
     known = runs["papers_data"].map(lambda v: PAPERS_DATA.get(v, "not known"))
     said = [f"{names(runs['unlike_the_paper'] == words)}: not trained as in the paper: {words}."
@@ -282,8 +282,8 @@ def _as_many_genes(runs): return (runs["n_genes"] - PAPER_GENES).abs() <= 1000
 def interval(values, level=0.95, least_sd=0.0):
     """Mean and t interval of a few values (equation 2).
 
-    least_sd : the standard deviation is taken to be at least this.
-    Returns (mean, low, high); the limits are NaN for fewer than 2 values.
+    values : (seeds,). level : of the interval. least_sd : the standard deviation is taken to be at least this.
+    Returns (mean, low, high) in the unit of the values; the limits are NaN for fewer than 2 values, the mean for none.
     """
     values = np.asarray(values, "float64")
     n, mean = len(values), float(values.mean()) if len(values) else np.nan
@@ -534,7 +534,7 @@ HOLDS, FAILS, OPEN, NOT_HERE = "holds", "does not hold", "cannot be told", "does
 def decide(differences, bound=0.0, least_sd=0.0):
     """Is a mean difference above a bound, by its 95 % t interval over seeds?
 
-    Returns (verdict, direction, mean, low, high). The direction is 1, -1 or 0 as the mean is above, below or at the bound,
+    differences : (seeds,). Returns (verdict, direction, mean, low, high). The direction is 1, -1 or 0 as the mean is above, below or at the bound,
         NaN without any value.
     """
     mean, low, high = interval(differences, least_sd=least_sd)
@@ -651,6 +651,10 @@ def figure_1(runs, most=20_000, width=9.0):
     runs : of `gather`.
     most : of an organ with more cells, so many are drawn at random with a fixed seed.
     width : of the figure in inches.
+
+    Returns
+    -------
+    Figure.
     """
     models = [*PAPER_MODELS, *(m for m in runs["model"].unique() if m not in PAPER_MODELS)]
     rows = [_umaps(group, most) for _, group in runs.groupby("organ", sort=False)]
@@ -721,7 +725,8 @@ def _legend_size(entries, width):
 def figure_2(runs, organ=None):
     """Covariance of the latent units, first seed of one organ (the paper's Figure 2).
 
-    organ : its name; None for the colon, or the first if there is no colon.
+    runs : of `gather`. organ : its name; None for the colon, or the first if there is no colon.
+    Returns a Figure. ValueError : the organ has no runs.
     """
     found = list(runs["organ"].unique())
     if organ is None: organ = next((o for o in found if paper_organ(o) == "colon"), found[0])

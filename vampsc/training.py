@@ -19,7 +19,7 @@ from .counts import Batches, as_counts, whole_number
 # %% ../nbs/08_training.ipynb #profile
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    "How to train. Patience counts epochs without a better validation loss."
+    "How to train. Patience counts epochs (passes over the training cells) without a better validation loss."
     learning_rate: float         # of Adam, at the start
     lr_patience: int             # after so many epochs the learning rate is halved
     patience: int                # after so many, training stops; the best weights return
@@ -34,7 +34,10 @@ PROFILES = {
 
 # %% ../nbs/08_training.ipynb #get-profile
 def get_profile(profile="quick", **changes):
-    "The profile of that name (or a Profile), with single settings changed; None leaves a setting as it is."
+    """The profile of that name (or a Profile), with single settings changed; None leaves a setting as it is.
+
+    ValueError : an unknown profile or setting, or a value out of range, by name.
+    """
     if isinstance(profile, str):
         if profile not in PROFILES:
             raise ValueError(f"profile {profile!r} is not known; take one of {', '.join(PROFILES)}.")
@@ -85,6 +88,7 @@ class FusedAdam(keras.optimizers.Adam):
             beta1_power=number(self.beta_1) ** step, beta2_power=number(self.beta_2) ** step, lr=number(learning_rate),
             beta1=number(self.beta_1), beta2=number(self.beta_2), epsilon=number(self.epsilon), grad=number(gradient))
 
+# %% ../nbs/08_training.ipynb #is-fused
 def is_fused(optimizer, traced=None):
     """Does this optimiser's update, here in this TensorFlow function, add the gradient of the penalties?
 
@@ -129,7 +133,7 @@ class Progress(keras.callbacks.Callback):
 
 # %% ../nbs/08_training.ipynb #record
 class Record(keras.callbacks.Callback):
-    "Adds learning_rate, seconds and cells_seen to each epoch's logs."
+    "Adds learning_rate, seconds and cells_seen to each epoch's logs; n_cells: training cells."
     def __init__(self, n_cells):
         super().__init__()
         self.n_cells = n_cells
@@ -144,7 +148,7 @@ class Record(keras.callbacks.Callback):
 CHECKPOINT_FORMAT = 1
 
 def write_checkpoint(path, notes, arrays):
-    "Put notes (for JSON) and a list of arrays into one file, whole or not at all. OSError where that cannot be done."
+    "Put notes (a dict for JSON) and a list of arrays, of any shapes, into one file, whole or not at all. OSError where it cannot be done."
     path = Path(path)
     if path.is_dir(): raise IsADirectoryError(f"{path} is a folder; name a file for the checkpoint.")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,8 +163,9 @@ def write_checkpoint(path, notes, arrays):
         new.unlink(missing_ok=True)
         raise type(error)(error.errno, error.strerror, str(path)) from None
 
+# %% ../nbs/08_training.ipynb #read-checkpoint
 def read_checkpoint(path):
-    "(notes, arrays) of a checkpoint's file. ValueError where it is damaged or of a newer format."
+    "(notes, arrays) as write_checkpoint was given them, with the format in notes. ValueError for a damaged file or a newer format."
     try:
         with np.load(path, allow_pickle=False) as file:                                # a zip file checks its parts itself
             notes = json.loads(file["notes"].tobytes())
@@ -175,6 +180,7 @@ def _copy(variable): return np.asarray(ops.convert_to_tensor(variable)).copy()
 
 COUNTERS = ("wait", "best", "cooldown_counter", "best_epoch", "stopped_epoch")
 
+# %% ../nbs/08_training.ipynb #checkpoint-class
 class Checkpoint(keras.callbacks.Callback):
     """Keeps the state of a run at the end of its epochs, in memory and in a file. Must be the last of the callbacks.
 
@@ -255,6 +261,7 @@ JUMP = 2.0                       # times the lowest loss of an epoch so far
 
 class Diverged(Exception): "The loss is no longer a number, or it jumped."
 
+# %% ../nbs/08_training.ipynb #guard-class
 class Guard(keras.callbacks.Callback):
     "Raises Diverged when a loss is NaN or infinite, or an epoch's over JUMP times the lowest so far; rows: the history."
     def __init__(self, rows):
@@ -285,13 +292,14 @@ class Examine(keras.callbacks.Callback):
         for variable, value in zip(self.variables, self.before): variable.assign(value.copy())
         return not_finite(network, self.batches[self.batch][0], training=True) or "the gradient"
 
+# %% ../nbs/08_training.ipynb #not-finite
 def not_finite(network, cells, training):
-    "The name of the first that is not finite: a weight, or a stage of the forward pass of these cells; or None."
+    "Name of the first that is not finite, a weight or a stage of the forward pass of `cells`, counts (cells, genes); else None."
     weights = ((f"the weights {v.path}", v) for v in network.weights)
     for name, value in itertools.chain(weights, network.stages(cells, training)):
         if not np.isfinite(np.asarray(value)).all(): return name
 
-# %% ../nbs/08_training.ipynb #fit
+# %% ../nbs/08_training.ipynb #inputs
 class _Inputs(Batches):
     "Batches as Keras' fit takes them also when they are no numpy arrays; with several devices, this process's share of each."
     def __getitem__(self, b): return (super().__getitem__(b),)
@@ -307,11 +315,13 @@ class _Inputs(Batches):
         full, rest = divmod(len(self.indices), self.batch_size)
         return full + (rest >= self.sharing.n)
 
+# %% ../nbs/08_training.ipynb #compile-network
 def compile_network(network, learning_rate):
-    "Keras' compile with the optimiser and the settings that are fastest for this backend."
+    "Keras' compile with a built FusedAdam and the settings that are fastest for this backend; learning_rate: at the start."
     network.compile(optimizer=FusedAdam(learning_rate, adds_penalty=True), jit_compile=backend.backend() == "jax")
     network.optimizer.build(network.trainable_variables)
 
+# %% ../nbs/08_training.ipynb #run
 class Run:
     """A training run of a Network on counts, on one device or on those of `devices.all_devices`.
 
@@ -411,6 +421,10 @@ class Run:
         finally: self.state.frozen = False
         return ""
 
+# %% ../nbs/08_training.ipynb #fit
 def fit(network, X, split, profile, **settings):
-    "Train a Network on counts, with the settings of a Run. Returns its history; the network ends with its best weights."
+    """Train a Network on counts X (cells, genes), with the settings of a Run; the network ends with its best weights.
+
+    Returns the history, a DataFrame with a row for each epoch; losses in nats a cell. Raises what Run.go raises.
+    """
     return Run(network, X, split, profile, **settings).go().history
