@@ -18,7 +18,9 @@ from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 
 import reference
+import vampsc
 
+vampsc.VAE                                               # TensorFlow starts here, without its log
 ROOT = Path(__file__).resolve().parents[1]
 NUMBER = r"\d+[a-zA-Z0-9]*_"                             # 00_genes is the page genes, also in nbdev's own links
 COMMAND = re.compile(r"\[(`\w+(?:\(\))?`)\]\([^)\s]*command_line\.html#[^)]*\)")

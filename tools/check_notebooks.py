@@ -74,8 +74,8 @@ def mixes_imports(source):
     if re.search(r"^#\|\s*exports?\b", source, re.M): return False
     try: body = ast.parse(source).body
     except SyntaxError: return False
-    imports = [isinstance(s, (ast.Import, ast.ImportFrom)) for s in body]
-    return any(imports) and not all(imports)
+    imports = (ast.Import, ast.ImportFrom)
+    return any(isinstance(s, imports) for s in ast.walk(ast.parse(source))) and not all(isinstance(s, imports) for s in body)
 
 
 def unfit_outputs(name, notebook):

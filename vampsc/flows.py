@@ -27,7 +27,10 @@ def made_masks(n_latent, hidden):
 
 # %% ../nbs/05_flows.ipynb #masked-dense
 class MaskedDense(layers.Layer):
-    "A dense layer whose kernel is multiplied by `mask` (in, out); the mask is saved with the weights."
+    """A dense layer whose kernel is multiplied by `mask`: (cells, in) -> (cells, out).
+
+    mask: zeros and ones (in, out), saved with the weights. bias: the start of all biases. regularizer: of the kernel.
+    """
     def __init__(self, mask, seed, bias=0.0, regularizer=None, name=None):
         super().__init__(name=name)
         glorot = keras.initializers.GlorotUniform(seed)
@@ -43,7 +46,12 @@ class MaskedDense(layers.Layer):
 
 # %% ../nbs/05_flows.ipynb #made
 class MADE(layers.Layer):
-    "(z, context) -> (m, s), where m_d and s_d see z_1..z_{d-1} and the whole context. Masks, relu, context everywhere."
+    """(z, context) -> (m, g), where m_d and g_d see z_1..z_{d-1} and the whole context. Masks, relu, context everywhere.
+
+    z (cells, D), context (cells, any); m and g, the gate before the sigmoid, (cells, D) each, float32. n_latent: D >= 2.
+    seeds: a stream as of `new_seeds`. l1, l2: penalties on the kernels of the hidden layers. gate_bias: where g starts.
+    Source: Germain et al. (2015); the context as in Kingma et al. (2016).
+    """
     def __init__(self, n_latent, seeds, hidden=(320, 320), l1=5e-4, l2=5e-4, gate_bias=1.5, name="made"):
         super().__init__(name=name)
         *inner, last = made_masks(n_latent, hidden)
@@ -66,16 +74,20 @@ class MADE(layers.Layer):
         return ops.split(ops.cast(self.outer(z) + self.outer_context(context), "float32"), 2, axis=-1)
 
 # %% ../nbs/05_flows.ipynb #iaf-step
-def iaf_step(z, m, s):
-    "Equation (1) and the logarithm of its Jacobian's diagonal: (cells, D) three times -> (cells, D) twice."
-    gate = ops.sigmoid(s)
-    return gate * z + (1.0 - gate) * m, ops.log_sigmoid(s)
+def iaf_step(z, m, g):
+    """Equation (3) and the logarithm of its Jacobian's diagonal: (cells, D) three times -> (cells, D) twice.
+
+    m is the shift and g the gate before the sigmoid. The second result is log sigmoid(g), in nats, never above 0.
+    """
+    gate = ops.sigmoid(g)
+    return gate * z + (1.0 - gate) * m, ops.log_sigmoid(g)
 
 # %% ../nbs/05_flows.ipynb #inverse-autoregressive-flow
 class InverseAutoregressiveFlow(layers.Layer):
     """Inverse autoregressive flow: (z, context) -> (z', log|det dz'/dz|).
 
-    n_steps MADEs; the order of the units is reversed between them. Source: Kingma et al. (2016), Algorithm 1.
+    z and z' (cells, D), context (cells, any), the log-determinant (cells,) in nats. n_steps MADEs of widths `hidden`; the
+    order of the units is reversed between them. Source: Kingma et al. (2016), Algorithm 1.
     `bend` carries a log-density along, (z, log_q) -> (z', log_q'), kept apart by unit: all are (cells, D).
     """
     def __init__(self, n_latent, seeds, n_steps=5, hidden=(320, 320), l1=5e-4, l2=5e-4, name="iaf"):
@@ -101,16 +113,18 @@ class InverseAutoregressiveFlow(layers.Layer):
         for i, made in reversed(list(enumerate(self.steps))):
             known = ops.zeros_like(z)
             for _ in range(z.shape[-1]):                       # the d-th round settles unit d
-                m, s = made(known, context)
-                known = z + (z - m) * ops.exp(ops.minimum(-s, 80.0))      # a gate shut tighter is lost in float32
+                m, g = made(known, context)
+                known = z + (z - m) * ops.exp(ops.minimum(-g, 80.0))      # a gate shut tighter is lost in float32
             z = ops.flip(known, axis=-1) if i else known
         return z
 
 # %% ../nbs/05_flows.ipynb #iaf-posterior
 class IAFPosterior(GaussianPosterior):
-    """A Gaussian followed by an inverse autoregressive flow: h -> (mean, log_var, h).
+    """A Gaussian followed by an inverse autoregressive flow: h -> (mean, log_var, h), h (cells, any), the others (cells, D).
 
-    The first two are those of the base Gaussian, before the flow: E[z|x] has no closed form and is estimated from samples.
+    `sample(parameters, noise)` gives z (cells, D) and log q(z|x) (cells,) in nats. The first two
+    parameters are those of the base Gaussian, before the flow: E[z|x] has no closed form and is estimated from
+    samples.
     """
     exact_mean = False
 

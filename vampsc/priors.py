@@ -18,7 +18,10 @@ from .posteriors import LOG_VAR_BOUNDS, GaussianPosterior, gaussian_sample, soft
 LOG_2PI = math.log(2 * math.pi)
 
 class StandardNormal(layers.Layer):
-    "p(z) = N(0, I)."
+    """p(z) = N(0, I): log_prob(z), z (cells, D) -> (cells,), in nats; sample(n, latent, None, rng) -> (n, latent) float32.
+
+    It needs no components; they and `encode` are there so that all priors are called alike.
+    """
     def components(self, encode): return None
 
     def log_prob(self, z, components=None): return ops.sum(self.log_prob_by_unit(z)[0], axis=-1)
@@ -31,7 +34,7 @@ class StandardNormal(layers.Layer):
 
 # %% ../nbs/06_priors.ipynb #gaussian-log-densities
 def gaussian_log_densities(z, means, log_vars):
-    """log N(z_i; m_k, diag exp v_k) for all pairs: z (cells, D), means and log_vars (K, D) -> (cells, K)."""
+    """log N(z_i; m_k, diag exp v_k) for all pairs: z (cells, D), means and log_vars (K, D) -> (cells, K), in nats."""
     constant = -0.5 * ops.sum(log_vars + LOG_2PI, axis=-1)
     return constant - 0.5 * _squared_distances(z, means, ops.exp(-log_vars))
 
@@ -51,7 +54,7 @@ class VampPrior(layers.Layer):
     """Variational mixture of posteriors, p(z) = 1/K sum_k q(z|u_k), tied to the model's encoder.
 
     n_components: K. n_genes: width of a pseudo-input. The pseudo-inputs (K, genes) are log-normalised expression >= 0;
-    `initialise` sets them. learn_weights: train the shares of the components too, instead of 1/K each.
+    `initialise` sets them, and raises ValueError if they do not fit. learn_weights: train the shares of the components too, instead of 1/K each.
     Source: Tomczak & Welling (2018), equation 9; the paper, section 2.
     """
     def __init__(self, n_components, n_genes, learn_weights=False, name="prior"):
@@ -61,7 +64,7 @@ class VampPrior(layers.Layer):
         self.logits = self.add_weight((n_components,), "zeros", name="logits") if learn_weights else None
 
     def initialise(self, cells, rng, noise=0.01):
-        "Start the pseudo-inputs at `cells` (K, genes), log-normalised, each value with a little noise."
+        "Start the pseudo-inputs at `cells` (K, genes), log-normalised, each value with normal noise of this spread, at least 0."
         cells = np.asarray(cells)
         if cells.shape != tuple(self.pseudo_inputs.shape):
             raise ValueError(f"the pseudo-inputs are {tuple(self.pseudo_inputs.shape)}, the cells {cells.shape}.")
@@ -72,11 +75,12 @@ class VampPrior(layers.Layer):
         return (*encode(ops.convert_to_tensor(self.pseudo_inputs))[:2], self.log_weights())
 
     def log_weights(self):
+        "Logarithms of the shares, (K,): -log K each, or learnt."
         if self.logits is None: return ops.full(self.pseudo_inputs.shape[:1], -math.log(self.pseudo_inputs.shape[0]))
         return ops.log_softmax(ops.convert_to_tensor(self.logits))
 
     def log_prob(self, z, components):
-        "log p(z), equation (3): (cells, D) -> (cells,)."
+        "log p(z) in nats, equation (3): (cells, D) -> (cells,)."
         means, log_vars, log_weights = components
         return ops.logsumexp(gaussian_log_densities(z, means, log_vars) + log_weights, axis=-1)
 
@@ -87,7 +91,9 @@ class VampPrior(layers.Layer):
         k = rng.choice(len(weights), n, p=weights / weights.sum())
         return (means[k] + np.exp(0.5 * log_vars[k]) * rng.standard_normal((n, latent))).astype("float32")
 
-    def log_prob_by_unit(self, z, components): return mixture_by_unit(z, *components)
+    def log_prob_by_unit(self, z, components):
+        "Equation (4): log p(z) divided among the units (cells, D), and the price of the component (cells,)."
+        return mixture_by_unit(z, *components)
 
 # %% ../nbs/06_priors.ipynb #mixture-by-unit
 def mixture_by_unit(z, means, log_vars, log_weights):
@@ -126,7 +132,7 @@ class ConditionalGaussian(layers.Layer):
 class HierarchicalPosterior(GaussianPosterior):
     """q(z2|x) q(z1|x, z2), equation (5): h -> (mean, log_var, h), the first two those of z2; z = (z1, z2).
 
-    n_latent: the width of z; z1 has n_latent // 2 units and z2 the rest. E[z1|x] is estimated from samples.
+    n_latent: the width of z; z1 has n_latent // 2 units and z2 the rest; ValueError below 2. E[z1|x] is estimated from samples.
     """
     exact_mean = False
 
@@ -150,7 +156,11 @@ class HierarchicalPosterior(GaussianPosterior):
 
 # %% ../nbs/06_priors.ipynb #hierarchical-vamp-prior
 class HierarchicalVampPrior(VampPrior):
-    "p(z1|z2) times the VAMP prior of z2, equation (5), for z = (z1, z2). Source: Tomczak & Welling (2018), section 4."
+    """p(z1|z2) times the VAMP prior of z2, equation (5), for z = (z1, z2), (cells, n_latent): log_prob -> (cells,) in nats.
+
+    n_latent: the width of z; z1 has n_latent // 2 units and z2 the rest. hidden: width of the network that predicts z1.
+    Source: Tomczak & Welling (2018), section 4.
+    """
     def __init__(self, n_components, n_genes, n_latent, seeds, learn_weights=False, hidden=256, l1=5e-4, l2=5e-4,
                  name="prior"):
         super().__init__(n_components, n_genes, learn_weights, name)
@@ -159,7 +169,7 @@ class HierarchicalVampPrior(VampPrior):
         self.first.build((None, n_latent - self.n_first))
 
     def log_first(self, z):
-        "log p(z1|z2) of each unit of z1."
+        "log p(z1|z2) of each unit of z1: z (cells, n_latent) -> (cells, n_latent // 2)."
         mean, log_var = self.first(z[:, self.n_first:])
         return -0.5 * (ops.square(z[:, :self.n_first] - mean) * ops.exp(-log_var) + log_var + LOG_2PI)
 
