@@ -12,6 +12,7 @@ BIN := .venv/bin
 READY := .venv/installed
 RENDERER := smalldocs
 STATISTICS := $(patsubst %,tests/test_%.py,likelihood networks posteriors flows priors bounds properties rows traced)
+COMPARE :=
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 export TF_CPP_MIN_LOG_LEVEL := 3
 
@@ -28,7 +29,7 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python tools/check_notebooks.py
 	@echo "Running the notebooks"
-	$(BIN)/python tools/run_notebooks.py
+	$(BIN)/python tools/run_notebooks.py $(COMPARE)
 	$(BIN)/python -m pytest tests -rs $(SIDE_BY_SIDE)
 	@echo "Once more on JAX: the statistics"
 	KERAS_BACKEND=jax $(BIN)/python -m pytest -rs $(SIDE_BY_SIDE) $(STATISTICS)

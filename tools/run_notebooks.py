@@ -3,9 +3,9 @@
     python tools/run_notebooks.py                          # all chapters, as many at a time as there are cores
     python tools/run_notebooks.py 06 07 --update           # these two; keep the new outputs
 
-An error in a cell fails. So does an output that differs from the kept one by more than numbers may: `TOLERANCE`, or what the
-cell says, `#| tolerance: 0.2`, as a share of the larger of two numbers. A cell `#| volatile: true` tells times or the like, and
-only has to run. Each notebook has a process of its own on one core. The templates in nbs/analysis need hours at their defaults;
+An error in a cell fails. An output that differs from the kept one by more than numbers may is told, and with --strict fails too:
+on another kind of processor, training may end elsewhere. Numbers may differ by `TOLERANCE`, or by what the cell says,
+`#| tolerance: 0.2`, as a share of the larger one. A cell `#| volatile: true` tells times or the like, and only has to run. Each notebook has a process of its own on one core. The templates in nbs/analysis need hours at their defaults;
 they are run by the tests, with quick settings.
 """
 import argparse
@@ -63,38 +63,42 @@ def differences(kept, new):
 
 
 def run(notebook, update):
-    "(name, seconds, what is wrong) of one notebook."
+    "(name, seconds, what its outputs no longer are, the error that stopped it) of one notebook."
     start = time.time()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.ipynb"
         command = [Path(sys.executable).with_name("exec_nb"), notebook.name, "--dest", out, "--exc_stop"]
         environment = {**os.environ, **ONE_CORE, "TF_CPP_MIN_LOG_LEVEL": "3"}
         try: done = subprocess.run(command, cwd=notebook.parent, env=environment, capture_output=True, text=True, timeout=LIMIT)
-        except subprocess.TimeoutExpired: return notebook.name, LIMIT, [f"took over {LIMIT} s"]
-        if done.returncode or not out.exists(): return notebook.name, time.time() - start, [done.stderr.strip()[-1500:]]
+        except subprocess.TimeoutExpired: return notebook.name, LIMIT, [], f"took over {LIMIT} s"
+        if done.returncode or not out.exists(): return notebook.name, time.time() - start, [], done.stderr.strip()[-1500:]
         kept, new = (json.loads(p.read_text(encoding="utf-8")) for p in (notebook, out))
         wrong = list(differences(kept, new))
         if update:
             notebook.write_bytes(out.read_bytes())
             subprocess.run([Path(sys.executable).with_name("nbdev_clean"), "--fname", notebook], cwd=ROOT, check=True)
-    return notebook.name, time.time() - start, wrong
+    return notebook.name, time.time() - start, wrong, ""
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", help="beginnings of the names of notebooks; none: all")
     parser.add_argument("--update", action="store_true", help="keep the new outputs")
+    parser.add_argument("--strict", action="store_true", help="fail where outputs are not those that are kept")
     parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 4), help="so many at a time")
     chosen = parser.parse_args()
     notebooks = [n for n in sorted((ROOT / "nbs").glob("*.ipynb")) if not chosen.names or n.name.startswith(tuple(chosen.names))]
     if not notebooks: sys.exit(f"no notebook in nbs begins with {' or '.join(chosen.names)}")
-    start, failed = time.time(), False
+    start, broken, changed = time.time(), [], []
     with ThreadPoolExecutor(chosen.jobs) as workers:
-        for name, seconds, wrong in workers.map(lambda n: run(n, chosen.update), sorted(notebooks, key=lambda n: -n.stat().st_size)):
-            print(f"{name:28s} {seconds:6.1f} s" + "".join(f"\n    {line}" for line in wrong), flush=True)
-            failed = failed or bool(wrong) and not chosen.update
+        for name, seconds, wrong, error in workers.map(lambda n: run(n, chosen.update), sorted(notebooks, key=lambda n: -n.stat().st_size)):
+            print(f"{name:28s} {seconds:6.1f} s" + "".join(f"\n    {line}" for line in [*wrong, *error.splitlines()]), flush=True)
+            if error: broken.append(name)
+            if wrong and not chosen.update: changed.append(name)
     print(f"{len(notebooks)} notebooks in {time.time() - start:.0f} s")
-    if failed: sys.exit("outputs above are not those of the code: look at them, and keep the new ones with --update")
+    if changed: print(f"not what is kept: {', '.join(changed)}; look at the lines above, and keep the new outputs with --update")
+    if broken: sys.exit(f"stopped by an error: {', '.join(broken)}")
+    if changed and chosen.strict: sys.exit(1)
 
 
 if __name__ == "__main__": main()

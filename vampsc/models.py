@@ -27,7 +27,7 @@ from .priors import HierarchicalPosterior, HierarchicalVampPrior, StandardNormal
 class Network(keras.Model):
     """Encoder, posterior, prior and decoder in one Keras model: counts (cells, genes) -> the terms of the loss.
 
-    prior is None for a point posterior. beta weighs the KL term while training; evaluation always reports it at 1.
+    prior is None for a point posterior. beta weighs the KL term in the loss, of training and of validation; get_elbo and its like always take it at 1.
     With n_batches, the decoder is told each cell's batch, and with encode_batch the encoder too: wherever a minibatch
     `cells` is taken, it is then a pair of the counts and the batches, one-hot (cells, n_batches).
     """
@@ -366,7 +366,7 @@ class Inference:
         return key
 
     def get_reconstruction_error(self, adata=None, indices=None, n_mc_samples=50, seed=0, batch_size=512):
-        """Negative log-likelihood of counts given z: the paper's reconstruction loss (equation 1).
+        """Negative log-likelihood of counts given z: the first term of equation (2) (equation 1 of the paper).
 
         Parameters
         ----------
