@@ -100,12 +100,13 @@ def test_unknown_parameters_are_named():
 def test_a_page_of_a_notebook(tmp_path):
     import nbformat
     markdown, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
-    nb = nbformat.v4.new_notebook(cells=[markdown("# A title\n\n- skip_exec: true"), code("secret = 1"), markdown("**words**")])
+    nb = nbformat.v4.new_notebook(cells=[markdown("# A title\n\n- skip_exec: true"), code("secret = 1"), markdown("**words**"),
+                                         code('#| fig-alt: "a dot"\nfigure', outputs=[nbformat.v4.new_output("display_data", {"image/png": "aGk="})])])
     nbformat.write(nb, tmp_path / "a.ipynb")
     page = study.to_html(tmp_path / "a.ipynb")
     text = page.read_text()
     assert page == tmp_path / "a.html" and "<strong>words</strong>" in text
-    assert "secret" not in text and "skip_exec" not in text
+    assert 'alt="a dot"' in text and "secret" not in text and "skip_exec" not in text
 
 
 @pytest.mark.parametrize("error, code", [(ValueError("bad"), 1), (OSError("gone"), 1), (FloatingPointError("nan"), 3), (KeyboardInterrupt(), 130)])

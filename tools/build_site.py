@@ -63,8 +63,6 @@ def unlisted(folder):
 MATHS = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', re.S)
 TAG = re.compile(r"\\tag\{(.+?)\}")
 ENGINE = re.compile(r"<(script|link)\b[^>]*\b(katex|mathjax|polyfill)[^>]*>(\s*</script>)?", re.I)
-
-
 OPERATOR = re.compile(r"(?<!<msub>)(?<!<msup>)(?<!<munder>)(<mi>(?:log|exp|min|max)</mi>)(?!<mo[^>]*>&#x0002[89];|</)")
 
 
@@ -72,9 +70,10 @@ def as_mathml(match):
     "A formula of a page, in LaTeX, as MathML; the number of an equation stands beside it. The source stays, to be copied."
     kind, latex = match[1], html.unescape(match[2])
     number = TAG.search(latex)
-    source = TAG.sub("", latex).replace("{aligned}", "{align*}")
+    source = TAG.sub("", latex).replace("{aligned}", "{align*}")                           # which latex2mathml knows
     drawn = convert(source, display="block" if kind == "display" else "inline")
-    if left := re.search(r"\\[a-zA-Z]+", html.unescape(drawn).replace(">&<", r">\\ampersand<")): sys.exit(f"{left[0]} in the formula {latex!r} is not known to latex2mathml")
+    if left := re.search(r"\\[a-zA-Z]+|(?<=>)&(?=<)", html.unescape(drawn)):
+        sys.exit(f"{left[0]} in the formula {latex!r} is not known to latex2mathml")
     drawn = OPERATOR.sub(r'\1<mspace width="0.17em"/>', drawn)                             # log q, not logq
     drawn = drawn.replace("<math ", f'<math alttext="{html.escape(latex)}" ', 1)
     beside = f'<span class="equation-number">({number[1]})</span>' if number else ""
