@@ -136,7 +136,9 @@ def test_divergence_is_exit_code_3(few, tmp_path):
 
 def test_ctrl_c_is_exit_code_130_and_the_same_command_goes_on(few, tmp_path):
     words = vampsc("fit", few, "--model", "ae", "--out", tmp_path, "--n-genes", 200, "--max-epochs", 80, "--batch-size", 16, "--json")
-    process, run = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True), tmp_path / "ae-seed0"
+    heeds = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)          # also where the tests run in the background of a shell
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeds)
+    run = tmp_path / "ae-seed0"
     end = time.time() + 120
     while not (run / "checkpoint").exists() and time.time() < end: time.sleep(0.05)
     while len(training.read_checkpoint(run / "checkpoint")[0]["rows"]) < 2 and time.time() < end: time.sleep(0.05)
