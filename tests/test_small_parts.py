@@ -1,5 +1,6 @@
 """Parts that larger tests use without naming them."""
 import anndata as ad
+import keras
 import numpy as np
 import pandas as pd
 import pytest
@@ -32,6 +33,7 @@ def test_a_report_with_counts_names_the_lost_genes_in_most_cells(cells):
     space = genes.GeneSpace("two", ids=["a", "b"], symbols=["a", "b"])
     where, report = genes.mapping(space, cells)
     told = genes.with_counts(report, where, np.array([1, 0, 1]), cells.var_names, share=4 / 6)
+    assert isinstance(told, genes.MappingReport) and (told.n_data, told.recognised, told.missing) == (3, 2, 0)
     assert told.not_used == ("c",) and told.share_of_counts == 4 / 6
     assert told.unseen == 1                                                  # b has a column and no count
 
@@ -58,6 +60,42 @@ def test_a_loss_that_jumps_or_is_no_number_ends_the_epoch():
     with pytest.raises(training.Diverged, match="jumped from 10 to 21"): guard.on_epoch_end(1, {"loss": 21.0, "val_loss": 1.0})
     with pytest.raises(training.Diverged, match="validation loss became nan"): guard.on_epoch_end(1, {"loss": 9.0, "val_loss": np.nan})
     with pytest.raises(training.Diverged, match="became inf"): guard.on_train_batch_end(0, {"loss": np.inf})
+
+
+@pytest.fixture
+def small():
+    return models.AE(organs.load("pancreas")[:60], n_genes=50, n_latent=4, hidden=(8,))
+
+
+def test_an_epoch_is_recorded_with_rate_time_and_cells(small):
+    training.compile_network(small.network, 0.25)
+    record, logs = training.Record(n_cells=48), {}
+    record.set_model(small.network)
+    record.on_epoch_begin(2)
+    record.on_epoch_end(2, logs)
+    assert logs["learning_rate"] == 0.25 and logs["cells_seen"] == 3 * 48 and 0 <= logs["seconds"] < 60
+
+
+def test_a_checkpoint_brings_weights_and_counters_back(small, tmp_path):
+    training.compile_network(small.network, 1e-3)
+    schedule, stopping = keras.callbacks.ReduceLROnPlateau(), keras.callbacks.EarlyStopping()
+    schedule.wait, stopping.wait = 3, 4
+    state = training.Checkpoint(small.network, schedule, stopping, tmp_path / "state")
+    state.begin(resume=False)
+    before = [w.copy() for w in small.network.get_weights()]
+    small.network.set_weights([w + 1 for w in before])
+    schedule.wait = stopping.wait = 0
+    state.restore()
+    assert all(map(np.array_equal, small.network.get_weights(), before)) and (schedule.wait, stopping.wait) == (3, 4)
+    with pytest.raises(FileExistsError, match="resume=True"): training.Checkpoint(small.network, schedule, stopping, tmp_path / "state").begin(False)
+
+
+def test_a_training_run_ends_with_the_weights_of_its_best_epoch(small):
+    profile = training.get_profile("quick", max_epochs=3, batch_size=16)
+    run = training.Run(small.network, small.X, small.split, profile, progress=False).go()
+    assert len(run.history) == 3 and not run.interrupted
+    loss = small.network.evaluate(training._Inputs(small.X, small.split.validation, 16), verbose=0, return_dict=True)["loss"]
+    assert np.isclose(loss, run.history["val_loss"].min(), rtol=1e-4)
 
 
 def test_the_state_before_a_bad_step_comes_back():
@@ -90,6 +128,19 @@ def test_compactness_of_an_exact_and_of_a_sampled_mean():
     found = study.compactness(Sampled(), z, (z + 0.1 * rng.normal(size=z.shape), z + 0.1 * rng.normal(size=z.shape)))
     assert found["active_units"] == 2 and found["active_units_10_samples"] == 8
     assert found["pcs95"] == 2 and found["pcs95_10_samples"] > 2
+
+
+def test_a_finished_run_is_read_from_its_files_and_a_missing_one_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"model": "vae", "seed": 0}')
+    (tmp_path / "metrics.json").write_text('{"pcs95": 3}')
+    (tmp_path / "history.csv").write_text("epoch,loss\n1,5.0\n")
+    (tmp_path / "cells.csv").write_text("cell,split\n007,train\n")
+    np.save(tmp_path / "latent.npy", np.zeros((1, 2)))
+    run = study.read_run(tmp_path)
+    assert isinstance(run, study.Run) and run.name == "vae" and run.metrics == {"pcs95": 3} and run.history.loc[1, "loss"] == 5
+    assert run.embedding.shape == (1, 2) and list(run.cells.index) == ["007"]                    # names of digits keep their zeros
+    (tmp_path / "latent.npy").unlink()
+    with pytest.raises(ValueError, match="latent.npy is missing or damaged"): study.read_run(tmp_path)
 
 
 def test_unknown_parameters_are_named():
