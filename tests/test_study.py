@@ -1,6 +1,7 @@
 """Runs, tables, the page of a run and the organ notebook."""
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -224,7 +225,8 @@ def test_page_of_several_runs(runs):
     page = study.run_page(runs[0].folder.parent)
     text = page.read_text()
     assert page.name == "report.html" and text.count('src="data:image/png;base64,') == 3 and text.count("<img alt=") == 3
-    assert "<script" not in text and "http" not in text.replace("http-equiv", "")
+    markup = re.sub(r"base64,[\w+/=]*", "", text).replace("http-equiv", "")             # a picture's letters may spell anything
+    assert "<script" not in markup and "http" not in markup
     for word in ("AE", "VAE", "IAF", "VAMP", "learning_rate 0.002", "1,549 for training", "PCs for 95 %", "Higher is better", "keras 3"): assert word in text, word
 
 
