@@ -4,13 +4,15 @@ import tracemalloc
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 from hypothesis import given, strategies as st
 from scipy.spatial.distance import cdist
 from sklearn import metrics as sk
 from sklearn.decomposition import PCA
 
-from vampsc.metrics import (active_units, active_units_split_half, activity, activity_split_half, knn_purity, n_components,
-                            n_components_split_half, n_labelled, nmi_ari, silhouette, silhouette_samples)
+from vampsc.metrics import (active_units, active_units_split_half, activity, activity_split_half, count_marginals, energy_distance,
+                            knn_purity, n_components, n_components_split_half, n_labelled, nmi_ari, silhouette, silhouette_samples,
+                            two_sample_accuracy, type_shares)
 
 
 def groups(n=300, d=6, k=4, seed=0, spread=2.0):
@@ -262,3 +264,91 @@ def test_clusters_and_neighbours_refuse(metric, words):
 @pytest.mark.parametrize("k", [0, -1, 4, 50])
 def test_purity_refuses_k(k):
     with pytest.raises(ValueError, match=f"k must be from 1 to 3.*got {k}"): knn_purity(np.eye(4), list("aabb"), k=k)
+
+
+# ---- invented cells beside real ones
+
+def poisson_cells(n=400, genes=40, seed=0, types=2):
+    "Counts (n, genes) of cells of several types, and their types; the types are those of every seed."
+    rates = np.exp(np.random.default_rng(99).normal(0.5, 1.0, (types, genes)))
+    rng = np.random.default_rng(seed)
+    kind = rng.integers(0, types, n)
+    return rng.poisson(rates[kind] * np.exp(rng.normal(0, 0.3, (n, 1)))).astype("float32"), kind
+
+
+def test_equal_distributions_give_chance_level_and_distance_zero():
+    covered, distances, p_values = 0, [], []
+    for seed in range(12):
+        a, b = poisson_cells(200, seed=2 * seed)[0], poisson_cells(200, seed=2 * seed + 1)[0]
+        found = two_sample_accuracy(a, b, seed=seed)
+        covered += found["low"] <= 0.5 <= found["high"]
+        energy = energy_distance(a, b, seed=seed)
+        distances.append(energy["distance"]); p_values.append(energy["p_value"])
+    assert covered >= 9                                                          # 95 % each
+    assert abs(np.mean(distances)) < 3 * np.std(distances) / np.sqrt(12) and min(distances) < 0 < max(distances)
+    assert 0.25 < np.mean(p_values) < 0.75
+
+
+def test_a_shift_is_detected_by_all():
+    a, b = poisson_cells(seed=0)[0], poisson_cells(seed=1)[0]
+    b[:, 3] += 5 + b[:, 3]
+    found, energy = two_sample_accuracy(a, b), energy_distance(a, b)
+    assert found["low"] > 0.75 and found["n_cells"] == 800
+    assert energy["p_value"] == pytest.approx(1 / 201) and energy["distance"] > 0.1
+
+
+def test_energy_distance_from_its_definition():
+    a, b = poisson_cells(30, seed=0)[0], poisson_cells(30, seed=1)[0] * 2
+    x, y = (np.log1p(1e4 * m / m.sum(1, keepdims=True)) for m in (a, b))
+    pairs = lambda u: [np.linalg.norm(u[i] - u[j]) for i in range(30) for j in range(30) if i != j]
+    by_hand = 2 * np.mean([np.linalg.norm(p - q) for p in x for q in y]) - np.mean(pairs(x)) - np.mean(pairs(y))
+    assert energy_distance(a, b, n_permutations=0)["distance"] == pytest.approx(by_hand, abs=1e-4)
+
+
+def test_two_samples_dense_sparse_and_of_other_sizes():
+    a, b = poisson_cells(300, seed=0)[0], poisson_cells(120, seed=1)[0]
+    for f in (two_sample_accuracy, energy_distance, count_marginals):
+        assert f(sp.csr_matrix(a), sp.csr_matrix(b)) == pytest.approx(f(a, b), abs=1e-9)
+    assert two_sample_accuracy(a, b)["n_cells"] == 240 and two_sample_accuracy(a, b, most=50)["n_cells"] == 100
+
+
+def test_wrong_samples_are_named():
+    a = poisson_cells(50)[0]
+    with pytest.raises(ValueError, match="same genes; got 40 and 39"): two_sample_accuracy(a, a[:, 1:])
+    with pytest.raises(ValueError, match="at least 10 cells"): energy_distance(a[:5], a)
+    with pytest.raises(ValueError, match="invented cells have negative"): two_sample_accuracy(a, a - 5)
+    with pytest.raises(ValueError, match="NaN"): count_marginals(a, np.where(a > 3, np.nan, a))
+    with pytest.raises(ValueError, match="most"): energy_distance(a, a, most=0)
+
+
+def test_marginals_by_hand():
+    real = np.array([[1, 0, 9], [0, 10, 0], [5, 5, 0], [2, 3, 5]], "float32")
+    found = count_marginals(real, 10 * real)                                       # only the libraries differ, by a factor of 10
+    assert found["library"] == pytest.approx(1) and found["dropout"] == 0
+    assert found["correlation"] == pytest.approx(1) and found["correlation_slope"] == pytest.approx(1)
+    fewer = real.copy(); fewer[2, 1] = 0                                           # one zero more in one gene of three
+    assert count_marginals(real, fewer)["dropout"] == pytest.approx(1 / 12)
+
+
+def test_shuffled_genes_lose_their_correlations_and_nothing_else():
+    a, b = poisson_cells(seed=0)[0], np.random.default_rng(0).permuted(poisson_cells(seed=0)[0], axis=0)
+    found = count_marginals(a, b)
+    assert found["dropout"] == 0 and abs(found["correlation_slope"]) < 0.1 < 0.9 < count_marginals(a, a)["correlation_slope"] + 1e-9
+
+
+def test_cells_without_counts_are_no_error():
+    a, b = poisson_cells(seed=0)[0], poisson_cells(seed=1)[0]
+    b[:20] = 0
+    assert energy_distance(a, b)["p_value"] < 0.05 and two_sample_accuracy(a, b)["accuracy"] > 0.5
+
+
+def test_type_shares_of_known_mixtures():
+    real, kind = poisson_cells(400, seed=0)
+    labels = np.where(kind == 1, "one", "zero").astype(object)
+    labels[:10] = None
+    other, other_kind = poisson_cells(500, seed=1)
+    shares = type_shares(real, labels, other, sp.csr_matrix(other[other_kind == 1]))
+    assert shares.loc["one", 0] == pytest.approx(other_kind.mean(), abs=0.02) and shares.loc["one", 1] > 0.97
+    np.testing.assert_allclose(shares.sum(), 1)
+    with pytest.raises(ValueError, match="2 different labels"): type_shares(real, ["one"] * 400, other)
+    with pytest.raises(ValueError, match="same genes"): type_shares(real, labels, other[:, 1:])

@@ -365,3 +365,79 @@ def test_data_without_known_genes_train_on_their_own(adata):
     with pytest.warns(UserWarning): model = models.VAE(mine[keep].copy(), n_latent=4, hidden=(16,))
     assert len(model.genes) == 500
     assert len(models.VAE(mine[keep].copy(), gene_space=None, n_latent=4, hidden=(16,)).genes) == 500
+
+
+# ---- the KL term by cells, loadings, the start of the pseudo-inputs
+
+@pytest.mark.parametrize("name", ["VAE", "VAMP"])
+def test_aggregate_kl_against_a_mixture_by_hand(trained, name):
+    model, cells = trained[name], np.arange(60)
+    found = model.get_aggregate_kl(indices=cells, n_mc_samples=3, batch_size=25, seed=4)
+    net, rng, rows = model.network, np.random.default_rng(4), []
+    m, v = (np.asarray(p, "float64") for p in net.encode_counts(model.X[cells].toarray()))
+    log_normal = lambda z, m, v: -0.5 * (np.log(2 * np.pi) + v + (z - m) ** 2 / np.exp(v)).sum(-1)
+    for at in range(0, 60, 25):
+        own = slice(at, at + 25)
+        for _ in range(3):
+            z = m[own] + np.exp(v[own] / 2) * rng.standard_normal(m[own].shape).astype("float32")
+            rows += [(log_normal(z_i, m[i], v[i]), np.log(np.mean(np.exp(log_normal(z_i, m, v))))) for i, z_i in zip(cells[own], z)]
+    own, all_ = np.transpose(rows)
+    assert found["mutual_information"] == pytest.approx((own - all_).mean(), rel=1e-4)
+    assert found["kl"] == pytest.approx(found["aggregate_kl"] + found["mutual_information"], abs=1e-9)
+    assert found["kl"] == pytest.approx(model.get_elbo(indices=cells, n_mc_samples=100)["kl"], rel=0.1)
+    assert 0 < found["mutual_information"] < found["log_n_cells"] == pytest.approx(np.log(60))
+
+
+def test_aggregate_kl_at_its_ends(trained):
+    model = trained["VAE"]
+    one = model.get_aggregate_kl(indices=[5], n_mc_samples=4)                    # one cell: z cannot say which
+    assert one["mutual_information"] == pytest.approx(0, abs=1e-4) and one["aggregate_kl"] == pytest.approx(one["kl"], abs=1e-4)
+    weights = model.network.get_weights()
+    for head in (model.network.posterior.mean, model.network.posterior.log_var):
+        for w in head.weights: w.assign(np.zeros(w.shape))                         # a posterior that is the prior
+    gone = model.get_aggregate_kl(indices=model.split.test)
+    model.network.set_weights(weights)
+    assert gone["mutual_information"] == pytest.approx(0, abs=1e-3) and gone["aggregate_kl"] == pytest.approx(0, abs=5e-3)
+
+
+@pytest.mark.parametrize("name", ["AE", "IAF", "HVAMP"])
+def test_aggregate_kl_is_refused_by_name(trained, name):
+    with pytest.raises(ValueError, match="VAE"): trained[name].get_aggregate_kl(indices=[0, 1])
+
+
+def test_loadings_are_the_change_of_the_log_rate(adata):
+    model = models.VAE(adata, linear_decoder=True, **SMALL)
+    loadings = model.get_loadings()
+    assert loadings.shape == (300, 8) and list(loadings.index) == list(model.genes.ids)
+    z = np.zeros((2, 8), "float32")
+    z[1, 3] = 1
+    a = np.asarray(model.network.decoder.heads(z)[0])
+    np.testing.assert_allclose(loadings["z3"], a[1] - a[0], rtol=1e-5, atol=1e-6)
+
+
+def test_loadings_of_a_deep_decoder_are_refused(trained):
+    with pytest.raises(ValueError, match="linear_decoder=True"): trained["VAE"].get_loadings()
+
+
+def test_loadings_leave_out_the_batches(adata):
+    cells = adata[:100].copy()
+    cells.obs["lab"] = np.arange(100) % 2
+    assert models.VAE(cells, linear_decoder=True, batch_key="lab", **SMALL).get_loadings().shape == (300, 8)
+
+
+def test_random_pseudo_inputs_have_the_genes_of_no_cell(adata):
+    cells, random = (models.VAMP(adata, pseudo_inputs_from=origin, **SMALL) for origin in ("cells", "random"))
+    a, b = (np.asarray(m.network.prior.pseudo_inputs) for m in (cells, random))
+    np.testing.assert_allclose(np.sort(a, axis=0), np.sort(b, axis=0), atol=0.1)        # each gene's values, but for the noise
+    nearest = lambda u: np.linalg.norm(u[:, None] - np.log1p(expression(cells))[None], axis=-1).min(1)
+    assert nearest(a).max() < 0.5 < nearest(b).min()
+    assert cells._identity(TRAINING, cells.X)["origin"] != random._identity(TRAINING, random.X)["origin"]
+    with pytest.raises(ValueError, match="pseudo_inputs_from='middle'"): models.VAMP(adata, pseudo_inputs_from="middle", **SMALL)
+
+
+TRAINING = models.training.get_profile("quick")
+
+
+def expression(model):
+    X = model.X[model.split.train].toarray()
+    return 1e4 * X / X.sum(1, keepdims=True)

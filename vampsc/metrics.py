@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['activity', 'active_units', 'activity_split_half', 'active_units_split_half', 'n_components',
            'n_components_split_half', 'n_labelled', 'check_labels', 'silhouette_samples', 'silhouette', 'nmi_ari',
-           'knn_purity']
+           'knn_purity', 'two_sample_accuracy', 'energy_distance', 'count_marginals', 'type_shares']
 
 # %% ../nbs/09_metrics.ipynb #imports
 import math, operator
@@ -13,10 +13,18 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from joblib import cpu_count
+from scipy.spatial.distance import cdist
+from scipy.stats import binomtest, wasserstein_distance
 from sklearn.cluster import KMeans
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.neighbors import NearestNeighbors
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from . import kernels
 
@@ -342,3 +350,120 @@ def knn_purity(z, labels, k=15):
     neighbours = NearestNeighbors(n_neighbors=k).fit(_centred(z[known])).kneighbors(return_distance=False)
     codes = codes[known]
     return float((codes[neighbours] == codes[:, None]).mean())
+
+# %% ../nbs/09_metrics.ipynb #two-samples
+def _expression(counts, name):
+    "Counts (cells, genes), dense or sparse, as log-normalised expression; cells without a count, of which some may be invented, stay 0."
+    if getattr(counts, "ndim", 0) != 2: raise ValueError(f"The {name} cells must be a matrix of counts, cells x genes.")
+    x = counts.toarray() if sp.issparse(counts) else np.asarray(counts)
+    x = _as_matrix(x, f"matrix of {name} cells")
+    if (x < 0).any(): raise ValueError(f"The {name} cells have negative values; counts are needed, not scaled expression.")
+    return np.log1p(1e4 * x / np.maximum(x.sum(1, keepdims=True), 1)).astype("float32")
+
+def _two_samples(real, invented, most, rng):
+    "Log-normalised expression of equally many real and invented cells, drawn where there are more, and at most `most` of each."
+    n = min(real.shape[0], invented.shape[0], _whole_number("most", most))
+    if n < 10: raise ValueError(f"Two samples of at least 10 cells each are needed; got {real.shape[0]} real and {invented.shape[0]} invented.")
+    if real.shape[1] != invented.shape[1]: raise ValueError(f"Both must have the same genes; got {real.shape[1]} and {invented.shape[1]}.")
+    drawn = (x[np.sort(rng.choice(x.shape[0], n, replace=False))] for x in (real, invented))
+    return tuple(map(_expression, drawn, ("real", "invented")))
+
+# %% ../nbs/09_metrics.ipynb #two-sample-accuracy
+def two_sample_accuracy(real, invented, seed=0, most=1000):
+    """Accuracy of a random forest that has to tell invented cells from real ones it has not seen (Lopez-Paz & Oquab 2017).
+
+    Parameters
+    ----------
+    real, invented : (cells, genes) counts, dense or sparse, of the same genes; at least 10 cells each.
+    seed : of the cells drawn, the five folds and the forests. most : of each kind at most so many cells are used.
+
+    Returns
+    -------
+    dict : accuracy, 0.5 by chance and 1 where they are always told apart; low, high, its 95 % interval (Wilson); n_cells, of both kinds.
+
+    Raises
+    ------
+    ValueError : too few cells, other genes, or values that are no counts; so say all functions that compare two samples.
+    """
+    a, b = _two_samples(real, invented, most, np.random.default_rng(seed))
+    truth = np.repeat([0, 1], [len(a), len(b)])
+    forest, folds = RandomForestClassifier(100, random_state=seed), StratifiedKFold(5, shuffle=True, random_state=seed)
+    right = int((cross_val_predict(forest, np.vstack([a, b]), truth, cv=folds) == truth).sum())
+    interval = binomtest(right, len(truth)).proportion_ci(method="wilson")
+    return {"accuracy": right / len(truth), "low": float(interval.low), "high": float(interval.high), "n_cells": len(truth)}
+
+# %% ../nbs/09_metrics.ipynb #energy-distance
+def energy_distance(real, invented, n_permutations=200, seed=0, most=1000):
+    """Energy distance of two sets of cells, equation (9), on log-normalised expression, with a permutation test (Székely & Rizzo 2013).
+
+    Parameters
+    ----------
+    real, invented : (cells, genes) counts, dense or sparse, of the same genes; at least 10 cells each.
+    n_permutations : of the test. seed : of the cells drawn and the permutations. most : of each kind at most so many cells are used.
+
+    Returns
+    -------
+    dict : distance, unbiased, about 0 for equal distributions; p_value, at least 1 / (n_permutations + 1).
+    """
+    rng = np.random.default_rng(seed)
+    a, b = _two_samples(real, invented, most, rng)
+    n, distances = len(a), cdist(*[np.vstack([a, b])] * 2)
+    signs = np.repeat([1.0, -1.0], n)
+    dealt = np.column_stack([signs, *(rng.permutation(signs) for _ in range(n_permutations))])
+    across_less_within = -(dealt * (distances @ dealt)).sum(0)              # sums over ordered pairs
+    total = distances.sum()
+    across, within = (total + across_less_within) / 2, (total - across_less_within) / 2
+    found = across / n**2 - within / (n * (n - 1))
+    return {"distance": float(found[0]), "p_value": float((found >= found[0] - 1e-12).mean())}
+
+# %% ../nbs/09_metrics.ipynb #count-marginals
+def count_marginals(real, invented, n_genes=200):
+    """Library sizes, dropout and gene-gene correlations of invented cells beside real ones.
+
+    Parameters
+    ----------
+    real, invented : (cells, genes) counts, dense or sparse, of the same genes. n_genes : the correlations are those of so many genes, those whose
+        log-normalised expression varies most in the real cells.
+
+    Returns
+    -------
+    dict : library, the Wasserstein distance of the log10 library sizes; dropout, the mean absolute difference of a gene's share of
+        cells without a count; correlation, Pearson's between the gene-gene correlations of both, 1 where they agree; correlation_slope, below
+        1 where genes go together less in the invented cells.
+    """
+    if real.shape[1] != invented.shape[1]: raise ValueError(f"Both must have the same genes; got {real.shape[1]} and {invented.shape[1]}.")
+    library = [np.log10(np.maximum(np.asarray(x.sum(1)).ravel(), 1)) for x in (real, invented)]
+    dropout = [1 - np.asarray((x > 0).mean(0)).ravel() for x in (real, invented)]
+    a, b = _expression(real, "real"), _expression(invented, "invented")
+    keep = np.flatnonzero((a.std(0) > 0) & (b.std(0) > 0))
+    keep = keep[np.argsort(-a[:, keep].std(0))[:_whole_number("n_genes", n_genes)]]
+    if len(keep) < 3: raise ValueError(f"Correlations need at least 3 genes that vary in both; found {len(keep)}.")
+    pairs = np.triu_indices(len(keep), 1)
+    r, s = (np.corrcoef(x[:, keep].T)[pairs] for x in (a, b))
+    return {"library": float(wasserstein_distance(*library)), "dropout": float(np.abs(dropout[0] - dropout[1]).mean()),
+            "correlation": float(np.corrcoef(r, s)[0, 1]), "correlation_slope": float(r @ s / (r @ r))}
+
+# %% ../nbs/09_metrics.ipynb #type-shares
+def type_shares(real, labels, *others, seed=0):
+    """The share of each cell type in sets of cells, named by a logistic regression that has learnt the types from real cells.
+
+    Parameters
+    ----------
+    real : (cells, genes) counts to learn from. labels : (cells,), missing where there is none; those cells are left out.
+    others : sets of cells, (cells, genes) counts of the same genes.
+
+    Returns
+    -------
+    DataFrame (types, sets) : shares, each column adds up to 1; the types by their number among the labels.
+
+    Raises
+    ------
+    ValueError : fewer than two types, a matrix that holds no counts, or other genes.
+    """
+    check_labels(labels, "Naming the types of cells")
+    names = pd.Series(np.asarray(labels, object))[_label_codes(labels) >= 0].astype(str)
+    if any(x.shape[1] != real.shape[1] for x in others): raise ValueError("All sets of cells must have the same genes.")
+    learnt = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000, random_state=seed))
+    learnt.fit(_expression(real, "real")[names.index], names.to_numpy())
+    shares = [pd.Series(learnt.predict(_expression(x, "other"))).value_counts(normalize=True) for x in others]
+    return pd.DataFrame(dict(enumerate(shares)), index=names.value_counts().index).fillna(0.0).rename_axis("type")

@@ -21,7 +21,7 @@ from .flows import IAFPosterior
 from .likelihood import nb_log_prob_sum
 from .networks import LIMIT, TARGET_SUM, Decoder, hidden_layers, log_normalise, new_seeds, size_factors, soft_bound
 from .posteriors import GaussianPosterior, PointPosterior, kl_to_standard_normal
-from .priors import HierarchicalPosterior, HierarchicalVampPrior, StandardNormal, VampPrior
+from .priors import HierarchicalPosterior, HierarchicalVampPrior, StandardNormal, VampPrior, gaussian_log_densities
 
 # %% ../nbs/07_models.ipynb #network
 class Network(keras.Model):
@@ -499,6 +499,37 @@ class Bounds(Inference):
                 component += float(np.sum(price)) / n_mc_samples
         return units / n, component / n
 
+    def get_aggregate_kl(self, adata=None, indices=None, n_mc_samples=5, seed=0, batch_size=512):
+        """The KL term of these cells in two parts: KL of their aggregated posterior from the prior, and what z says of the cell.
+
+        Parameters
+        ----------
+        n_mc_samples : draws of z for each cell. adata, indices, seed, batch_size : as in get_latent_representation.
+
+        Returns
+        -------
+        dict of floats, in nats: `kl`, the mean over cells, is the sum of `aggregate_kl`, equation (4), and `mutual_information`. The second
+            is at most the log of the number of cells, `log_n_cells`; where it comes near, more cells would move nats from the first to it.
+
+        Raises
+        ------
+        ValueError : for an AE, which has no prior, and for models whose posterior is no Gaussian, since its density at another
+            cell's z would take the flow backwards.
+        """
+        net, components, (X, cells) = self.network, self._components(), self._cells(adata, indices)
+        if type(net.posterior) is not GaussianPosterior:
+            raise ValueError(f"{type(self).__name__} has a posterior whose density is known only at its own draws; take VAE or VAMP.")
+        parameters = [net.encode_counts(x) for x in Batches(X, cells, batch_size)]
+        means, log_vars = (ops.concatenate(p, axis=0) for p in zip(*parameters))
+        rng, rows = np.random.default_rng(seed), []
+        for own in [p for p in parameters for _ in range(_at_least_one(n_mc_samples))]:
+            z, log_q = net.sample(own, self._noise_for(rng, own))
+            aggregated = ops.logsumexp(gaussian_log_densities(z, means, log_vars), axis=-1) - np.log(len(cells))
+            rows.append([np.asarray(v, "float64") for v in (log_q, aggregated, net.prior.log_prob(z, components))])
+        log_q, aggregated, log_p = np.concatenate(rows, axis=1)
+        return {"kl": float((log_q - log_p).mean()), "aggregate_kl": float((aggregated - log_p).mean()),
+                "mutual_information": float((log_q - aggregated).mean()), "log_n_cells": float(np.log(len(cells)))}
+
 # %% ../nbs/07_models.ipynb #generative
 class Generative(Bounds):
     "Verbs that make cells or their expression: mixed into CountAutoencoder."
@@ -635,6 +666,23 @@ class Generative(Bounds):
         means, _, log_weights = (np.asarray(c) for c in self._components())
         obs = pd.DataFrame({"weight": np.exp(log_weights)}, index=[f"pseudo-input {k}" for k in range(len(means))])
         return ad.AnnData(ops.convert_to_numpy(self.network.prior.pseudo_inputs).copy(), obs, self._genes_frame(), obsm={"z": means})
+
+    def get_loadings(self):
+        """What each latent unit does to each gene, in a model with a linear decoder.
+
+        Returns
+        -------
+        pandas.DataFrame (genes, latent), float32, named by the genes' identifiers: the change of the gene's log-rate for a step of 1
+        in the unit. Units of another scale than 1 are compared by loading times spread of the unit.
+
+        Raises
+        ------
+        ValueError : the decoder has hidden layers, so that the change differs from cell to cell.
+        """
+        if not self.architecture.linear_decoder:
+            raise ValueError(f"this {type(self).__name__} has a decoder with hidden layers; make it with linear_decoder=True.")
+        weights = np.asarray(self.network.decoder.log_rate.kernel)[:self.network.n_latent]           # those of batches come after
+        return pd.DataFrame(weights.T.copy(), index=self.genes.ids, columns=[f"z{d}" for d in range(len(weights))])
 
 # %% ../nbs/07_models.ipynb #negative-binomial
 def _negative_binomial(rng, log_mu, log_theta):
@@ -872,13 +920,17 @@ class CountAutoencoder(Generative, Trainable, Persistence):
     layer : the layer of adata that holds the counts. None: X. use_raw : adata.raw holds them.
     batch_key : column of adata.obs, such as "donor" or "study", that the decoder is told, so that the embedding need not hold
         it; with encode_batch=True the encoder is told, too. None: the models are the paper's.
+    pseudo_inputs_from : where a VAMP prior's pseudo-inputs begin: "cells", at training cells drawn by `seed`; or "random", where each
+        gene's value is drawn on its own from the training cells', so that the genes are those of no cell.
     split : a Split of the cells; by default 10 % validation and 10 % test, drawn by `seed`.
     seed : decides split, initial weights, and the order and noise of training.
     **architecture : single settings of Architecture, such as n_latent=32 or beta=0.1.
     """
     def __init__(self, adata, posterior="gaussian", prior="normal", *, gene_space="auto", n_genes=None, layer=None,
-                 use_raw=False, batch_key=None, split=None, seed=0, **architecture):
+                 use_raw=False, batch_key=None, pseudo_inputs_from="cells", split=None, seed=0, **architecture):
         a = _architecture(posterior, prior, architecture)
+        if pseudo_inputs_from not in ("cells", "random"):
+            raise ValueError(f"pseudo_inputs_from={pseudo_inputs_from!r} is not known; take 'cells' or 'random'.")
         genes._check_adata(adata)
         genes.check_places(layer, use_raw)
         space = genes.resolve(gene_space, genes.raw_of(adata) if use_raw else adata)
@@ -904,7 +956,7 @@ class CountAutoencoder(Generative, Trainable, Persistence):
         self._assemble(a, space, split, seed, layer, X.totals[split.train], use_raw, batch)
         self._own(X, adata, mapping)
         self.network.decoder.start_at(mean_log_rates(X, split.train, seed))
-        if a.has_pseudo_inputs: self._initialise_pseudo_inputs()
+        if a.has_pseudo_inputs: self._initialise_pseudo_inputs(pseudo_inputs_from)
 
     def _assemble(self, architecture, space, split, seed, layer, library, use_raw=False, batch=None):
         "The part that needs no cells; loading ends here."
@@ -919,13 +971,15 @@ class CountAutoencoder(Generative, Trainable, Persistence):
         "Take these counts as the model's own cells."
         self.X, self.mapping, X.names = X, mapping, adata.obs_names
 
-    def _initialise_pseudo_inputs(self):
-        rng = np.random.default_rng(self.seed)
-        cells = rng.choice(self.split.train, self.architecture.n_pseudo_inputs, replace=False)
-        self.network.prior.initialise(log_normalise(self.X[cells].toarray()), rng)
+    def _initialise_pseudo_inputs(self, origin):
+        rng, k = np.random.default_rng(self.seed), self.architecture.n_pseudo_inputs
+        cells = rng.choice(self.split.train, k, replace=False)
+        start = log_normalise(self.X[cells].toarray())
+        if origin == "random": start, self._origin = rng.permuted(np.asarray(start), axis=0), ["random pseudo-inputs"]
+        self.network.prior.initialise(start, rng)
         if self.network.pseudo_batch is not None: self.network.pseudo_batch.assign(self._one_hot(self.X.batch[0][cells]))
 
-    _origin = ()                            # of a transferred model: what tells the weights that it began with
+    _origin = ()                            # of a model that began otherwise, such as a transferred one: what tells its start
 
     def __repr__(self):
         a, s = self.architecture, self.split
