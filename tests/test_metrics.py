@@ -294,7 +294,7 @@ def test_a_shift_is_detected_by_all():
     b[:, 3] += 5 + b[:, 3]
     found, energy = two_sample_accuracy(a, b), energy_distance(a, b)
     assert found["low"] > 0.75 and found["n_cells"] == 800
-    assert energy["p_value"] == pytest.approx(1 / 201) and energy["distance"] > 0.1
+    assert energy["p_value"] < 0.02 and energy["distance"] > 3 * abs(energy_distance(a, poisson_cells(seed=1)[0])["distance"])
 
 
 def test_energy_distance_from_its_definition():
