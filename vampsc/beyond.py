@@ -4,13 +4,19 @@
 
 # %% auto #0
 __all__ = ['N_INVENTED', 'ONE_CORE', 'QUESTIONS', 'Variant', 'judge_cells', 'judge_invented', 'judge_real', 'run', 'sweep',
-           'compare', 'told', 'summary', 'listed', 'plain', 'gather', 'make']
+           'compare', 'told', 'summary', 'listed', 'plain', 'gather', 'marker_genes', 'programmes', 'marker_agreement',
+           'component_use', 'make']
 
 # %% ../nbs/19_beyond.ipynb #imports
 import contextlib, dataclasses, functools, json, os, re, sys, time
+from importlib import resources
 from pathlib import Path
 import numpy as np, pandas as pd
 from joblib import Parallel, cpu_count, delayed
+from scipy import special, stats
+from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import NearestNeighbors
+from .priors import gaussian_log_densities
 from . import counts, metrics, models, organs, study, tables, training
 
 # %% ../nbs/19_beyond.ipynb #variant
@@ -177,11 +183,11 @@ def compare(frame, more, less, metric):
     return {"mean": mean, "low": low, "high": high, "seeds": len(differences), "clear": bool(low > 0 or high < 0)}
 
 def told(value, digits=3, signed=False):
-    "A difference, or an interval (mean, low, high), in words: '0.05 [0.02, 0.08]', with 'not clear' where a difference is none."
+    "A difference, or an interval (mean, low, high), in words: '0.05 [0.02, 0.08]', with '(not clear)' where a difference is none."
     mean, low, high = (value[k] for k in ("mean", "low", "high")) if isinstance(value, dict) else value
     form = lambda v: f"{v:{'+' if signed or isinstance(value, dict) else ''}.{digits}f}"
     text = form(mean) + ("" if np.isnan(low) else f" [{form(low)}, {form(high)}]")
-    return text + (", not clear" if isinstance(value, dict) and not value["clear"] else "")
+    return text + (" (not clear)" if isinstance(value, dict) and not value["clear"] else "")
 
 def summary(frame, metrics_, digits=3, by="variant"):
     """Each metric of each variant over its seeds, as text: mean [95 % t interval].
@@ -206,13 +212,13 @@ def plain(name):
     return re.sub(r"[^\w.-]+", "-", Path(name).stem if str(name).endswith((".h5ad", ".zarr")) else str(name))
 
 def gather(question, names, variants, out="runs/beyond", seeds="0,1,2,3,4", profile="brisk", label_key="auto", jobs=None, n_genes=None, max_epochs=None,
-           prepare=None, **settings):
+           **settings):
     """The sweeps of a question over several data sets, in one table.
 
     Parameters
     ----------
     question : its name; the runs' numbers are written into out/<data set>/<question>.csv. names : organs or files, a list or with commas.
-    variants : list of Variant, or a function of the AnnData that returns one. seeds : a list or with commas. prepare : a function that changes the AnnData first.
+    variants : list of Variant, or a function of the AnnData that returns one. seeds : a list or with commas.
     out, profile, label_key, jobs, **settings : as in `sweep`; n_genes, max_epochs : instead of the profile's.
 
     Returns
@@ -222,15 +228,70 @@ def gather(question, names, variants, out="runs/beyond", seeds="0,1,2,3,4", prof
     profile, frames = training.get_profile(profile, n_genes=n_genes, max_epochs=max_epochs), []
     for name in listed(names):
         adata = organs.load(name)
-        if prepare: adata = prepare(adata)
         folder = Path(out) / plain(name)
         frame = sweep(adata, variants(adata) if callable(variants) else variants, folder, [int(s) for s in listed(seeds)], profile, label_key, jobs, **settings)
         frame.drop(columns="folder").to_csv(folder / f"{question}.csv", index=False)
         frames.append(frame.assign(data=plain(name)))
     return pd.concat(frames, ignore_index=True)
 
+# %% ../nbs/19_beyond.ipynb #markers
+def marker_genes(path=None):
+    """Known marker genes, a DataFrame with the columns cell_type and gene, a symbol.
+
+    path : of a csv with these columns; None: the package's own for the types of the embedded pancreas and of sorted blood cells. ValueError : a column is missing.
+    """
+    found = pd.read_csv(resources.files("vampsc") / "data" / "markers.csv" if path is None else path, dtype=str)
+    if lost := {"cell_type", "gene"} - {*found}: raise ValueError(f"{path} has no column {min(lost)!r}; a table of markers has cell_type and gene.")
+    return found[["cell_type", "gene"]].dropna()
+
+def programmes(model, labels, at_least=5):
+    """The programme of each cell type in a model with a linear decoder: a DataFrame (genes, types) of changes of the log-rate, named by symbols.
+
+    labels : (cells,) of the model's cells. at_least : types with fewer cells are left out. ValueError : a decoder with hidden layers.
+    """
+    loadings, z = model.get_loadings(), model.get_latent_representation()
+    types = pd.Series(np.asarray(labels, object)).replace("", np.nan)
+    sizes = types.value_counts()
+    found = {t: loadings.to_numpy() @ (z[types == t].mean(0) - z[types.notna() & (types != t)].mean(0)) for t in sizes.index[sizes >= at_least]}
+    return pd.DataFrame(found, index=model.genes.symbols)
+
+def marker_agreement(table, known):
+    """How high known markers stand in the programme of their type, and in those of the others.
+
+    table : of `programmes`, (genes, types). known : of `marker_genes`.
+    Returns a DataFrame with a row for each type with a marker among the genes: cell_type, n_markers, auc (the probability that a marker is above another gene; 0.5 by chance) and auc_elsewhere (the same in
+    the programmes of other types, their mean).
+    """
+    rows = []
+    for cell_type in table:
+        is_marker = table.index.isin(known.gene[known.cell_type == cell_type])
+        if not is_marker.any() or is_marker.all(): continue
+        auc = {t: roc_auc_score(is_marker, table[t]) for t in table}
+        rows.append({"cell_type": cell_type, "n_markers": int(is_marker.sum()), "auc": auc.pop(cell_type), "auc_elsewhere": float(np.mean(list(auc.values())))})
+    return pd.DataFrame(rows, columns=["cell_type", "n_markers", "auc", "auc_elsewhere"])
+
+# %% ../nbs/19_beyond.ipynb #component-use
+def component_use(model, labels=None):
+    """How many components of a VAMP prior are used, and for which cell types.
+
+    model : VAMP or VAMPIAF, with its cells. labels : (cells,) of the model's cells, missing where there is none.
+    Returns a dict: effective, the exponential of the entropy of the components' shares, from 1 to K; used, how many have a tenth of an equal share and more; and, with labels, types, the number of cell types for which a used
+    component stands, and n_types, that of all. ValueError : a model without a VAMP prior.
+    """
+    inputs = model.pseudo_inputs()                                          # raises where there are none
+    means, log_vars, log_weights = model.network.components()
+    z = model.get_latent_representation()
+    own = [np.asarray(gaussian_log_densities(z[i:i + 1024], means, log_vars), "float64") + np.asarray(log_weights) for i in range(0, len(z), 1024)]
+    shares = special.softmax(np.concatenate(own), axis=1).mean(0)
+    said = {"effective": float(np.exp(stats.entropy(shares))), "used": int((shares >= 0.1 / len(shares)).sum())}
+    if labels is None: return said
+    types = pd.Series(np.asarray(labels, object)).replace("", np.nan)
+    known = types.notna().to_numpy()
+    nearest = NearestNeighbors(n_neighbors=1).fit(z[known]).kneighbors(inputs.obsm["z"][shares >= 0.1 / len(shares)], return_distance=False)[:, 0]
+    return {**said, "types": int(types[known].iloc[nearest].nunique()), "n_types": int(types.nunique())}
+
 # %% ../nbs/19_beyond.ipynb #make
-QUESTIONS = ("kl_weight", "both", "linear_decoder", "active_units", "pseudo_inputs", "peers")
+QUESTIONS = ("kl_weight", "both", "linear_decoder", "active_units", "pseudo_inputs")
 
 def make(question, out="runs/beyond", **parameters):
     """Run the notebook of a question into out/<question>.ipynb and .html.

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CODES', 'app', 'organs_app', 'DATA', 'JSON', 'KINDS', 'ends_well', 'told', 'new_file', 'option', 'flag', 'vampsc',
-           'fit', 'embed', 'sample', 'report', 'tables', 'organs_list', 'organs_fetch', 'organs_callback', 'main']
+           'fit', 'embed', 'sample', 'report', 'tables', 'beyond', 'organs_list', 'organs_fetch', 'organs_callback',
+           'main']
 
 # %% ../nbs/15_command_line.ipynb #imports
 import contextlib, functools, json, os, shutil, sys, tempfile
@@ -243,6 +244,36 @@ def tables(folder: Path = typer.Argument(help="The folder of a study: FOLDER/<or
     from vampsc import tables
     with told(as_json) as said:
         page = tables.make(folder)
+        said.append(({"page": page}, f"open {page.as_posix()}"))
+
+# %% ../nbs/15_command_line.ipynb #command-beyond
+@app.command()
+@ends_well
+def beyond(question: str = typer.Argument(help="kl_weight, both, linear_decoder, active_units or pseudo_inputs."),
+           organs: str = option("pancreas", "Data sets, with commas: organs, or .h5ad files of raw counts."),
+           out: Path = option(Path("runs/beyond"), "The folder for runs, tables and the page."),
+           seeds: str = option("0,1,2,3,4", "With commas; each decides split, weights, order and noise."),
+           profile: str = option("brisk", "brisk, quick, or paper for the paper's settings."),
+           label_key: str = option("auto", "Column of obs with cell types; auto: cell_type if there is one."),
+           n_genes: int = option(None, "Keep so many variable genes; the profile decides if not given."),
+           max_epochs: int = option(None, "Instead of the profile's."),
+           jobs: int = option(None, "Runs side by side, of one core each; as many as there are cores if not given."),
+           settings: list[str] = typer.Option([], "--set", help="NAME=VALUE of another parameter of the notebook, such as weights=1,1e-3; may be repeated."),
+           as_json: bool = JSON):
+    """One of the paper's open questions on your data: an executed notebook, a page, and the numbers of all runs.
+
+    \b
+    vampsc beyond kl_weight --organs pancreas,my.h5ad --set weights=1,1e-2,1e-4
+
+    Trains many models. A run that is there already is read; what was stopped goes on with the same command.
+    """
+    from vampsc import beyond
+    more = dict(text.split("=", 1) if "=" in text else (text, None) for text in settings)
+    if empty := [name for name, value in more.items() if value is None]: raise ValueError(f"--set {empty[0]}: a value is missing, as in --set weights=1,1e-3.")
+    given = {name: value for name, value in dict(n_genes=n_genes, max_epochs=max_epochs, jobs=jobs).items() if value is not None}
+    with told(as_json) as said:
+        page = beyond.make(question, out, organs=organs, seeds=seeds, profile=profile, label_key=label_key, **given,
+                           **{name: int(value) if value.isdigit() else value for name, value in more.items()})
         said.append(({"page": page}, f"open {page.as_posix()}"))
 
 # %% ../nbs/15_command_line.ipynb #command-organs

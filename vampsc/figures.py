@@ -227,8 +227,8 @@ def _curve(axis, history, column):
     elif column == "kl" and low == high == 0: note = "none"
     else:
         margin = 0.05 * (high - low) or 0.5
-        axis.set_ylim(low - margin, high + margin)
         if pair.max().max() > high: note = f"first epochs: up to {pair.max().max():,.0f}"
+        axis.set_ylim(low - margin, high + margin * (5 if note else 1))               # the note has room above the curves
     top = note.startswith("first")
     corner = dict(xy=(0.97, 0.97), ha="right", va="top") if top else dict(xy=(0.5, 0.6), ha="center")
     axis.annotate(note, xycoords="axes fraction", fontsize=7, color="grey", **corner)

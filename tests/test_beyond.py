@@ -1,0 +1,177 @@
+"""Sweeps of variants, their differences, and the notebooks of the open questions."""
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from vampsc import beyond, models, organs, study, training
+
+TINY = dict(profile=training.get_profile("brisk", max_epochs=1, n_genes=60), hidden=(8,), n_latent=4)
+TWO = [beyond.Variant("full", "vae"), beyond.Variant("scaled", "vae", {"beta": 1e-3})]
+
+
+@pytest.fixture(scope="module")
+def adata(): return organs.load("pancreas")[:400].copy()
+
+
+@pytest.fixture(scope="module")
+def swept(adata, tmp_path_factory):
+    out = tmp_path_factory.mktemp("sweep")
+    return out, beyond.sweep(adata, TWO, out, seeds=(0, 1), jobs=1, progress=False, **TINY)
+
+
+def test_variants_share_a_folder_by_their_settings():
+    assert beyond.Variant("a", "vamp", {"n_pseudo_inputs": 10, "beta": 0.5}).folder == beyond.Variant("b", "vamp", {"beta": 0.5, "n_pseudo_inputs": 10}).folder
+    assert beyond.Variant("a", "vamp").folder == "vamp" != beyond.Variant("a", "vamp", {"linear_decoder": True}).folder
+    with pytest.raises(ValueError, match="model 'vaap' is not known"): beyond.Variant("a", "vaap")
+
+
+def test_a_sweep_has_a_row_for_each_run_with_all_numbers(swept):
+    out, frame = swept
+    assert list(zip(frame.variant, frame.seed)) == [("full", 0), ("full", 1), ("scaled", 0), ("scaled", 1)]
+    assert frame.beta.tolist()[2:] == [1e-3] * 2
+    for column in ("test_marginal_ll", "asw", "accuracy", "energy", "library", "types", "aggregate_kl", "real_accuracy"): assert frame[column].notna().all(), column
+    assert frame.test_kl[2] > frame.test_kl[0]                                   # the price is not paid
+    assert (frame.real_accuracy[:2].values == frame.real_accuracy[2:].values).all()                    # the same cells of the same seed
+    assert (frame.accuracy > 0.8).all() and (frame.real_accuracy < 0.7).all()                          # trained for one epoch
+
+
+def test_a_sweep_is_not_repeated_and_what_is_missing_is_done(adata, swept, monkeypatch):
+    out, frame = swept
+    monkeypatch.setattr(study, "_train_and_record", lambda *a: pytest.fail("trained again"))
+    again = beyond.sweep(adata, TWO, out, seeds=(0, 1), jobs=1, progress=False, **TINY)
+    pd.testing.assert_frame_equal(frame, again)
+
+
+def test_a_run_that_fails_does_not_stop_the_others(adata, tmp_path, capsys):
+    wrong = beyond.Variant("wrong", "vae", {"dispersion": "cell"})
+    with pytest.raises(ValueError, match="1 of 2 runs failed: wrong, seed 0: .*dispersion='cell'"):
+        beyond.sweep(adata, [wrong, TWO[0]], tmp_path, seeds=[0], jobs=1, **TINY)
+    assert (tmp_path / "vae" / "vae-seed0" / "metrics.json").exists() and "wrong, seed 0" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="at least one"): beyond.sweep(adata, [], tmp_path)
+
+
+def test_processes_give_the_same_numbers(adata, swept, tmp_path):
+    frame = beyond.sweep(adata, TWO[:1], tmp_path, seeds=(0, 1), jobs=2, progress=False, **TINY)
+    for column in ("test_nats_per_cell", "test_kl"): np.testing.assert_allclose(frame[column], swept[1][column][:2], rtol=2e-3)
+
+
+def test_the_test_cells_are_a_fifth_and_of_the_seed(swept):
+    runs = [study.read_run(f) for f in swept[1].folder]
+    parts = [r.cells.index[r.cells.split == "test"] for r in runs]
+    assert all(len(p) == 80 for p in parts) and list(parts[0]) == list(parts[2]) != list(parts[1])
+
+
+def test_an_autoencoder_is_not_asked_for_cells(adata, tmp_path):
+    row = beyond.run(adata, beyond.Variant("AE", "ae"), tmp_path, TINY["profile"], hidden=(8,), n_latent=4)
+    assert "test_nats_per_cell" in row and "accuracy" not in row
+
+
+def test_compare_is_the_paired_t_interval():
+    rng = np.random.default_rng(0)
+    hard, gain = rng.normal(0, 10, 6), rng.normal(1, 0.3, 6)
+    frame = pd.DataFrame({"variant": ["a"] * 6 + ["b"] * 6, "seed": [*range(6)] * 2, "x": [*hard, *(hard + gain)]}).sample(frac=1, random_state=0)
+    found, reference = beyond.compare(frame, "b", "a", "x"), stats.ttest_rel(hard + gain, hard).confidence_interval()
+    assert (found["low"], found["high"]) == pytest.approx((reference.low, reference.high)) and found["clear"] and found["seeds"] == 6
+    assert not beyond.compare(frame[frame.seed == 0], "b", "a", "x")["clear"]                          # one seed says nothing
+    with pytest.raises(ValueError, match="no variant 'c'; there are"): beyond.compare(frame, "c", "a", "x")
+    with pytest.raises(ValueError, match="no column 'y'"): beyond.compare(frame, "b", "a", "y")
+
+
+def test_numbers_in_words():
+    assert beyond.told((1.234, 1.0, 1.5), 2) == "1.23 [1.00, 1.50]" and beyond.told((1.234, np.nan, np.nan), 1) == "1.2"
+    assert beyond.told({"mean": 1, "low": 0.5, "high": 1.5, "clear": True}, 1) == "+1.0 [+0.5, +1.5]"
+    frame = pd.DataFrame({"variant": ["b", "b", "a"], "x": [1.0, 3.0, np.nan]})
+    assert beyond.summary(frame, {"x": "X", "absent": "Y"}, 1).to_dict() == {"X": {"b": "2.0 [-10.7, 14.7]", "a": "-"}}
+
+
+# ---- programmes and components
+
+@pytest.fixture(scope="module")
+def linear():
+    cells = organs.load("pancreas")
+    model = models.VAMP(cells, n_genes=400, hidden=(32,), n_latent=8, n_pseudo_inputs=40, linear_decoder=True)
+    return model.train("brisk", max_epochs=12, progress=False), cells.obs["cell_type"]
+
+
+def test_programmes_are_the_decoders_change_between_means(linear):
+    model, labels = linear
+    table, z = beyond.programmes(model, labels, at_least=100), model.get_latent_representation()
+    is_beta = (labels == "beta").to_numpy()
+    a = np.asarray(model.network.decoder.heads(np.stack([z[is_beta].mean(0), z[~is_beta].mean(0)]))[0])
+    np.testing.assert_allclose(table["beta"], a[0] - a[1], atol=1e-4)
+    assert set(table) == {"beta", "alpha", "delta", "endothelial", "ductal", "acinar"} and {"INS", "IAPP"} & set(table["beta"].nlargest(10).index)
+
+
+def test_agreement_with_known_markers(linear):
+    found = beyond.marker_agreement(beyond.programmes(*linear), beyond.marker_genes()).set_index("cell_type")
+    assert found.loc["beta", "auc"] > 0.9 > 0.6 > found.auc_elsewhere.mean()
+    table = pd.DataFrame({"a": [3.0, 2, 1], "b": [1.0, 2, 3]}, index=["x", "y", "z"])
+    by_hand = beyond.marker_agreement(table, pd.DataFrame({"cell_type": ["a", "c"], "gene": ["x", "y"]}))
+    assert by_hand.to_dict("records") == [{"cell_type": "a", "n_markers": 1, "auc": 1.0, "auc_elsewhere": 0.0}]
+
+
+def test_markers_of_ones_own(tmp_path):
+    (tmp_path / "m.csv").write_text("cell_type,symbol\na,x\n")
+    with pytest.raises(ValueError, match="no column 'gene'"): beyond.marker_genes(tmp_path / "m.csv")
+    assert len(beyond.marker_genes()) > 80
+
+
+def test_component_use_of_a_prior_that_uses_two_of_its_components(linear):
+    model, labels = linear
+    use = beyond.component_use(model, labels)
+    assert 1 <= use["effective"] <= 40 and use["used"] <= 40 and 2 <= use["types"] <= use["n_types"] == 14
+    before = np.asarray(model.network.prior.pseudo_inputs)
+    model.network.prior.pseudo_inputs.assign(before[[0] * 40])                    # all alike: each has an equal share
+    assert beyond.component_use(model)["effective"] == pytest.approx(40, rel=1e-3) and beyond.component_use(model, labels)["types"] == 1
+    model.network.prior.pseudo_inputs.assign(before)
+    with pytest.raises(ValueError, match="no pseudo-inputs"): beyond.component_use(models.VAE(organs.load("pancreas"), n_genes=100, hidden=(8,)))
+
+
+# ---- the notebooks
+
+SMALL = dict(seeds="0,1", max_epochs=1, n_genes=60, hidden="8", n_latent=4, n_pseudo_inputs=10, jobs=1)
+OWN = {"kl_weight": {"weights": "1,1e-4"}, "active_units": {"samples": "2,10", "heavier": "10"}, "pseudo_inputs": {"sizes": "10,20"}}
+
+
+@pytest.fixture(scope="module")
+def cells_in_a_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cells") / "some cells.h5ad"
+    organs.load("pancreas")[::3].copy().write_h5ad(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory): return tmp_path_factory.mktemp("beyond")
+
+
+@pytest.mark.parametrize("question", beyond.QUESTIONS)
+def test_notebook_of_a_question(question, folder, cells_in_a_file):
+    page = beyond.make(question, folder, organs=str(cells_in_a_file), **SMALL, **OWN.get(question, {}))
+    raw = pd.read_csv(folder / "some-cells" / f"{question}.csv")
+    assert set(raw.seed) == {0, 1} and raw.test_nats_per_cell.notna().all()
+    done = nbformat.read(folder / f"{question}.ipynb", 4)
+    said = next(o["data"]["text/markdown"] for c in done.cells if c.id == "summary" or "lines.append" in c.source for o in c.get("outputs", []) if "text/markdown" in o.get("data", {}))
+    assert said.startswith("- **Asked:**") and "some-cells" in said and said.count("\n- ") < 10
+    assert page.suffix == ".html" and "nan" not in said.lower()
+
+
+def test_questions_share_their_runs(folder):
+    kept = sorted(f.parent.name for f in (folder / "some-cells").glob("*/*/metrics.json"))
+    assert kept.count("vae-seed0") >= 1 and (folder / "some-cells" / "vae" / "vae-seed0").exists()
+    assert len(list((folder / "some-cells" / "real").glob("*.json"))) == 2
+
+
+def test_wrong_questions_and_parameters_are_named(tmp_path):
+    with pytest.raises(ValueError, match="question 'why' is not known; there are kl_weight"): beyond.make("why", tmp_path)
+    with pytest.raises(ValueError, match="parameter 'weihgts' is not known"): beyond.make("kl_weight", tmp_path, weihgts="1")
+    with pytest.raises(ValueError, match="-1 is below 0"): beyond.make("kl_weight", tmp_path, weights="1,-1")
+
+
+def test_cells_without_labels(tmp_path):
+    bare = organs.load("pancreas")[::4].copy()
+    del bare.obs["cell_type"]
+    bare.write_h5ad(tmp_path / "bare.h5ad")
+    beyond.make("kl_weight", tmp_path / "out", organs=str(tmp_path / "bare.h5ad"), **SMALL, weights="1,1e-4")
+    assert "asw" not in pd.read_csv(tmp_path / "out" / "bare" / "kl_weight.csv")
