@@ -63,6 +63,23 @@ def test_the_test_cells_are_a_fifth_and_of_the_seed(swept):
     assert all(len(p) == 80 for p in parts) and list(parts[0]) == list(parts[2]) != list(parts[1])
 
 
+def test_judges_of_real_and_invented_cells(adata, swept):
+    run = study.read_run(swept[1].folder[0])
+    model, labels = models.load(run.folder / "model", adata), run.cells["label"]
+    real, invented = beyond.judge_real(model, labels, seed=3), beyond.judge_invented(model, labels, seed=3)
+    assert real["accuracy_low"] <= 0.5 <= real["accuracy_high"] and real["energy_p"] > 0.01
+    assert invented["accuracy_low"] > 0.5 and invented["energy"] > 3 * abs(real["energy"]) and invented["energy_p"] < 0.05
+    assert {*invented} - {*real} == {"aggregate_kl", "mutual_information"} and real == beyond.judge_real(model, labels, seed=3)
+    same = beyond.judge_cells(model, model.X[model.split.test])                   # the test cells themselves; no types without labels
+    assert same["energy"] < 0 and same["library"] == same["dropout"] == 0 and "types" not in same
+    with pytest.raises(ValueError, match="an AE has no prior"): beyond.judge_invented(models.AE(adata, n_genes=60, hidden=(8,), n_latent=4))
+
+
+def test_lists_as_people_write_them():
+    assert beyond.listed(" a, b,") == beyond.listed(["a", "b"]) == ["a", "b"] and beyond.listed(3) == ["3"]
+    assert beyond.plain("data/my cells.h5ad") == "my-cells" and beyond.plain("pancreas:paper") == "pancreas-paper"
+
+
 def test_an_autoencoder_is_not_asked_for_cells(adata, tmp_path):
     row = beyond.run(adata, beyond.Variant("AE", "ae"), tmp_path, TINY["profile"], hidden=(8,), n_latent=4)
     assert "test_nats_per_cell" in row and "accuracy" not in row

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from vampsc import cli, models, organs, study, training
+from vampsc import beyond, cli, models, organs, study, training
 
 TINY = ["--max-epochs", "2", "--n-genes", "200"]
 
@@ -177,3 +177,24 @@ def test_organs_list_says_size_labels_access_and_licence():
     row = next(line for line in lines if "Kinchen2018" in line)
     assert "9,281" in row and "14 types" in row and "authors, open" in row and "unknown" in row
     assert len(lines) == 23 and lines[0].split()[:6] == ["organ", "study", "cells", "labels", "access", "licence"]
+
+
+# ---- open questions
+
+def test_beyond_hands_its_options_to_the_notebook(tmp_path, monkeypatch):
+    seen = {}
+    def made(question, out, **given):
+        seen.update(given, question=question, out=out)
+        return out / "kl_weight.html"
+    monkeypatch.setattr(beyond, "make", made)
+    done = invoke("beyond", "kl_weight", "--organs", "a.h5ad,b.h5ad", "--seeds", "0,1", "--out", tmp_path, "--jobs", 3, "--set", "weights=1,1e-3", "--set", "n_latent=16", "--json")
+    assert done.exit_code == 0 and json.loads(done.stdout) == {"page": f"{tmp_path.as_posix()}/kl_weight.html"}
+    assert seen == dict(question="kl_weight", out=tmp_path, organs="a.h5ad,b.h5ad", seeds="0,1", profile="brisk", label_key="auto", jobs=3, weights="1,1e-3", n_latent=16)
+
+
+@pytest.mark.parametrize("words, said", [(["why"], "question 'why' is not known"), (["both", "--set", "n_latent"], "--set n_latent: a value is missing"),
+                                         (["kl_weight", "--set", "wieghts=1"], "parameter 'wieghts' is not known"),
+                                         (["both", "--organs", "pancras"], "did you mean pancreas")])
+def test_beyond_names_what_is_wrong(words, said, tmp_path):
+    done = invoke("beyond", *words, "--out", tmp_path)
+    assert done.exit_code == 1 and said in done.stderr and done.stderr.count("\n") == 1
