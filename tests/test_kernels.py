@@ -222,5 +222,13 @@ def test_the_path_can_be_chosen(monkeypatch):
     with pytest.raises(ValueError, match="VAMPSC_PATH"): kernels.compiled()
 
 
+def test_functions_that_run_eagerly_are_not_remembered():
+    kernels._shares_memory.cache_clear()
+    tf.config.run_functions_eagerly(True)
+    try: assert not kernels.updates_in_place()
+    finally: tf.config.run_functions_eagerly(False)
+    assert kernels.updates_in_place()
+
+
 def test_several_devices_take_the_plain_path():
     with tf.distribute.MirroredStrategy(["CPU:0"]).scope(): assert not kernels.compiled()

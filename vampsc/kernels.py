@@ -424,9 +424,14 @@ def own_memory(variables):
     with tf.init_scope():
         for v in variables: v.assign(tf.convert_to_tensor(v.value).numpy())          # .numpy() copies
 
-@functools.cache
 def updates_in_place():
-    "Does TensorFlow hand a variable's own memory to a host function? Tried out on a small one."
+    "Does a TensorFlow function hand a variable's own memory to a host function? Where functions run eagerly, it does not."
+    import tensorflow as tf
+    return not tf.config.functions_run_eagerly() and _shares_memory()
+
+@functools.cache
+def _shares_memory():
+    "Tried out on a small variable."
     import tensorflow as tf
     def on_host(w):
         w += 1
