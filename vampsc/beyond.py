@@ -8,7 +8,7 @@ __all__ = ['N_INVENTED', 'ONE_CORE', 'QUESTIONS', 'Variant', 'judge_cells', 'jud
            'component_use', 'make']
 
 # %% ../nbs/19_beyond.ipynb #imports
-import contextlib, dataclasses, functools, json, os, re, sys, time
+import contextlib, dataclasses, functools, json, os, re, time
 from importlib import resources
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -308,15 +308,5 @@ def make(question, out="runs/beyond", **parameters):
     ------
     ValueError : an unknown question or parameter, or whatever the notebook could not do, in one line.
     """
-    import papermill
     if question not in QUESTIONS: raise ValueError(f"question {question!r} is not known; there are {', '.join(QUESTIONS)}.")
-    template, out = study.TEMPLATE.with_name(f"{question}.ipynb"), Path(out)
-    study.refuse_unknown(parameters, papermill.inspect_notebook(str(template)))
-    out.mkdir(parents=True, exist_ok=True)
-    target = out / f"{question}.ipynb"
-    try:
-        papermill.execute_notebook(str(template), str(target), {**parameters, "out": out.as_posix()}, stdout_file=sys.stdout,
-                                   progress_bar=False, kernel_name="python3", extra_arguments=study.KERNEL)
-    except papermill.PapermillExecutionError as error:
-        raise study.KINDS.get(error.ename, ValueError)(error.evalue) from None
-    return study.to_html(target)
+    return study._fill_in(study.TEMPLATE.with_name(f"{question}.ipynb"), Path(out) / f"{question}.ipynb", {**parameters, "out": Path(out).as_posix()})

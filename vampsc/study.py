@@ -295,16 +295,19 @@ def report(out, **parameters):
     ValueError : a parameter that the notebook does not have, or whatever it could not do, in one line. FloatingPointError,
         FileExistsError, KeyboardInterrupt : as in `run`.
     """
+    return _fill_in(TEMPLATE, Path(out) / "report.ipynb", {**parameters, "out": Path(out).as_posix()})
+
+def _fill_in(template, target, parameters):
+    """Run a notebook with these parameters, a dict, into target, an .ipynb, and the page beside it. Returns the page's path; raises as `report`."""
     import papermill
-    refuse_unknown(parameters, papermill.inspect_notebook(str(TEMPLATE)))
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    refuse_unknown(parameters, papermill.inspect_notebook(str(template)))
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        papermill.execute_notebook(str(TEMPLATE), str(out / "report.ipynb"), {**parameters, "out": out.as_posix()},
-                                   stdout_file=sys.stdout, progress_bar=False, kernel_name="python3", extra_arguments=KERNEL)
+        papermill.execute_notebook(str(template), str(target), parameters, stdout_file=sys.stdout, progress_bar=False, kernel_name="python3",
+                                   extra_arguments=KERNEL)
     except papermill.PapermillExecutionError as error:
         raise KINDS.get(error.ename, ValueError)(error.evalue) from None
-    return to_html(out / "report.ipynb")
+    return to_html(target)
 
 # %% ../nbs/14_study.ipynb #to-html
 NO_ALT = "No description has been provided for this image"

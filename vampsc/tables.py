@@ -11,7 +11,7 @@ __all__ = ['PAPER_MODELS', 'GENERATIVE', 'METRICS', 'IN_TABLE_1', 'IN_TABLE_2', 
            'verdicts', 'over_organs', 'figure_1', 'figure_2', 'make']
 
 # %% ../nbs/16_tables.ipynb #imports
-import dataclasses, html, itertools, json, re, sys
+import dataclasses, html, itertools, json, re
 from pathlib import Path
 import numpy as np, pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -757,14 +757,8 @@ def make(folder, organs=None):
     ------
     ValueError : no such folder or organ, no finished run, or an error of the notebook, in one line.
     """
-    import papermill
     folder = Path(folder)
     found = _organ_folders(folder, organs)                       # fails before a kernel starts
     if not found: raise ValueError(NO_RUNS.format(folder.as_posix()))
     given = {"runs": folder.as_posix(), "organs": None if organs is None else ",".join(f.name for f in found)}
-    try:
-        papermill.execute_notebook(str(TEMPLATE), str(folder / "tables.ipynb"), given, stdout_file=sys.stdout,
-                                   progress_bar=False, kernel_name="python3", extra_arguments=study.KERNEL)
-    except papermill.PapermillExecutionError as error:
-        raise study.KINDS.get(error.ename, ValueError)(error.evalue) from None
-    return study.to_html(folder / "tables.ipynb")
+    return study._fill_in(TEMPLATE, folder / "tables.ipynb", given)
