@@ -69,7 +69,7 @@ def test_judges_of_real_and_invented_cells(adata, swept):
     real, invented = beyond.judge_real(model, labels, seed=3), beyond.judge_invented(model, labels, seed=3)
     assert real["accuracy_low"] <= 0.5 <= real["accuracy_high"] and real["energy_p"] > 0.01
     assert invented["accuracy_low"] > 0.5 and invented["energy"] > 3 * abs(real["energy"]) and invented["energy_p"] < 0.05
-    assert {*invented} - {*real} == {"aggregate_kl", "mutual_information"} and real == beyond.judge_real(model, labels, seed=3)
+    assert {*invented} - {*real} == {"aggregate_kl", "mutual_information", "log_p"} and real == beyond.judge_real(model, labels, seed=3)
     same = beyond.judge_cells(model, model.X[model.split.test])                   # the test cells themselves; no types without labels
     assert same["energy"] < 0 and same["library"] == same["dropout"] == 0 and "types" not in same
     with pytest.raises(ValueError, match="an AE has no prior"): beyond.judge_invented(models.AE(adata, n_genes=60, hidden=(8,), n_latent=4))

@@ -194,3 +194,42 @@ def test_verb_is_the_bound_by_hand():
         with pytest.raises(ValueError, match="no cells"): verb(indices=np.array([], int))
     with pytest.raises(ValueError, match="no prior"):
         models.AE(adata, n_genes=200, n_latent=4, hidden=(16,)).get_marginal_ll()
+
+
+# ---- draws from posterior and prior
+
+def test_log_prob_of_the_posterior_is_that_of_its_draws():
+    made, draw = network("gaussian", "normal"), np.random.default_rng(1)
+    parameters = made.encode(log_normalise(draw.poisson(4.0, (7, 6)).astype("float32") + 1))
+    z, log_q = made.posterior.sample(parameters, draw.standard_normal((7, 2)).astype("float32"))
+    np.testing.assert_allclose(made.posterior.log_prob(z, parameters), log_q, rtol=1e-5)
+    mean, log_var = map(np.asarray, parameters)
+    np.testing.assert_allclose(made.posterior.log_prob(z + 3, parameters), stats.norm.logpdf(np.asarray(z) + 3, mean, np.exp(log_var / 2)).sum(1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("prior", ["normal", "vamp"])
+def test_both_proposals_find_what_a_wrong_posterior_misses(prior):
+    "log p(x) by quadrature over two units; the posterior is made far too narrow and shifted, as small weights of the KL term make it."
+    made, draw = network("gaussian", prior), np.random.default_rng(2)
+    counts = draw.poisson(4.0, (5, 6)).astype("float32") + 1
+    mean, log_var = map(np.asarray, made.encode(log_normalise(counts)))
+    wrong, components = (mean + 2.5, np.full_like(log_var, np.log(1e-3))), made.components()
+    axis = np.linspace(-7, 7, 141)
+    grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2).astype("float32")
+    log_joint = np.stack([np.asarray(made.prior.log_prob(grid, components)) - np.asarray(made.reconstruction(np.repeat(x[None], len(grid), 0), grid)) for x in counts])
+    truth = special.logsumexp(log_joint, axis=1) + 2 * np.log(axis[1] - axis[0])
+    narrow, _ = importance_bound(made.log_weight(counts, wrong, draw.standard_normal((5, 2)).astype("float32"), components) for _ in range(1000))
+    z = [made.prior.sample(5, 2, components, draw) if s % 2 else wrong[0] + np.exp(wrong[1] / 2) * draw.standard_normal((5, 2)).astype("float32") for s in range(1000)]
+    both, error = importance_bound(made.log_weight_of_both(counts, wrong, v.astype("float32"), components) for v in z)
+    assert np.all(np.abs(both - truth) < 5 * error + 0.02) and np.all(narrow < truth - 1)
+
+
+def test_the_verb_with_both_proposals():
+    from vampsc import organs
+    model = models.VAMP(organs.load("pancreas")[:120].copy(), n_genes=200, n_latent=4, hidden=(16,), n_pseudo_inputs=10).train("brisk", max_epochs=5, progress=False)
+    one, both = (model.get_marginal_ll(n_mc_samples=200, proposal=p) for p in ("posterior", "both"))
+    assert both["marginal_ll"] == pytest.approx(one["marginal_ll"], abs=3) and both["marginal_ll"] != one["marginal_ll"]
+    with pytest.raises(ValueError, match="proposal='prior' is not known; take 'posterior' or 'both'"): model.get_marginal_ll(proposal="prior")
+    iaf = models.IAF(organs.load("pancreas")[:120].copy(), n_genes=200, n_latent=4, hidden=(16,))
+    with pytest.raises(ValueError, match="IAF has a posterior whose density"): iaf.get_marginal_ll(proposal="both")
+    with pytest.raises(ValueError, match="no prior"): models.AE(organs.load("pancreas")[:120].copy(), n_genes=200, n_latent=4, hidden=(16,)).get_marginal_ll(proposal="both")

@@ -53,31 +53,37 @@ def judge_cells(model, cells, labels=None, seed=0):
     dict : accuracy, accuracy_low, accuracy_high, energy, energy_p, library, dropout, correlation, correlation_slope, and, with labels, types:
         the share of the cells that would have to be of another type for the types to be as in the test cells.
     """
-    test, train = model.X[model.split.test], model.split.train
+    test = model.X[model.split.test]
     found, energy = metrics.two_sample_accuracy(test, cells, seed), metrics.energy_distance(test, cells, seed=seed)
     said = {"accuracy": found["accuracy"], "accuracy_low": found["low"], "accuracy_high": found["high"], "energy": energy["distance"],
             "energy_p": energy["p_value"], **metrics.count_marginals(test, cells)}
     if labels is not None:
-        shares = metrics.type_shares(model.X[train], pd.Series(labels).iloc[train], test, cells)
+        learning, _ = _halves(model, seed)
+        shares = metrics.type_shares(model.X[learning], pd.Series(labels).iloc[learning], test, cells)
         said["types"] = float((shares[0] - shares[1]).abs().sum() / 2)
     return said
 
+def _halves(model, seed):
+    "The training cells in two halves, at random: to learn the types from, and to compare with."
+    return np.array_split(np.random.default_rng(seed).permutation(model.split.train), 2)
+
 def judge_invented(model, labels=None, seed=0):
-    """What the judges say of cells that a model invents, and with a Gaussian posterior the two parts of its KL.
+    """What the judges say of cells that a model invents, and with a Gaussian posterior how probable the test cells are and the two parts of its KL.
 
     model : trained, with its cells, and with a prior. labels : as in judge_cells. seed : of the cells invented.
-    Returns the dict of `judge_cells`, with aggregate_kl and mutual_information, in nats, of the test cells. ValueError : an AE.
+    Returns the dict of `judge_cells`, with log_p, the bound on log p(x) from 200 draws of posterior and prior; aggregate_kl; and mutual_information, all
+    of the test cells, in nats. ValueError : an AE.
     """
     said = judge_cells(model, model.sample_prior(N_INVENTED, seed=seed).X, labels, seed)
     if model.architecture.posterior == "gaussian":
         parts = model.get_aggregate_kl(indices=model.split.test, seed=seed)
         said.update({name: parts[name] for name in ("aggregate_kl", "mutual_information")})
+        said["log_p"] = model.get_marginal_ll(indices=model.split.test, n_mc_samples=200, seed=seed, proposal="both")["marginal_ll"]
     return said
 
 def judge_real(model, labels=None, seed=0):
-    "What the judges say of training cells, drawn at random, as many as of invented ones or all: the dict of `judge_cells`."
-    train = model.split.train
-    return judge_cells(model, model.X[np.random.default_rng(seed).permutation(train)[:N_INVENTED]], labels, seed)
+    "What the judges say of training cells, drawn at random from the half that no types were learnt from: the dict of `judge_cells`."
+    return judge_cells(model, model.X[_halves(model, seed)[1][:N_INVENTED]], labels, seed)
 
 # %% ../nbs/19_beyond.ipynb #one-run
 def run(adata, variant, out, profile="brisk", seed=0, label_key=None, test=0.2, invent=True, **settings):

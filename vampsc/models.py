@@ -105,6 +105,11 @@ class Network(keras.Model):
         z, log_q = self.posterior.sample(parameters, noise)
         return self.prior.log_prob(z, components) - log_q - self.reconstruction(cells, z)
 
+    def log_weight_of_both(self, cells, parameters, z, components):
+        "The same at a z that is drawn from the posterior or from the prior, with even chances: log p(x, z) less the log-density of such draws."
+        log_p = self.prior.log_prob(z, components)
+        return log_p - self.reconstruction(cells, z) - (ops.logaddexp(self.posterior.log_prob(z, parameters), log_p) - np.log(2))
+
     def call(self, cells, training=False):
         noise = keras.random.normal((ops.shape(counts_and_batch(cells)[0])[0], self.n_latent), seed=self.noise_seed)
         return self.terms(cells, noise, self.components(), training)
@@ -281,7 +286,7 @@ def _standard_error(values):
 
 # %% ../nbs/07_models.ipynb #inference
 MUCH = 1e8                                # cells x genes x draws
-LOOKS = ("encode_counts", "sample", "terms_at", "log_weight", "reconstruction")
+LOOKS = ("encode_counts", "sample", "terms_at", "log_weight", "log_weight_of_both", "reconstruction")
 
 class Inference:
     "Verbs that look at cells: mixed into CountAutoencoder."
@@ -440,12 +445,14 @@ class Bounds(Inference):
         return {"elbo": float(elbo.mean()), "standard_error": _standard_error(elbo),
                 "reconstruction": float(reconstruction.mean()), "kl": float(kl.mean())}
 
-    def get_marginal_ll(self, adata=None, indices=None, n_mc_samples=100, seed=0, batch_size=512, per_cell=False):
+    def get_marginal_ll(self, adata=None, indices=None, n_mc_samples=100, seed=0, batch_size=512, per_cell=False, proposal="posterior"):
         """Importance-weighted bound on log p(x) from n_mc_samples draws, equation (3), in nats per cell.
 
         Parameters
         ----------
         n_mc_samples : draws of z for each cell; more tighten the bound. per_cell : each cell's bound instead of the mean.
+        proposal : what z is drawn from: "posterior"; or "both", in turn from posterior and prior, for models that were trained with a small weight of the KL
+            term, whose posterior does not reach where it should.
         adata, indices, seed, batch_size : as in get_latent_representation.
 
         Returns
@@ -455,19 +462,32 @@ class Bounds(Inference):
 
         Raises
         ------
-        ValueError : for an AE, which has no prior.
+        ValueError : for an AE, which has no prior; an unknown proposal; and "both" for a model whose posterior is no Gaussian, since its density at
+            a z of the prior would take the flow backwards.
         """
+        if proposal not in ("posterior", "both"): raise ValueError(f"proposal={proposal!r} is not known; take 'posterior' or 'both'.")
+        if proposal == "both": self._needs_density()
         rng, components, rows, (X, cells) = np.random.default_rng(seed), self._components(), [], self._cells(adata, indices)
         net = self._network(cells, _at_least_one(n_mc_samples))
+
+        def log_weight(x, parameters, draw):
+            if proposal == "posterior": return net.log_weight(x, parameters, self._noise_for(rng, parameters), components)
+            z = self.network.prior.sample(len(parameters[0]), self.network.n_latent, components, rng) if draw % 2 else \
+                net.sample(parameters, self._noise_for(rng, parameters))[0]
+            return net.log_weight_of_both(x, parameters, z, components)
+
         for x in Batches(X, cells, batch_size):
             parameters = net.encode_counts(x)
-            rows.append(importance_bound(net.log_weight(x, parameters, self._noise_for(rng, parameters), components)
-                                         for _ in range(n_mc_samples)))
+            rows.append(importance_bound(log_weight(x, parameters, draw) for draw in range(n_mc_samples)))
         bound, error = np.concatenate(rows, axis=1)
         if per_cell: return bound
         n = len(bound)
         return {"marginal_ll": float(bound.mean()), "standard_error": _standard_error(bound),
                 "mc_error": float(np.sqrt(np.square(error).sum()) / n)}
+
+    def _needs_density(self):
+        if self.network.prior is not None and type(self.network.posterior) is not GaussianPosterior:
+            raise ValueError(f"{type(self).__name__} has a posterior whose density is known only at its own draws; take VAE or VAMP.")
 
     def get_kl_per_unit(self, adata=None, indices=None, n_mc_samples=5, seed=0, batch_size=512):
         """The KL term of the ELBO divided among the latent units, in nats, mean over cells.
@@ -517,8 +537,7 @@ class Bounds(Inference):
             cell's z would take the flow backwards.
         """
         net, components, (X, cells) = self.network, self._components(), self._cells(adata, indices)
-        if type(net.posterior) is not GaussianPosterior:
-            raise ValueError(f"{type(self).__name__} has a posterior whose density is known only at its own draws; take VAE or VAMP.")
+        self._needs_density()
         parameters = [net.encode_counts(x) for x in Batches(X, cells, batch_size)]
         means, log_vars = (ops.concatenate(p, axis=0) for p in zip(*parameters))
         rng, rows = np.random.default_rng(seed), []

@@ -72,6 +72,11 @@ class GaussianPosterior(layers.Layer):
         z, log_q = self.sample_by_unit(parameters, noise)
         return z, ops.sum(log_q, axis=-1)
 
+    def log_prob(self, z, parameters):
+        "log q(z|x) (cells,), in nats, at any z (cells, latent)."
+        mean, log_var = parameters[:2]
+        return -0.5 * ops.sum(ops.square(z - mean) * ops.exp(-log_var) + log_var + math.log(2 * math.pi), axis=-1)
+
 # %% ../nbs/04_posteriors.ipynb #kl-to-standard-normal
 def kl_to_standard_normal(mean, log_var):
     "KL of N(mean, exp(log_var)) from N(0, 1) for each latent unit, in nats; the shape of its arguments."

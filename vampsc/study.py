@@ -59,10 +59,12 @@ def judge(model, labels=None):
         elbo = model.get_elbo(indices=test)
         result.update(test_kl=elbo["kl"], test_elbo=elbo["elbo"], test_elbo_standard_error=elbo["standard_error"],
                       test_marginal_ll=model.get_marginal_ll(indices=test, n_mc_samples=50)["marginal_ll"])
-    if labels is not None:
-        result.update(asw=metrics.silhouette(z, labels), **metrics.nmi_ari(z, labels), n_labelled=metrics.n_labelled(labels))
-        result["knn_purity"] = metrics.knn_purity(z, labels, k=min(15, result["n_labelled"] - 1))
-    return result, z
+    return {**result, **(_by_labels(z, labels) if labels is not None else {})}, z
+
+def _by_labels(z, labels):
+    "The part of these numbers that judges an embedding (cells, units) by labels (cells,)."
+    n = metrics.n_labelled(labels)
+    return {"asw": metrics.silhouette(z, labels), **metrics.nmi_ari(z, labels), "n_labelled": n, "knn_purity": metrics.knn_purity(z, labels, k=min(15, n - 1))}
 
 # %% ../nbs/14_study.ipynb #data-hash
 def hash_of(*lines):
