@@ -187,9 +187,9 @@ def test_beyond_hands_its_options_to_the_notebook(tmp_path, monkeypatch):
         seen.update(given, question=question, out=out)
         return out / "kl_weight.html"
     monkeypatch.setattr(beyond, "make", made)
-    done = invoke("beyond", "kl_weight", "--organs", "a.h5ad,b.h5ad", "--seeds", "0,1", "--out", tmp_path, "--jobs", 3, "--set", "weights=1,1e-3", "--set", "n_latent=16", "--json")
+    done = invoke("beyond", "kl_weight", "--organs", "a.h5ad,b.h5ad", "--seeds", "0,1", "--out", tmp_path, "--jobs", 3, "--profile", "quick", "--set", "weights=1,1e-3", "--set", "n_latent=16", "--json")
     assert done.exit_code == 0 and json.loads(done.stdout) == {"page": f"{tmp_path.as_posix()}/kl_weight.html"}
-    assert seen == dict(question="kl_weight", out=tmp_path, organs="a.h5ad,b.h5ad", seeds="0,1", profile="brisk", label_key="auto", jobs=3, weights="1,1e-3", n_latent=16)
+    assert seen == dict(question="kl_weight", out=tmp_path, organs="a.h5ad,b.h5ad", seeds="0,1", profile="quick", label_key="auto", jobs=3, weights="1,1e-3", n_latent=16)
 
 
 @pytest.mark.parametrize("words, said", [(["why"], "question 'why' is not known"), (["both", "--set", "n_latent"], "--set n_latent: a value is missing"),

@@ -249,11 +249,11 @@ def tables(folder: Path = typer.Argument(help="The folder of a study: FOLDER/<or
 # %% ../nbs/15_command_line.ipynb #command-beyond
 @app.command()
 @ends_well
-def beyond(question: str = typer.Argument(help="kl_weight, both, linear_decoder, active_units or pseudo_inputs."),
+def beyond(question: str = typer.Argument(help="kl_weight, both, linear_decoder, active_units, pseudo_inputs or peers."),
            organs: str = option("pancreas", "Data sets, with commas: organs, or .h5ad files of raw counts."),
            out: Path = option(Path("runs/beyond"), "The folder for runs, tables and the page."),
            seeds: str = option("0,1,2,3,4", "With commas; each decides split, weights, order and noise."),
-           profile: str = option("brisk", "brisk, quick, or paper for the paper's settings."),
+           profile: str = option(None, "brisk, quick, or paper for the paper's settings; the notebook has its own."),
            label_key: str = option("auto", "Column of obs with cell types; auto: cell_type if there is one."),
            n_genes: int = option(None, "Keep so many variable genes; the profile decides if not given."),
            max_epochs: int = option(None, "Instead of the profile's."),
@@ -270,9 +270,9 @@ def beyond(question: str = typer.Argument(help="kl_weight, both, linear_decoder,
     from vampsc import beyond
     more = dict(text.split("=", 1) if "=" in text else (text, None) for text in settings)
     if empty := [name for name, value in more.items() if value is None]: raise ValueError(f"--set {empty[0]}: a value is missing, as in --set weights=1,1e-3.")
-    given = {name: value for name, value in dict(n_genes=n_genes, max_epochs=max_epochs, jobs=jobs).items() if value is not None}
+    given = {name: value for name, value in dict(profile=profile, n_genes=n_genes, max_epochs=max_epochs, jobs=jobs).items() if value is not None}
     with told(as_json) as said:
-        page = beyond.make(question, out, organs=organs, seeds=seeds, profile=profile, label_key=label_key, **given,
+        page = beyond.make(question, out, organs=organs, seeds=seeds, label_key=label_key, **given,
                            **{name: int(value) if value.isdigit() else value for name, value in more.items()})
         said.append(({"page": page}, f"open {page.as_posix()}"))
 

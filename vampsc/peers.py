@@ -139,7 +139,7 @@ def scvi(task, our_shape=False):
     said["test_nats_per_cell"] = abs(float(loss["reconstruction_loss"] if isinstance(loss, dict) else loss))
     said.update(test_elbo=-abs(float(elbo)), test_marginal_ll=-abs(float(model.get_marginal_ll(indices=test, n_mc_samples=50))))
     latent = model.get_latent_representation()
-    return Fitted(latent, {**said, "active_units": metrics.active_units(latent), "epochs": len(model.history["train_loss_epoch"]), "train_seconds": seconds},
+    return Fitted(latent, {**said, "active_units": metrics.active_units(latent), "epochs": model.trainer.current_epoch, "train_seconds": seconds},
                   _scvi_cells(model, task, torch))
 
 def _trained(model, task, **how):
@@ -163,12 +163,12 @@ def sysvi(task):
     "scvi-tools' SysVI, a VAE with a VampPrior on log-normalised values, with its defaults and its early stopping."
     import scvi as tools
     tools.settings.seed, tools.settings.verbosity = task.seed, 40
-    cells = ad.AnnData(log_normalised(task), task.cells.obs[[]].assign(system="one"))
+    cells = ad.AnnData(log_normalised(task), task.cells.obs[[]].assign(system=np.random.default_rng(task.seed).choice(["one", "two"], task.cells.n_obs)))
     tools.external.SysVI.setup_anndata(cells, batch_key="system")
     model = tools.external.SysVI(cells, prior="vamp")
     seconds = _trained(model, task, max_epochs=task.epochs, early_stopping=True, plan_kwargs=dict(kl_weight=1.0, z_distance_cycle_weight=0.0))
     latent = model.get_latent_representation(cells)
-    return Fitted(latent, {"active_units": metrics.active_units(latent), "epochs": len(model.history["loss_train"]), "train_seconds": seconds})
+    return Fitted(latent, {"active_units": metrics.active_units(latent), "epochs": model.trainer.current_epoch, "train_seconds": seconds})
 
 # %% ../nbs/20_peers.ipynb #methods
 METHODS = {"vae": ("VAE", functools.partial(ours, "VAE")), "iaf": ("IAF", functools.partial(ours, "IAF")), "vamp": ("VAMP", functools.partial(ours, "VAMP")),

@@ -1,0 +1,169 @@
+"""Other methods on the same cells, split and footing."""
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from vampsc import counts, metrics, organs, peers
+
+SHAPE = dict(hidden=(16,), n_latent=6, n_pseudo_inputs=10, max_epochs=3)
+THEIRS = Path(__file__).parents[1] / ".venv-benchmarks" / "bin" / "python"
+needs_theirs = pytest.mark.skipif(not THEIRS.exists(), reason="no environment with scvi-tools: make .venv-benchmarks/installed")
+
+
+@pytest.fixture(scope="module")
+def adata(): return organs.load("pancreas")[:400].copy()
+
+
+@pytest.fixture(scope="module")
+def task(adata): return peers.Task(peers.prepare(adata, seed=1, n_genes=60), seed=1, **SHAPE)
+
+
+def test_all_get_the_same_cells(adata, task):
+    assert task.cells.shape == (400, 60) and task.split == counts.split_cells(400, 1, test=0.2)
+    symbols, x = list(task.cells.var["symbol"]), task.cells.to_df()
+    np.testing.assert_array_equal(x.iloc[:, 5], adata[:, symbols[5]].X.toarray().ravel())           # raw counts of the gene
+    assert list(task.cells.obs_names) == list(adata.obs_names) and (task.cells.obs.label == adata.obs.cell_type.astype(object).fillna("")).all()
+    bare = adata.copy()
+    del bare.obs["cell_type"]
+    assert "label" not in peers.prepare(bare, n_genes=60).obs
+
+
+def test_epochs_are_those_of_scvi(task):
+    assert task.epochs == 3
+    for n, epochs in ((1937, 400), (20_000, 400), (40_000, 200), (10**8, 1)):
+        cells = type("Cells", (), {"n_obs": n})()
+        assert peers.Task(cells).epochs == epochs
+
+
+@pytest.mark.parametrize("method", ["vae", "vampiaf", "ae", "plain_ae", "pca"])
+def test_methods_that_need_nothing_else(method, task):
+    fit = peers.METHODS[method][1](task)
+    assert fit.latent.shape == (400, 50 if method == "pca" else 6) and np.isfinite(fit.latent).all()
+    said = peers.judge(fit, task)
+    assert said["train_seconds"] > 0 and 0 <= said["knn_purity"] <= 1 and (said["asw"], said["nmi"]) == (
+        pytest.approx(metrics.silhouette(fit.latent, task.cells.obs.label)), pytest.approx(metrics.nmi_ari(fit.latent, task.cells.obs.label)["nmi"]))
+    assert ("test_marginal_ll" in said) == ("accuracy" in said) == method.startswith("va") and ("test_nats_per_cell" in said) == (method != "pca")
+
+
+def test_axes_of_pca_are_those_of_training_cells(task):
+    u = peers.log_normalised(task)
+    x = task.cells.X.toarray()
+    np.testing.assert_allclose(u, np.log1p(1e4 * x / x.sum(1, keepdims=True)), rtol=1e-6)
+    train = u[task.split.train].astype("float64")
+    _, _, axes = np.linalg.svd(train - train.mean(0), full_matrices=False)
+    np.testing.assert_allclose(np.abs(peers.pca(task, 3).latent), np.abs((u - train.mean(0)) @ axes[:3].T), atol=1e-2)
+
+
+def test_the_plain_loss_is_the_negative_binomial():
+    rng = np.random.default_rng(0)
+    x, m, r = rng.poisson(5, (20, 7)).astype("float32"), rng.normal(1, 2, (20, 7)).astype("float32"), rng.normal(0, 1, (20, 7)).astype("float32")
+    theta = np.exp(r.astype("float64"))
+    truth = -stats.nbinom.logpmf(x, theta, theta / (theta + np.exp(m.astype("float64")))).sum(1)
+    np.testing.assert_allclose(np.asarray(peers._nb_loss(x, np.hstack([m, r]))), truth, rtol=2e-5)
+
+
+def test_the_plain_autoencoder_learns(task):
+    longer = peers.Task(task.cells, seed=1, **{**SHAPE, "max_epochs": 30})
+    assert peers.plain_autoencoder(longer).numbers["test_nats_per_cell"] < 0.9 * peers.plain_autoencoder(task).numbers["test_nats_per_cell"]
+
+
+def test_memory_that_rises():
+    with peers.memory_rise() as found: block = np.ones(2**23)
+    assert 60 < found["mb"] < 120 and block.nbytes == 2**26
+
+
+def test_runs_are_processes_and_are_read_again(adata, tmp_path, monkeypatch):
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    settings = dict(methods="vae,pca", out=tmp_path / "out", seeds="0,1", n_genes=60, python=sys.executable, jobs=2, **SHAPE)
+    frame = peers.gather(str(tmp_path / "cells.h5ad"), **settings)
+    assert list(zip(frame.method, frame.seed)) == [("vae", 0), ("pca", 0), ("vae", 1), ("pca", 1)] and (frame.memory_mb >= 0).all()
+    raw = pd.read_csv(tmp_path / "out" / "cells" / "peers.csv")
+    assert raw.asw.tolist() == pytest.approx(frame.asw.tolist()) and raw.variant.tolist() == ["VAE", "PCA"] * 2
+    latent = np.load(next((tmp_path / "out").glob("cells/peers/*/pca-seed1/latent.npy")))
+    np.testing.assert_allclose(np.abs(latent), np.abs(peers.pca(peers.Task(peers.prepare(adata, 1, 60), 1, **SHAPE)).latent), atol=1e-3)
+    monkeypatch.setattr(peers.subprocess, "run", lambda *a, **k: pytest.fail("run again"))
+    monkeypatch.setattr(peers, "environment", lambda *a: sys.executable)
+    pd.testing.assert_frame_equal(peers.gather(str(tmp_path / "cells.h5ad"), **settings), frame)
+
+
+def test_a_run_that_fails_is_named_after_the_others(adata, tmp_path):
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    with pytest.raises(ValueError, match=r"1 of 2 runs failed: VAE, seed 0: ValueError: .*units.*log.txt"):
+        peers.gather(str(tmp_path / "cells.h5ad"), "vae,pca", tmp_path / "out", "0", sys.executable, 60, progress=False, **{**SHAPE, "hidden": (0,)})
+    assert list((tmp_path / "out").glob("cells/peers/*/pca-seed0/numbers.json"))
+
+
+def test_what_is_wrong_is_named(tmp_path):
+    with pytest.raises(ValueError, match="method 'scvii' is not known; there are vae"): peers.gather("pancreas", "scvii", tmp_path)
+    with pytest.raises(ValueError, match="cannot be run.*make one with"): peers.environment(tmp_path / "python")
+    (tmp_path / "python").write_text("#!/bin/sh\necho scvi\n")
+    (tmp_path / "python").chmod(0o755)
+    with pytest.raises(ValueError, match="scvi-tools is not installed for .*; or leave out the methods scvi, scvi_shape, sysvi"): peers.environment(tmp_path / "python", ["scvi"])
+
+
+def test_better_and_worse_by_the_paired_interval():
+    rng = np.random.default_rng(0)
+    base = rng.normal(0, 10, 5)
+    frame = pd.DataFrame({"variant": np.repeat(["ours", "above", "below", "twin", "silent"], 5), "seed": [*range(5)] * 5,
+                          "asw": [*base, *(base + 1 + rng.normal(0, .1, 5)), *(base - 1 + rng.normal(0, .1, 5)), *(base + rng.normal(0, 5, 5)), *[np.nan] * 5]})
+    frame["train_seconds"] = frame["asw"]
+    found = peers.better(frame, "ours")
+    assert found.loc["asw"].to_dict() == {"better": "above", "not clear": "twin", "worse": "below"}
+    assert found.loc["train_seconds"].to_dict() == {"better": "below", "not clear": "twin", "worse": "above"}
+    assert peers.better(frame, "ours", others=["below"]).loc["asw", "worse"] == "below" and peers.better(frame, "silent").empty
+
+
+@needs_theirs
+@pytest.mark.parametrize("method", peers.OTHERS)
+def test_methods_of_scvi_tools(method, adata, tmp_path):
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    found = peers.gather(str(tmp_path / "cells.h5ad"), method, tmp_path / "out", "0", str(THEIRS), 60, progress=False, **SHAPE).iloc[0]
+    assert found.epochs == 3 and 0 <= found.scib_mean <= 1 and found.memory_mb > 0
+    if method == "sysvi": return
+    assert -2000 < found.test_marginal_ll < -50 < 50 < found.test_nats_per_cell < 2000 and found.accuracy > 0.5 and found.test_marginal_ll >= found.test_elbo
+
+
+COMPARED = """
+import json, sys
+import scvi, torch, numpy as np, anndata as ad
+from vampsc import peers
+from vampsc.likelihood import nb_log_prob
+from vampsc.models import importance_bound
+task = peers.Task(ad.read_h5ad(sys.argv[1]), 0, hidden=(16,), n_latent=6, max_epochs=3)
+kept = []
+real = peers._trained
+def trained(model, task, **how):
+    kept.append(model)
+    return real(model, task, **how)
+peers._trained = trained
+fit = peers.scvi(task, our_shape=True)
+module, x = kept[0].module.eval(), torch.tensor(task.cells.X[task.split.test].toarray())
+torch.manual_seed(3)
+with torch.inference_mode():
+    log_w, log_p = [], []
+    zero = torch.zeros(len(x), 1)
+    for s in range(200):
+        out = module.inference(x=x, batch_index=zero)
+        px = module.generative(z=out["z"], library=out["library"], batch_index=zero)["px"]
+        ours = np.asarray(nb_log_prob(x.numpy(), px.mu.log().numpy(), px.theta.expand_as(px.mu).log().numpy())).sum(1)
+        log_p.append(-ours.mean())
+        prior = torch.distributions.Normal(0, 1).log_prob(out["z"]).sum(1).numpy()
+        log_w.append(ours + prior - out["qz"].log_prob(out["z"]).sum(1).numpy())
+print(json.dumps({"theirs": fit.numbers, "ours": {"test_nats_per_cell": float(np.mean(log_p)), "test_marginal_ll": float(importance_bound(log_w[:50])[0].mean())}}))
+"""
+
+
+@needs_theirs
+def test_their_likelihood_is_ours(adata, tmp_path):
+    "SCVI's own numbers, and the same from its rates and dispersions by our likelihood and our bound."
+    import subprocess
+    peers.prepare(adata, 0, 60).write_h5ad(tmp_path / "cells.h5ad")
+    done = subprocess.run([str(THEIRS), "-c", COMPARED, str(tmp_path / "cells.h5ad")], capture_output=True, text=True)
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["theirs"]["test_nats_per_cell"] == pytest.approx(said["ours"]["test_nats_per_cell"], rel=5e-3)
+    assert said["theirs"]["test_marginal_ll"] == pytest.approx(said["ours"]["test_marginal_ll"], abs=0.5)
