@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from vampsc import kernels, models, organs
+from vampsc.posteriors import GaussianPosterior
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +18,8 @@ def numbers(model):
     if model.network.prior is not None:
         said |= {"elbo": list(model.get_elbo(n_mc_samples=2, batch_size=64).values()),
                  "marginal": model.get_marginal_ll(n_mc_samples=3, batch_size=64, per_cell=True)}
+    if type(model.network.posterior) is GaussianPosterior and model.network.prior is not None:
+        said["both"] = model.get_marginal_ll(n_mc_samples=4, batch_size=64, per_cell=True, proposal="both")
     return said
 
 
