@@ -1,4 +1,6 @@
 """Sweeps of variants, their differences, and the notebooks of the open questions."""
+import sys
+
 import nbformat
 import numpy as np
 import pandas as pd
@@ -149,7 +151,8 @@ def test_component_use_of_a_prior_that_uses_two_of_its_components(linear):
 # ---- the notebooks
 
 SMALL = dict(seeds="0,1", max_epochs=1, n_genes=60, hidden="8", n_latent=4, n_pseudo_inputs=10, jobs=1)
-OWN = {"kl_weight": {"weights": "1,1e-4"}, "active_units": {"samples": "2,10", "heavier": "10"}, "pseudo_inputs": {"sizes": "10,20"}}
+OWN = {"kl_weight": {"weights": "1,1e-4"}, "active_units": {"samples": "2,10", "heavier": "10"}, "pseudo_inputs": {"sizes": "10,20"},
+       "peers": {"methods": "vae,vamp,pca", "python": sys.executable}}
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +170,7 @@ def folder(tmp_path_factory): return tmp_path_factory.mktemp("beyond")
 def test_notebook_of_a_question(question, folder, cells_in_a_file):
     page = beyond.make(question, folder, organs=str(cells_in_a_file), **SMALL, **OWN.get(question, {}))
     raw = pd.read_csv(folder / "some-cells" / f"{question}.csv")
-    assert set(raw.seed) == {0, 1} and raw.test_nats_per_cell.notna().all()
+    assert set(raw.seed) == {0, 1} and raw[raw.variant != "PCA"].test_nats_per_cell.notna().all()
     done = nbformat.read(folder / f"{question}.ipynb", 4)
     said = next(o["data"]["text/markdown"] for c in done.cells if c.id == "summary" or "lines.append" in c.source for o in c.get("outputs", []) if "text/markdown" in o.get("data", {}))
     assert said.startswith("- **Asked:**") and "some-cells" in said and said.count("\n- ") < 10
