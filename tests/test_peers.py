@@ -43,7 +43,7 @@ def test_epochs_are_those_of_scvi(task):
 @pytest.mark.parametrize("method", ["vae", "vampiaf", "ae", "plain_ae", "pca"])
 def test_methods_that_need_nothing_else(method, task):
     fit = peers.METHODS[method][1](task)
-    assert fit.latent.shape == (400, 50 if method == "pca" else 6) and np.isfinite(fit.latent).all()
+    assert isinstance(fit, peers.Fitted) and fit.latent.shape == (400, 50 if method == "pca" else 6) and np.isfinite(fit.latent).all()
     said = peers.judge(fit, task)
     assert said["train_seconds"] > 0 and 0 <= said["knn_purity"] <= 1 and (said["asw"], said["nmi"]) == (
         pytest.approx(metrics.silhouette(fit.latent, task.cells.obs.label)), pytest.approx(metrics.nmi_ari(fit.latent, task.cells.obs.label)["nmi"]))
@@ -167,3 +167,22 @@ def test_their_likelihood_is_ours(adata, tmp_path):
     said = json.loads(done.stdout.splitlines()[-1])
     assert said["theirs"]["test_nats_per_cell"] == pytest.approx(said["ours"]["test_nats_per_cell"], rel=5e-3)
     assert said["theirs"]["test_marginal_ll"] == pytest.approx(said["ours"]["test_marginal_ll"], abs=0.5)
+
+
+JUDGED = """
+import json
+import numpy as np
+from vampsc import peers
+rng = np.random.default_rng(0)
+labels = np.repeat(["a", "b", ""], [150, 150, 30])
+apart, mixed = (rng.normal(0, 1, (330, 5)) + far * (labels == "b")[:, None] for far in (20, 0))
+print(json.dumps([peers.scib(z.astype("float32"), labels) for z in (apart, mixed)]))
+"""
+
+
+@needs_theirs
+def test_scib_of_types_apart_and_mixed():
+    import subprocess
+    apart, mixed = json.loads(subprocess.run([str(THEIRS), "-c", JUDGED], capture_output=True, text=True).stdout.splitlines()[-1])
+    assert apart["scib_mean"] > 0.9 and apart["scib_nmi"] > 0.99 and mixed["scib_nmi"] < 0.1 and mixed["scib_mean"] < apart["scib_mean"] - 0.3
+    assert apart["scib_mean"] == pytest.approx(np.mean([v for k, v in apart.items() if k != "scib_mean"]))
