@@ -86,7 +86,8 @@ def test_runs_are_processes_and_are_read_again(adata, tmp_path, monkeypatch):
     assert raw.asw.tolist() == pytest.approx(frame.asw.tolist()) and raw.variant.tolist() == ["VAE", "PCA"] * 2
     latent = np.load(next((tmp_path / "out").glob("cells/peers/*/pca-seed1/latent.npy")))
     np.testing.assert_allclose(np.abs(latent), np.abs(peers.pca(peers.Task(peers.prepare(adata, 1, 60), 1, **SHAPE)).latent), atol=1e-3)
-    monkeypatch.setattr(peers.subprocess, "run", lambda *a, **k: pytest.fail("run again"))
+    real = peers.subprocess.run
+    monkeypatch.setattr(peers.subprocess, "run", lambda command, **k: pytest.fail("run again") if "peers.main()" in command[2] else real(command, **k))
     monkeypatch.setattr(peers, "environment", lambda *a: sys.executable)
     pd.testing.assert_frame_equal(peers.gather(str(tmp_path / "cells.h5ad"), **settings), frame)
 
@@ -124,6 +125,9 @@ def test_methods_of_scvi_tools(method, adata, tmp_path):
     adata.write_h5ad(tmp_path / "cells.h5ad")
     found = peers.gather(str(tmp_path / "cells.h5ad"), method, tmp_path / "out", "0", str(THEIRS), 60, progress=False, **SHAPE).iloc[0]
     assert found.epochs == 3 and 0 <= found.scib_mean <= 1 and found.memory_mb > 0
+    (run := next((tmp_path / "out").glob("cells/peers/*/*-seed0")) / "scib.json").write_text('{"scib_mean": 7}')
+    again = peers.gather(str(tmp_path / "cells.h5ad"), method, tmp_path / "out", "0", str(THEIRS), 60, progress=False, **SHAPE).iloc[0]
+    assert run.exists() and again.scib_mean == 7 and again.asw == found.asw                          # read, not made again
     if method == "sysvi": return
     assert -2000 < found.test_marginal_ll < -50 < 50 < found.test_nats_per_cell < 2000 and found.accuracy > 0.5 and found.test_marginal_ll >= found.test_elbo
 
@@ -178,6 +182,23 @@ labels = np.repeat(["a", "b", ""], [150, 150, 30])
 apart, mixed = (rng.normal(0, 1, (330, 5)) + far * (labels == "b")[:, None] for far in (20, 0))
 print(json.dumps([peers.scib(z.astype("float32"), labels) for z in (apart, mixed)]))
 """
+
+
+def test_score_walks_the_runs_that_have_none(adata, tmp_path, monkeypatch):
+    monkeypatch.setattr(peers, "scib", lambda z, labels: {"scib_mean": float(z.sum()), "scib_n": len(labels)})
+    for seed in (0, 1):
+        cells = peers.prepare(adata, seed, 60)
+        if seed: del cells.obs["label"]
+        cells.write_h5ad(tmp_path / f"cells-seed{seed}.h5ad")
+        for method in ("pca", "sysvi"):
+            (run := tmp_path / f"{method}-seed{seed}").mkdir()
+            np.save(run / "latent.npy", np.full((400, 2), seed + .5, "float32"))
+            if method == "pca": (run / "numbers.json").write_text("{}")
+    peers.score([str(tmp_path)])
+    kept = {p.parent.name: json.loads(p.read_text()) for p in tmp_path.glob("*/scib.json")}
+    assert kept == {"pca-seed0": {"scib_mean": 400, "scib_n": 400}, "pca-seed1": {}}                  # no labels; and a run that failed is left alone
+    monkeypatch.setattr(peers, "scib", lambda z, labels: pytest.fail("once more"))
+    peers.score([str(tmp_path)])
 
 
 @needs_theirs

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'OTHERS', 'HOW', 'UPWARDS', 'Task', 'Fitted', 'prepare', 'ours', 'log_normalised', 'pca',
-           'plain_autoencoder', 'scvi', 'sysvi', 'judge', 'scib', 'memory_rise', 'main', 'environment', 'gather',
-           'better']
+           'plain_autoencoder', 'scvi', 'sysvi', 'judge', 'scib', 'memory_rise', 'main', 'score', 'environment',
+           'gather', 'better']
 
 # %% ../nbs/20_peers.ipynb #imports
 import contextlib, dataclasses, functools, json, os, subprocess, sys, threading, time
@@ -16,6 +16,7 @@ import scipy.sparse as sp
 from joblib import cpu_count
 from keras import layers, ops
 from sklearn.decomposition import PCA
+from sklearn.neighbors import NearestNeighbors
 from . import beyond, counts, metrics, models, organs, study, training
 
 # %% ../nbs/20_peers.ipynb #task
@@ -191,10 +192,11 @@ def judge(fit, task):
 def scib(latent, labels):
     "Bio-conservation by scib-metrics, a dict, of the labelled cells: latent (cells, units), labels (cells,), empty texts where there is none."
     import scib_metrics
-    from scib_metrics.nearest_neighbors import pynndescent
+    from scib_metrics.nearest_neighbors import NeighborsResults
     known = np.asarray(labels) != ""
     z, labels = np.ascontiguousarray(latent[known], "float32"), np.asarray(labels)[known].astype(str)
-    graph = pynndescent(z, n_neighbors=min(90, len(z) - 1), random_state=0)
+    near = NearestNeighbors(n_neighbors=min(90, len(z) - 1)).fit(z).kneighbors(z)               # exact, and quicker than an index for so few cells
+    graph = NeighborsResults(indices=near[1], distances=near[0])
     clusters = scib_metrics.nmi_ari_cluster_labels_kmeans(z, labels)
     said = {"silhouette": scib_metrics.silhouette_label(z, labels), "nmi": clusters["nmi"], "ari": clusters["ari"], "clisi": scib_metrics.clisi_knn(graph, labels),
             "connectivity": scib_metrics.graph_connectivity(graph.subset_neighbors(min(15, len(z) - 1)), labels)}
@@ -226,9 +228,17 @@ def main(arguments=None):
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "latent.npy", np.asarray(fit.latent, "float32"))
     if fit.invented is not None: sp.save_npz(folder / "invented.npz", fit.invented)
-    numbers = {**judge(fit, task), "memory_mb": memory["mb"]}
-    if "label" in task.cells.obs and _has("scib_metrics"): numbers.update(scib(fit.latent, task.cells.obs["label"].to_numpy()))
-    study._write_whole(folder / "numbers.json", json.dumps({k: v if v is None else float(v) for k, v in numbers.items()}, indent=1))
+    _write_numbers(folder / "numbers.json", {**judge(fit, task), "memory_mb": memory["mb"]})
+
+def score(arguments=None):
+    "scib-metrics of all runs in FOLDER that have none yet, in this process: writes scib.json into each, empty where there are no labels."
+    folder = Path(*(arguments or sys.argv[1:]))
+    for kept in sorted(folder.glob("*-seed*/numbers.json")):
+        if (kept.parent / "scib.json").exists(): continue
+        cells = ad.read_h5ad(folder / f"cells-seed{kept.parent.name.split('-seed')[1]}.h5ad", backed="r").obs
+        _write_numbers(kept.parent / "scib.json", scib(np.load(kept.parent / "latent.npy"), cells["label"].to_numpy()) if "label" in cells else {})
+
+def _write_numbers(path, numbers): study._write_whole(path, json.dumps({k: v if v is None else float(v) for k, v in numbers.items()}, indent=1))
 
 def _has(package):
     from importlib.util import find_spec
@@ -283,6 +293,7 @@ def gather(names, methods=tuple(METHODS), out="runs/beyond", seeds="0,1,2,3,4", 
         with ThreadPoolExecutor(min(jobs or cpu_count(), len(tasks))) as pool: ended = [*pool.map(lambda t: _process(python, *t, settings_, progress), tasks)]
         if failed := [e for e in ended if isinstance(e, str)]:
             raise ValueError(f"{len(failed)} of {len(tasks)} runs failed: {'; '.join(failed[:3])}{'; ...' * (len(failed) > 3)}")
+        ended = [{**numbers, **by_scib} for numbers, by_scib in zip(ended, _scores(python, [run for *_, run in tasks]))]
         frame = pd.DataFrame([{"method": m, "variant": METHODS[m][0], "seed": seed, **numbers} for (m, seed, _), numbers in zip(tasks, ended)])
         frame.to_csv(folder / "peers.csv", index=False)
         frames.append(frame.assign(data=beyond.plain(name)))
@@ -294,20 +305,33 @@ def _write_cells(adata, path, seed, n_genes, label_key):
     prepare(adata, seed, n_genes, label_key).write_h5ad(new := path.with_suffix(".new"))
     new.replace(path)
 
+def _scores(python, runs):
+    "The numbers of `score`, one dict for each run, empty without scib-metrics; from one process, as its imports take longer than a run's numbers."
+    kept, log = [run / "scib.json" for run in runs], runs[0].parent / "scib-log.txt"
+    how = "from importlib.util import find_spec\nif find_spec('scib_metrics'):\n    from vampsc import peers\n    peers.score()"
+    if not all(path.exists() for path in kept) and _call(python, [how, str(log.parent)], log):
+        raise ValueError(f"scib-metrics failed: {_last_line(log)}")
+    return [json.loads(path.read_text()) if path.exists() else {} for path in kept]
+
+def _call(python, command, log):
+    "The exit status of a command of Python on one core; what it says is in the log."
+    with open(log, "w") as f:
+        return subprocess.run([python, "-c", *command], stdout=f, stderr=subprocess.STDOUT, env={**os.environ, **beyond.ONE_CORE, "TF_CPP_MIN_LOG_LEVEL": "3"}).returncode
+
+def _last_line(log):
+    said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return f"{said[-1] if said else 'no word of why'} ({log})"
+
 def _process(python, method, seed, folder, settings, progress):
     "The numbers of a run, read or made; or a text that says why there are none."
     start, kept = time.time(), folder / "numbers.json"
     if not kept.exists():
         folder.mkdir(parents=True, exist_ok=True)
         first = "import scvi; " if method in OTHERS else ""                     # before TensorFlow: both bring an LLVM, and only in this order do they get along
-        command = [python, "-c", f"{first}from vampsc import peers; peers.main()", method, str(folder.parent / f"cells-seed{seed}.h5ad"), str(folder), json.dumps({**settings, "seed": seed})]
-        with open(folder / "log.txt", "w") as log:
-            subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **beyond.ONE_CORE, "TF_CPP_MIN_LOG_LEVEL": "3"})
+        _call(python, [f"{first}from vampsc import peers; peers.main()", method, str(folder.parent / f"cells-seed{seed}.h5ad"), str(folder), json.dumps({**settings, "seed": seed})], folder / "log.txt")
     name = f"{METHODS[method][0]}, seed {seed}"
     if progress: print(f"{name}: {time.time() - start:.0f} s{'' if kept.exists() else ', failed'}", flush=True)
-    if kept.exists(): return json.loads(kept.read_text())
-    said = [line for line in (folder / "log.txt").read_text(errors="replace").splitlines() if line.strip()]
-    return f"{name}: {said[-1] if said else 'no word of why'} ({folder / 'log.txt'})"
+    return json.loads(kept.read_text()) if kept.exists() else f"{name}: {_last_line(folder / 'log.txt')}"
 
 # %% ../nbs/20_peers.ipynb #better
 UPWARDS = {"test_marginal_ll": True, "asw": True, "nmi": True, "ari": True, "knn_purity": True, "scib_mean": True, "pcs95": False, "accuracy": False,
