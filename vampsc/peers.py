@@ -176,7 +176,7 @@ def sysvi(task):
 # %% ../nbs/20_peers.ipynb #methods
 METHODS = {"vae": ("VAE", functools.partial(ours, "VAE")), "iaf": ("IAF", functools.partial(ours, "IAF")), "vamp": ("VAMP", functools.partial(ours, "VAMP")),
            "vampiaf": ("VAMPIAF", functools.partial(ours, "VAMPIAF")), "ae": ("AE", functools.partial(ours, "AE")), "plain_ae": ("NB autoencoder", plain_autoencoder),
-           "scvi": ("SCVI, defaults", scvi), "scvi_shape": ("SCVI, our shape", functools.partial(scvi, our_shape=True)), "sysvi": ("SysVI", sysvi), "pca": ("PCA", pca)}
+           "scvi": ("SCVI (defaults)", scvi), "scvi_shape": ("SCVI (our shape)", functools.partial(scvi, our_shape=True)), "sysvi": ("SysVI", sysvi), "pca": ("PCA", pca)}
 OTHERS = ("scvi", "scvi_shape", "sysvi")                                         # need scvi-tools
 
 # %% ../nbs/20_peers.ipynb #judge-fit
