@@ -158,7 +158,7 @@ with torch.inference_mode():
         log_p.append(-ours.mean())
         prior = torch.distributions.Normal(0, 1).log_prob(out["z"]).sum(1).numpy()
         log_w.append(ours + prior - out["qz"].log_prob(out["z"]).sum(1).numpy())
-print(json.dumps({"theirs": fit.numbers, "ours": {"test_nats_per_cell": float(np.mean(log_p)), "test_marginal_ll": float(importance_bound(log_w[:50])[0].mean())}}))
+print(json.dumps({"theirs": fit.numbers, "ours": {"test_nats_per_cell": float(np.mean(log_p)), "test_marginal_ll": [float(importance_bound(log_w[k:k + 50])[0].mean()) for k in range(0, 200, 50)]}}))
 """
 
 
@@ -172,7 +172,8 @@ def test_their_likelihood_is_ours(tmp_path):
     done = subprocess.run([str(THEIRS), "-c", COMPARED, str(tmp_path / "cells.h5ad")], capture_output=True, text=True)
     said = json.loads(done.stdout.splitlines()[-1])
     assert said["theirs"]["test_nats_per_cell"] == pytest.approx(said["ours"]["test_nats_per_cell"], rel=5e-3)
-    assert said["theirs"]["test_marginal_ll"] == pytest.approx(said["ours"]["test_marginal_ll"], abs=0.5)
+    fifties = said["ours"]["test_marginal_ll"]
+    assert np.ptp(fifties) < 1.5 and said["theirs"]["test_marginal_ll"] == pytest.approx(np.mean(fifties), abs=1.5)        # by minibatches it would be off by more than ten
 
 
 JUDGED = """
