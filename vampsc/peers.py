@@ -300,6 +300,7 @@ def gather(names, methods=tuple(METHODS), out="runs/beyond", seeds="0,1,2,3,4", 
         frames.append(frame.assign(data=beyond.plain(name)))
     return pd.concat(frames, ignore_index=True)
 
+# %% ../nbs/20_peers.ipynb #processes
 def _write_cells(adata, path, seed, n_genes, label_key):
     if path.exists(): return
     path.parent.mkdir(parents=True, exist_ok=True)
