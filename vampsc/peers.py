@@ -294,7 +294,7 @@ def gather(names, methods=tuple(METHODS), out="runs/beyond", seeds="0,1,2,3,4", 
         with ThreadPoolExecutor(min(jobs or cpu_count(), len(tasks))) as pool: ended = [*pool.map(lambda t: _process(python, *t, settings_, progress), tasks)]
         if failed := [e for e in ended if isinstance(e, str)]:
             raise ValueError(f"{len(failed)} of {len(tasks)} runs failed: {'; '.join(failed[:3])}{'; ...' * (len(failed) > 3)}")
-        ended = [{**numbers, **by_scib} for numbers, by_scib in zip(ended, _scores(python, [run for *_, run in tasks]))]
+        ended = [{**numbers, **by_scib} for numbers, by_scib in zip(ended, _scores(python, [run for *_, run in tasks], progress))]
         frame = pd.DataFrame([{"method": m, "variant": METHODS[m][0], "seed": seed, **numbers} for (m, seed, _), numbers in zip(tasks, ended)])
         frame.to_csv(folder / "peers.csv", index=False)
         frames.append(frame.assign(data=beyond.plain(name)))
@@ -307,12 +307,13 @@ def _write_cells(adata, path, seed, n_genes, label_key):
     prepare(adata, seed, n_genes, label_key).write_h5ad(new := path.with_suffix(".new"))
     new.replace(path)
 
-def _scores(python, runs):
+def _scores(python, runs, progress):
     "The numbers of `score`, one dict for each run, empty without scib-metrics; from one process, as its imports take longer than a run's numbers."
     kept, log = [run / "scib.json" for run in runs], runs[0].parent / "scib-log.txt"
     how = "from importlib.util import find_spec\nif find_spec('scib_metrics'):\n    from vampsc import peers\n    peers.score()"
-    if not all(path.exists() for path in kept) and _call(python, [how, str(log.parent)], log):
-        raise ValueError(f"scib-metrics failed: {_last_line(log)}")
+    if missing := sum(not path.exists() for path in kept):
+        if progress: print(f"scib-metrics, {missing} runs", flush=True)
+        if _call(python, [how, str(log.parent)], log): raise ValueError(f"scib-metrics failed: {_last_line(log)}")
     return [json.loads(path.read_text()) if path.exists() else {} for path in kept]
 
 def _call(python, command, log):
