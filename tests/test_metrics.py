@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 
 from vampsc.metrics import (active_units, active_units_split_half, activity, activity_split_half, count_marginals, energy_distance,
                             knn_purity, n_components, n_components_split_half, n_labelled, nmi_ari, silhouette, silhouette_samples,
-                            two_sample_accuracy, type_shares)
+                            silhouette_split_half, two_sample_accuracy, type_shares)
 
 
 def groups(n=300, d=6, k=4, seed=0, spread=2.0):
@@ -49,6 +49,32 @@ def test_silhouette_of_any_shape(n, d, k, block_size, seed):
     z, labels = groups(n, d, k, seed)
     if 2 <= len(set(labels)) < n:
         assert np.allclose(silhouette_samples(z, labels, block_size), slow_silhouette(z, labels), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("block_size", [7, 100, 1024])
+def test_silhouette_of_two_halves_straight_from_its_definition(block_size):
+    z, labels = groups()
+    rng = np.random.default_rng(1)
+    a, b = (z + 0.3 * rng.normal(size=z.shape) + shift for shift in (5, -7))            # a shift of a half changes no difference
+    between = lambda x: x[:, None] - x[None]
+    distance = np.sqrt(np.maximum((between(a) * between(b)).sum(-1), 0))
+    assert silhouette_split_half(a, b, labels, block_size) == pytest.approx(sk.silhouette_score(distance, labels, metric="precomputed"), abs=1e-6)
+    assert silhouette_split_half(z, z, labels, block_size) == pytest.approx(silhouette(z, labels), abs=1e-9)
+    labels[::3] = None
+    known = np.arange(300) % 3 > 0
+    assert silhouette_split_half(a, b, labels, block_size) == pytest.approx(silhouette_split_half(a[known], b[known], labels[known]), abs=1e-9)
+    with pytest.raises(ValueError, match="one shape"): silhouette_split_half(a, b[:, :3], labels)
+    with pytest.raises(ValueError, match="block_size"): silhouette_split_half(a, b, labels, 0)
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.3])
+def test_noise_lowers_a_silhouette_but_not_that_of_two_halves(noise):
+    z, labels = groups(1000, 5)
+    z = np.hstack([z, np.zeros((1000, 123))])                                           # in 123 units is nothing but noise
+    rng, exact = np.random.default_rng(2), silhouette(z, labels)
+    a, b = (z + noise * np.sqrt(2) * rng.normal(size=z.shape) for _ in range(2))
+    lost = exact - silhouette((a + b) / 2, labels)
+    assert lost > 0.04 and abs(silhouette_split_half(a, b, labels) - exact) < 0.1 * lost
 
 
 @pytest.mark.parametrize("missing", [np.nan, None, "", " ", pd.NA])

@@ -52,7 +52,14 @@ def test_numbers_of_a_run_are_those_of_its_saved_model(runs, adata):
 def test_sampled_embeddings_are_judged_by_halves(runs):
     iaf = runs[2].metrics
     assert iaf["pcs95"] < iaf["pcs95_10_samples"] and iaf["active_units"] <= iaf["active_units_10_samples"]
-    assert "pcs95_10_samples" not in runs[1].metrics
+    assert "pcs95_10_samples" not in runs[1].metrics and "asw_split_half" not in runs[1].metrics
+
+
+def test_findings_compare_silhouettes_without_noise(runs):
+    iaf, vae = runs[2].metrics, runs[1].metrics
+    assert iaf["asw"] < iaf["asw_split_half"] < 1
+    said = " ".join(study.findings(study.table(runs)))
+    assert f"IAF {iaf['asw_split_half']:.3f}" in said and f"VAE {vae['asw']:.3f}" in said and f"lowers it to {iaf['asw']:.3f}" in said
 
 
 def test_a_finished_run_is_read_back_and_another_configuration_is_not(runs, adata, monkeypatch):

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['activity', 'active_units', 'activity_split_half', 'active_units_split_half', 'n_components',
-           'n_components_split_half', 'n_labelled', 'check_labels', 'silhouette_samples', 'silhouette', 'nmi_ari',
-           'knn_purity', 'two_sample_accuracy', 'energy_distance', 'count_marginals', 'type_shares']
+           'n_components_split_half', 'n_labelled', 'check_labels', 'silhouette_samples', 'silhouette',
+           'silhouette_split_half', 'nmi_ari', 'knn_purity', 'two_sample_accuracy', 'energy_distance',
+           'count_marginals', 'type_shares']
 
 # %% ../nbs/09_metrics.ipynb #imports
 import math, operator
@@ -237,13 +238,15 @@ def _tile(left, right, codes, rows, columns):
     _tile_sums(squares, codes[rows] - of_rows.start, ends, by_row, by_column)
     return by_row, by_column.T, of_rows, of_columns
 
-def _distance_sums(z, codes, block_size):
+def _distance_sums(z, codes, block_size, other=None):
     """Sums over each type of the Euclidean distances from every cell: (cells, types).
 
     codes : types of the cells, 0, 1, ..., sorted. block_size : cells on one side of a tile. Each core works on a tile of its own.
+    other : a second estimate of z; the squared distances are then the products of the differences in both.
     """
-    norm, one = (z * z).sum(1, keepdims=True), np.ones((len(z), 1))
-    left, right = np.hstack([-2 * z, norm, one]), np.hstack([z, one, norm])
+    norm, one = (z * (z if other is None else other)).sum(1, keepdims=True), np.ones((len(z), 1))
+    twice, once = (-2 * z, z) if other is None else (np.hstack([-z, -other]), np.hstack([other, z]))
+    left, right = np.hstack([twice, norm, one]), np.hstack([once, one, norm])
     sums = np.zeros((len(z), codes[-1] + 1))
     starts = [slice(i, i + block_size) for i in range(0, len(z), block_size)]
     with _alone, threadpool_limits(1, "blas"), ThreadPoolExecutor(cpu_count()) as cores:
@@ -284,6 +287,16 @@ def _whole_number(name, value, most=np.inf, why=""):
     raise ValueError(f"{name} must be {range_}, and a whole number; got {value!r}.")
 
 # %% ../nbs/09_metrics.ipynb #silhouette-samples
+def _silhouettes(z, labels, block_size, other=None):
+    "The silhouette of each cell, NaN without a label; other as in `_distance_sums`."
+    block_size = _whole_number("block_size", block_size)
+    z, codes, known, sizes = _labelled_part(z, labels, "The silhouette")
+    by_type = np.flatnonzero(known)[np.argsort(codes[known], kind="stable")]
+    sums = _distance_sums(_centred(z[by_type]), codes[by_type], block_size, None if other is None else _centred(other[by_type]))
+    widths = np.full(len(z), np.nan)
+    widths[by_type] = _widths(sums, codes[by_type], sizes)
+    return widths
+
 def silhouette_samples(z, labels, block_size=1024):
     """Silhouette of each cell with respect to its label, Euclidean, exact (Rousseeuw 1987).
 
@@ -302,13 +315,7 @@ def silhouette_samples(z, labels, block_size=1024):
     ------
     ValueError : fewer than two labels, no label with two cells, lengths that differ, block_size below 1.
     """
-    block_size = _whole_number("block_size", block_size)
-    z, codes, known, sizes = _labelled_part(z, labels, "The silhouette")
-    by_type = np.flatnonzero(known)[np.argsort(codes[known], kind="stable")]
-    sums = _distance_sums(_centred(z[by_type]), codes[by_type], block_size)
-    widths = np.full(len(z), np.nan)
-    widths[by_type] = _widths(sums, codes[by_type], sizes)
-    return widths
+    return _silhouettes(z, labels, block_size)
 
 # %% ../nbs/09_metrics.ipynb #silhouette
 def silhouette(z, labels, block_size=1024):
@@ -321,6 +328,26 @@ def silhouette(z, labels, block_size=1024):
     float : the mean over labelled cells, in [-1, 1].
     """
     return float(np.nanmean(silhouette_samples(z, labels, block_size)))
+
+# %% ../nbs/09_metrics.ipynb #silhouette-split-half
+def silhouette_split_half(mean_a, mean_b, labels, block_size=1024):
+    """ASW of E[z|x] from two independent Monte Carlo means of it, free of what their noise takes from a `silhouette`.
+
+    Parameters
+    ----------
+    mean_a, mean_b : (cells, units) two estimates of E[z|x] from independent samples, cells in the same order.
+    labels, block_size : as in `silhouette_samples`.
+
+    Returns
+    -------
+    float : the mean over labelled cells, in [-1, 1]; with the same matrix twice, its `silhouette`.
+
+    Raises
+    ------
+    ValueError : a half is no matrix of finite numbers, their shapes differ, or as in `silhouette_samples`.
+    """
+    a, b = _as_centred_pair(mean_a, mean_b)
+    return float(np.nanmean(_silhouettes(a, labels, block_size, b)))
 
 # %% ../nbs/09_metrics.ipynb #nmi-ari
 def nmi_ari(z, labels, n_clusters=None, seed=0):
@@ -394,7 +421,7 @@ def two_sample_accuracy(real, invented, seed=0, most=1000):
 
 # %% ../nbs/09_metrics.ipynb #energy-distance
 def energy_distance(real, invented, n_permutations=200, seed=0, most=1000):
-    """Energy distance of two sets of cells, equation (9), on log-normalised expression, with a permutation test (Székely & Rizzo 2013).
+    """Energy distance of two sets of cells, equation (10), on log-normalised expression, with a permutation test (Székely & Rizzo 2013).
 
     Parameters
     ----------
