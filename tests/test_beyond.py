@@ -101,6 +101,9 @@ def test_compare_is_the_paired_t_interval():
 def test_numbers_in_words():
     assert beyond.told((1.234, 1.0, 1.5), 2) == "1.23 [1.00, 1.50]" and beyond.told((1.234, np.nan, np.nan), 1) == "1.2"
     assert beyond.told({"mean": 1, "low": 0.5, "high": 1.5, "clear": True}, 1) == "+1.0 [+0.5, +1.5]"
+    whole = pd.DataFrame({"variant": ["a", "b"] * 3, "seed": [0, 0, 1, 1, 2, 2], "pcs95": [8, 6, 9, 7, 8, 6], "same": [1] * 6})
+    assert beyond.told(beyond.compare(whole, "b", "a", "pcs95"), 1) == "-2.0 in every seed"
+    assert beyond.told(beyond.compare(whole, "b", "a", "same"), 1) == "0 in every seed"
     frame = pd.DataFrame({"variant": ["b", "b", "a"], "x": [1.0, 3.0, np.nan]})
     assert beyond.summary(frame, {"x": "X", "absent": "Y"}, 1).to_dict() == {"X": {"b": "2.0 [-10.7, 14.7]", "a": "-"}}
 

@@ -189,9 +189,10 @@ def compare(frame, more, less, metric):
     return {"mean": mean, "low": low, "high": high, "seeds": len(differences), "clear": bool(low > 0 or high < 0)}
 
 def told(value, digits=3, signed=False):
-    "A difference, or an interval (mean, low, high), in words: '0.05 [0.02, 0.08]', with '(not clear)' where a difference is none."
+    "A difference, or an interval (mean, low, high), in words: '0.05 [0.02, 0.08]', with '(not clear)' where a difference is none; '-1 in every seed' where all are the same."
     mean, low, high = (value[k] for k in ("mean", "low", "high")) if isinstance(value, dict) else value
     form = lambda v: f"{v:{'+' if signed or isinstance(value, dict) else ''}.{digits}f}"
+    if isinstance(value, dict) and low == high: return f"{form(mean) if mean else '0'} in every seed"      # whole numbers can be, and an interval would say too much
     text = form(mean) + ("" if np.isnan(low) else f" [{form(low)}, {form(high)}]")
     return text + (" (not clear)" if isinstance(value, dict) and not value["clear"] else "")
 
