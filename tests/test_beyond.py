@@ -105,7 +105,7 @@ def test_numbers_in_words():
     assert beyond.told(beyond.compare(whole, "b", "a", "pcs95"), 1) == "-2.0 in every seed"
     assert beyond.told(beyond.compare(whole, "b", "a", "same"), 1) == "0 in every seed"
     frame = pd.DataFrame({"variant": ["b", "b", "a"], "x": [1.0, 3.0, np.nan]})
-    assert beyond.summary(frame, {"x": "X", "absent": "Y"}, 1).to_dict() == {"X": {"b": "2.0 [-10.7, 14.7]", "a": "-"}}
+    assert beyond.summary(frame, {"x": "X", "absent": "Y"}, 1).to_dict() == {"X": {"b": "2.0 [-10.7,\u00a014.7]", "a": "-"}}
 
 
 # ---- programmes and components

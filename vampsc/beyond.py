@@ -206,7 +206,8 @@ def summary(frame, metrics_, digits=3, by="variant"):
         if column not in frame: continue
         at = digits.get(column, 3) if isinstance(digits, dict) else digits
         groups = frame.groupby(by, sort=False)[column]
-        cells[heading] = {name: told(tables.interval(values.dropna()), at) if values.notna().any() else "-" for name, values in groups}
+        words = {name: told(tables.interval(values.dropna()), at) if values.notna().any() else "-" for name, values in groups}
+        cells[heading] = {name: text.replace(", ", ",\u00a0") for name, text in words.items()}          # a narrow column breaks before an interval, not in it
     return pd.DataFrame(cells).rename_axis(None)
 
 # %% ../nbs/19_beyond.ipynb #gather
