@@ -38,10 +38,11 @@ class Task:
 
 @dataclasses.dataclass
 class Fitted:
-    "What a method made of the cells: latent (cells, units); numbers, a dict; invented, counts (n, genes) drawn from its prior, or None."
+    "What a method made of the cells: latent (cells, units); numbers, a dict; invented, counts (n, genes) drawn from its prior, or None; halves of a sampled latent, or None."
     latent: np.ndarray
     numbers: dict
     invented: sp.csr_matrix | None = None
+    halves: list | None = None
 
 def prepare(adata, seed=0, n_genes=1000, label_key="auto", test=0.2):
     """The cells as all methods see them: an AnnData (cells, n_genes) of counts with `split` and, where there are labels, `label` in obs.
@@ -65,9 +66,9 @@ def ours(model, task):
     start = time.perf_counter()
     made.train(training.get_profile(task.profile, max_epochs=task.epochs), progress=False)
     seconds = time.perf_counter() - start
-    numbers, latent = study.judge(made, task.cells.obs["label"].to_numpy() if "label" in task.cells.obs else None)
+    numbers, latent = study.judge(made)
     invented = None if made.network.prior is None else made.sample_prior(beyond.N_INVENTED, seed=task.seed).X
-    return Fitted(latent, {**numbers, "epochs": len(made.history), "train_seconds": seconds}, invented)
+    return Fitted(latent, {**numbers, "epochs": len(made.history), "train_seconds": seconds}, invented, study.embed(made)[1])
 
 # %% ../nbs/20_peers.ipynb #pca
 def log_normalised(task):
@@ -187,7 +188,7 @@ def judge(fit, task):
     Returns a dict, by the names of study.judge and beyond.judge_invented. task.cells.obs["label"], if it is there, is judged by; empty texts are cells without a label.
     """
     said = {"pcs95": metrics.n_components(fit.latent), **fit.numbers}
-    if "label" in task.cells.obs and "asw" not in said: said.update(study._by_labels(fit.latent, task.cells.obs["label"].to_numpy()))
+    if "label" in task.cells.obs: said.update(study._by_labels(fit.latent, task.cells.obs["label"].to_numpy(), fit.halves))
     if fit.invented is not None: said["accuracy"] = metrics.two_sample_accuracy(task.cells.X[task.split.test], fit.invented, task.seed)["accuracy"]
     return said
 
