@@ -1,4 +1,5 @@
 """Sweeps of variants, their differences, and the notebooks of the open questions."""
+import os
 import sys
 
 import nbformat
@@ -52,6 +53,49 @@ def test_a_run_that_fails_does_not_stop_the_others(adata, tmp_path, capsys):
         beyond.sweep(adata, [wrong, TWO[0]], tmp_path, seeds=[0], jobs=1, **TINY)
     assert (tmp_path / "vae" / "vae-seed0" / "metrics.json").exists() and "wrong, seed 0" in capsys.readouterr().out
     with pytest.raises(ValueError, match="at least one"): beyond.sweep(adata, [], tmp_path)
+    with pytest.raises(ValueError, match="1 of 1 runs failed: typo, seed 0: TypeError: .*n_latnt"):
+        beyond.sweep(adata, [beyond.Variant("typo", "vae", {"n_latnt": 4})], tmp_path, seeds=[0], jobs=1, **TINY)
+
+
+def test_what_is_well_is_written_when_another_data_set_fails(adata, tmp_path):
+    adata.write_h5ad(tmp_path / "well.h5ad")
+    few = adata[:, :40].copy()                                                   # less than the 60 genes wanted: no reason to fail
+    few.X = few.X.astype("float32") + 0.5
+    few.write_h5ad(tmp_path / "bad.h5ad")
+    with pytest.raises(ValueError, match="1 of 2 runs failed: bad, full, seed 0: .*The others are kept"):
+        beyond.gather("q", [tmp_path / "bad.h5ad", tmp_path / "well.h5ad"], TWO[:1], tmp_path / "out", "0", jobs=1, max_epochs=1, n_genes=60, hidden=(8,), n_latent=4)
+    assert len(pd.read_csv(tmp_path / "out" / "well" / "q.csv")) == 1 and not (tmp_path / "out" / "bad" / "q.csv").exists()
+
+
+class Ends:
+    "Ends the process that is sent it."
+    obs = pd.DataFrame()
+
+    def __reduce__(self): return os._exit, (1,)
+
+
+def test_a_process_that_is_killed_is_said(tmp_path):
+    with pytest.raises(ValueError, match="ended from outside, most likely for want of memory; .*fewer jobs than 2"):
+        beyond.sweep(Ends(), TWO, tmp_path, seeds=[0, 1], jobs=2, progress=False, **TINY)
+
+
+def test_lists_that_make_no_sense_are_named_before_anything_is_trained(adata, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "run", lambda *a, **k: pytest.fail("trained"))
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    (tmp_path / "b").mkdir()
+    one, two = tmp_path / "x.h5ad", tmp_path / "b" / "x.h5ad"
+    for names, seeds, words in (([one, two], "0", "names of their folders: 'x' is there twice"), ("", "0", "none is named"), (one, "0,a", "seeds: '0,a' is no list of whole numbers"),
+                                (one, "1,1", "seeds: 1 is there twice"), (one, " ", "seeds: none is named"), ([one, tmp_path / "lost.h5ad"], "0", "lost.h5ad")):
+        with pytest.raises(ValueError, match=words): beyond.gather("q", names, TWO, tmp_path / "out", seeds, jobs=1)
+    with pytest.raises(ValueError, match="no column 'celltype'.*Did you mean 'cell_type'"): beyond.gather("q", [one, "pancreas"], TWO, tmp_path / "out", "0", label_key="celltype")
+
+
+def test_real_cells_are_judged_anew_by_other_labels_splits_and_genes():
+    config = {"data": "d", "labels": "l", "settings": {"split": "Split a", "n_genes": 60, "gene_space": "auto", "n_latent": 4}}
+    changed = lambda **to: beyond._of_real_cells({**config, **to})
+    assert changed() == changed(settings={**config["settings"], "n_latent": 8})                        # a matter of the model
+    assert len({changed(), changed(labels="m"), changed(data="e"), changed(settings={**config["settings"], "split": "Split b"}),
+                changed(settings={**config["settings"], "n_genes": 61})}) == 5
 
 
 def test_processes_give_the_same_numbers(adata, swept, tmp_path):
@@ -180,12 +224,15 @@ def test_notebook_of_a_question(question, folder, cells_in_a_file):
     said = next(o["data"]["text/markdown"] for c in done.cells if c.id == "summary" or "lines.append" in c.source for o in c.get("outputs", []) if "text/markdown" in o.get("data", {}))
     assert said.startswith("- **Asked:**") and "some-cells" in said and said.count("\n- ") < 10
     assert page.suffix == ".html" and "nan" not in said.lower()
+    assert "What one sees" not in page.read_text() and "Summary" in page.read_text()                     # that is of the cells that the book shows
+    for more in {"pseudo_inputs": ["pseudo_inputs_components"], "active_units": ["active_units_by_samples"], "linear_decoder": ["linear_decoder_markers"]}.get(question, []):
+        assert set(pd.read_csv(folder / "some-cells" / f"{more}.csv").seed) == {0, 1}
 
 
 def test_questions_share_their_runs(folder):
-    "Trained once: the seconds of training are those of the same run to the last digit."
+    assert len(list((folder / "some-cells").glob("vae/vae-seed*/metrics.json"))) == 2                  # a VAE of weight 1 has but this one folder
     for variant, as_it_was_called in (("VAE", "VAE x 1"), ("VAMP", "VAMP x 1")):
-        both, kl = (pd.read_csv(folder / "some-cells" / f"{q}.csv").query("variant == @v").train_seconds.tolist()
+        both, kl = (pd.read_csv(folder / "some-cells" / f"{q}.csv").query("variant == @v").test_nats_per_cell.tolist()
                     for q, v in (("both", variant), ("kl_weight", as_it_was_called)))
         assert both == kl and len(both) == 2
     assert len(list((folder / "some-cells" / "real").glob("*.json"))) == 2                             # real cells are judged once a seed
@@ -194,7 +241,8 @@ def test_questions_share_their_runs(folder):
 def test_wrong_questions_and_parameters_are_named(tmp_path):
     with pytest.raises(ValueError, match="question 'why' is not known; there are kl_weight"): beyond.make("why", tmp_path)
     with pytest.raises(ValueError, match="parameter 'weihgts' is not known"): beyond.make("kl_weight", tmp_path, weihgts="1")
-    with pytest.raises(ValueError, match="-1 is below 0"): beyond.make("kl_weight", tmp_path, weights="1,-1")
+    for weights, words in (("1,-1", "-1 is below 0"), ("1", "at least one below 1 is needed"), ("10,1,0.1", "none above")):
+        with pytest.raises(ValueError, match=words): beyond.make("kl_weight", tmp_path, weights=weights)
 
 
 def test_cells_without_labels(tmp_path):
@@ -203,3 +251,19 @@ def test_cells_without_labels(tmp_path):
     bare.write_h5ad(tmp_path / "bare.h5ad")
     beyond.make("kl_weight", tmp_path / "out", organs=str(tmp_path / "bare.h5ad"), **SMALL, weights="1,1e-4")
     assert "asw" not in pd.read_csv(tmp_path / "out" / "bare" / "kl_weight.csv")
+
+
+@pytest.mark.parametrize("question", beyond.QUESTIONS)
+def test_one_seed_of_cells_with_labels_and_of_some_without(question, tmp_path):
+    "What cannot be said of a data set is left out, of that one alone."
+    cells = organs.load("pancreas")[::4].copy()
+    cells.write_h5ad(tmp_path / "named.h5ad")
+    del cells.obs["cell_type"]
+    cells.write_h5ad(tmp_path / "bare.h5ad")
+    given = {**SMALL, **OWN.get(question, {}), "seeds": "0"} | ({"methods": "vae,vamp"} if question == "peers" else {})
+    if question == "active_units": del given["n_pseudo_inputs"]
+    beyond.make(question, tmp_path / "out", organs=f"{tmp_path / 'named.h5ad'},{tmp_path / 'bare.h5ad'}", **given)
+    done = nbformat.read(tmp_path / "out" / f"{question}.ipynb", 4)
+    said = next(o["data"]["text/markdown"] for c in done.cells if c.id == "summary" or "lines.append" in c.source for o in c.get("outputs", []) if "text/markdown" in o.get("data", {}))
+    assert "named" in said and "bare" in said and "nan" not in said.lower()
+    if question == "peers": assert "of our own models clearly better than the VAMP" in said and "peers clearly" not in said

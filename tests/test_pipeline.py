@@ -96,3 +96,41 @@ def test_runs_go_side_by_side_as_memory_allows(tmp_path):
     assert "threads: 2" not in planned(tmp_path, "organs=pancreas", "mem_mb=10")                  # one core each
     assert "threads: 2" in planned(tmp_path, "organs=pancreas", "mem_mb=1000000000")
     assert planned(tmp_path, "organs=pancreas", "models=ae", "mem_mb=10").count("threads: 2") == 2     # one run, and its report
+
+
+# ---- the open questions
+
+def ask(folder, *config, options=()):
+    return subprocess.run([SNAKEMAKE, "-s", ROOT / "workflow" / "Snakefile", "--cores", "2", "beyond", *options, "--config", *config],
+                          cwd=folder, capture_output=True, text=True, timeout=900)
+
+
+def test_a_question_is_asked_again_when_it_is_another(tmp_path):
+    cells = ad.read_h5ad(next((ROOT / "vampsc" / "data").glob("*.h5ad")))[::4].copy()
+    cells.write_h5ad(tmp_path / "some.h5ad")
+    cells.X = np.log1p(cells.X)
+    cells.write_h5ad(tmp_path / "logs.h5ad")
+    small = ["questions=both", "max_epochs=1", "n_genes=60", "set=hidden=8 n_latent=4 n_pseudo_inputs=10"]
+
+    failed = ask(tmp_path, *small, "seeds=0,1", "organs=logs.h5ad")
+    assert failed.returncode != 0 and re.search(r"vampsc: both failed: .*look log-transformed", failed.stderr)
+    assert "vampsc tables" not in failed.stderr
+
+    done = ask(tmp_path, *small, "seeds=0,1", "organs=some.h5ad")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs/beyond/both.html").exists()
+    raw = pd.read_csv(tmp_path / "runs/beyond/some/both.csv")
+    assert set(raw.seed) == {0, 1} and (raw.n_genes == 60).all()
+
+    assert "Nothing to be done" in ask(tmp_path, *small, "seeds=0,1", "organs=some.h5ad").stderr
+    again = ask(tmp_path, *small, "seeds=0,1,2", "organs=some.h5ad", options=["-n"])
+    assert "reason: Updated input files: runs/beyond/.both.asked" in again.stdout + again.stderr
+
+
+def test_what_the_questions_do_not_take_is_refused(tmp_path):
+    plan = ask(tmp_path, "organs=pancreas", options=["-n"])
+    assert re.search(r"^question +5$", plan.stdout + plan.stderr, re.M)
+    for config, words in (("questions=why", "question 'why' is not known; there are kl_weight"), ("batch_key=donor", "'batch_key' is for the study"),
+                          ("organs=a/x.h5ad,b/x.h5ad", "have one name")):
+        done = ask(tmp_path, config, options=["-n"])
+        assert done.returncode != 0 and words in done.stdout + done.stderr

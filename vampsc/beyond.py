@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['N_INVENTED', 'ONE_CORE', 'QUESTIONS', 'Variant', 'judge_cells', 'judge_invented', 'judge_real', 'run', 'sweep',
-           'compare', 'told', 'summary', 'listed', 'plain', 'gather', 'marker_genes', 'programmes', 'marker_agreement',
-           'component_use', 'make']
+           'compare', 'told', 'summary', 'listed', 'plain', 'gather', 'part_of', 'marker_genes', 'programmes',
+           'marker_agreement', 'component_use', 'make']
 
 # %% ../nbs/19_beyond.ipynb #imports
 import contextlib, dataclasses, functools, json, os, re, time
 from importlib import resources
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 import numpy as np, pandas as pd
 from joblib import Parallel, cpu_count, delayed
@@ -17,7 +18,7 @@ from scipy import special, stats
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 from .priors import gaussian_log_densities
-from . import counts, metrics, models, organs, study, tables, training
+from . import counts, downloads, metrics, models, organs, study, tables, training
 
 # %% ../nbs/19_beyond.ipynb #variant
 @dataclasses.dataclass(frozen=True)
@@ -105,16 +106,22 @@ def run(adata, variant, out, profile="brisk", seed=0, label_key=None, test=0.2, 
     row = {"variant": variant.name, "seed": seed, "folder": done.folder.as_posix(), **variant.settings, **done.metrics}
     if not invent or models.PRESETS[variant.model.upper()] is models.AE: return row
     labels = done.cells["label"].to_numpy() if "label" in done.cells else None
-    genes, seen = done.metrics["n_genes"], functools.cache(lambda: models.load(done.folder / "model", adata))
+    seen = functools.cache(lambda: models.load(done.folder / "model", adata))
     invented = _kept(done.folder / "invented.json", lambda: judge_invented(seen(), labels, seed))
-    real = _kept(Path(out) / "real" / f"{done.config['data']}-{genes}-genes-seed{seed}.json", lambda: judge_real(seen(), labels, seed))
+    real = _kept(Path(out) / "real" / f"{_of_real_cells(done.config)}-seed{seed}.json", lambda: judge_real(seen(), labels, seed))
     return {**row, **invented, **{f"real_{name}": value for name, value in real.items()}}
 
+def _of_real_cells(config):
+    "A short hash of all that decides what is said of real cells: not the model, so that all variants share it."
+    settings = config["settings"]
+    return study.hash_of(config["data"], config.get("labels"), config.get("gene_space"), *(settings.get(k) for k in ("split", "n_genes", "gene_space", "layer", "use_raw")))
+
 def _kept(path, how):
-    "What a file of JSON holds; where there is none, it is made."
+    "What a file of JSON holds; where there is none, it is made, by one process of those that want it."
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        study._write_whole(path, json.dumps(how(), indent=1))
+        with downloads.alone(path):
+            if not path.exists(): study._write_whole(path, json.dumps(how(), indent=1))
     return json.loads(path.read_text())
 
 # %% ../nbs/19_beyond.ipynb #one-core
@@ -135,7 +142,7 @@ def _try(task):
     "(the row of a run, or the error that stopped it, in one line; seconds)."
     start = time.time()
     try: return run(**task), time.time() - start
-    except (ValueError, OSError, FloatingPointError) as error: return f"{type(error).__name__}: {error}", time.time() - start
+    except Exception as error: return f"{type(error).__name__}: {error}", time.time() - start
 
 # %% ../nbs/19_beyond.ipynb #sweep
 def sweep(adata, variants, out, seeds=range(5), profile="brisk", label_key="auto", jobs=None, progress=True, **settings):
@@ -153,25 +160,37 @@ def sweep(adata, variants, out, seeds=range(5), profile="brisk", label_key="auto
 
     Raises
     ------
-    ValueError : no variants or seeds, or runs that failed, by name, after all others were done; the same call tries these again.
+    ValueError : no variants or seeds, or a seed twice; runs that failed, by name, after all others were done; a process that was ended from outside. The same
+        call tries again what is missing.
     """
+    rows, failed, n = _sweep(adata, variants, out, seeds, profile, label_key, jobs, progress, **settings)
+    if failed: raise ValueError(_told_failed(failed, n))
+    return pd.DataFrame(rows)
+
+def _sweep(adata, variants, out, seeds, profile, label_key, jobs, progress=True, **settings):
+    "(rows of the runs that ended well, sentences about those that did not, the number of all)."
     label_key, jobs = organs.label_key(adata, label_key), jobs or cpu_count()
-    tasks = [dict(adata=adata, variant=v, out=out, profile=profile, seed=int(s), label_key=label_key, **settings) for v in variants for s in seeds]
-    if not tasks: raise ValueError("a sweep needs at least one variant and one seed.")
+    tasks = [dict(adata=adata, variant=v, out=out, profile=profile, seed=s, label_key=label_key, **settings) for v in variants for s in _seeds(seeds)]
+    if not tasks: raise ValueError("a sweep needs at least one variant.")
     rows, failed = [None] * len(tasks), []
     jobs = min(jobs, len(tasks))
     with contextlib.ExitStack() as within:
         if jobs > 1: within.enter_context(_environment(**ONE_CORE, TF_CPP_MIN_LOG_LEVEL="3"))
         pool = within.enter_context(Parallel(jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs", max_nbytes=None))
-        for n, (i, (row, seconds)) in enumerate(pool(delayed(_numbered)(i, task) for i, task in enumerate(tasks)), 1):
-            name = f"{tasks[i]['variant'].name}, seed {tasks[i]['seed']}"
-            if isinstance(row, str): failed.append(f"{name}: {row}")
-            else: rows[i] = row
-            if progress: print(f"{n} of {len(tasks)}: {name}, {seconds:.0f} s{', failed' if isinstance(row, str) else ''}", flush=True)
-    if failed: raise ValueError(f"{len(failed)} of {len(tasks)} runs failed: {'; '.join(failed[:3])}{'; ...' * (len(failed) > 3)}")
-    return pd.DataFrame(rows)
+        try:
+            for n, (i, (row, seconds)) in enumerate(pool(delayed(_numbered)(i, task) for i, task in enumerate(tasks)), 1):
+                name = f"{tasks[i]['variant'].name}, seed {tasks[i]['seed']}"
+                if isinstance(row, str): failed.append(f"{name}: {row}")
+                else: rows[i] = row
+                if progress: print(f"{n} of {len(tasks)}: {name}, {seconds:.0f} s{', failed' if isinstance(row, str) else ''}", flush=True)
+        except BrokenProcessPool:
+            raise ValueError(f"a process was ended from outside, most likely for want of memory; what is finished is kept, and the same call with fewer jobs than {jobs} goes on") from None
+    return [row for row in rows if row is not None], failed, len(tasks)
 
 def _numbered(i, task): return i, _try(task)
+
+def _told_failed(failed, n):
+    return f"{len(failed)} of {n} runs failed: {'; '.join(failed[:3])}{'; ...' * (len(failed) > 3)}. The others are kept; the same call tries these again, other seeds may do without them."
 
 # %% ../nbs/19_beyond.ipynb #compare
 def compare(frame, more, less, metric):
@@ -210,15 +229,38 @@ def summary(frame, metrics_, digits=3, by="variant"):
         cells[heading] = {name: text.replace(", ", ",\u00a0") for name, text in words.items()}          # a narrow column breaks before an interval, not in it
     return pd.DataFrame(cells).rename_axis(None)
 
-# %% ../nbs/19_beyond.ipynb #gather
+# %% ../nbs/19_beyond.ipynb #names
 def listed(value):
     "'a, b' or a list of names or numbers, as a list of texts."
     return [str(v).strip() for v in (value if isinstance(value, (list, tuple)) else str(value).split(",")) if str(v).strip()]
+
+def _once(values, what):
+    "The values, a list; ValueError where there are none, or one is there twice."
+    if not values: raise ValueError(f"{what}: none is named.")
+    if twice := [v for v in values if values.count(v) > 1]: raise ValueError(f"{what}: {twice[0]!r} is there twice.")
+    return values
+
+def _seeds(seeds):
+    "Seeds, any row of them or with commas, as whole numbers."
+    try: found = [int(s) for s in listed(seeds if isinstance(seeds, (str, int)) else list(seeds))]
+    except (TypeError, ValueError): raise ValueError(f"seeds: {seeds!r} is no list of whole numbers with commas, such as 0,1,2.") from None
+    return _once(found, "seeds")
+
+def _data_sets(names, label_key):
+    """Organs and files, a list or with commas, as a dict from the name of a folder to each.
+
+    Where there are several, all are loaded and their labels looked at first: an error in the last is told before anything is trained.
+    """
+    names = listed(names)
+    found = dict(zip(_once([plain(name) for name in names], "organs, by the names of their folders"), names))
+    for name in names * (len(names) > 1): study._labels_to_judge(organs.load(name), label_key)
+    return found
 
 def plain(name):
     "The name of an organ as that of a folder: pancreas:paper -> pancreas-paper, data/my.h5ad -> my."
     return re.sub(r"[^\w.-]+", "-", Path(name).stem if str(name).endswith((".h5ad", ".zarr")) else str(name))
 
+# %% ../nbs/19_beyond.ipynb #gather
 def gather(question, names, variants, out="runs/beyond", seeds="0,1,2,3,4", profile="brisk", label_key="auto", jobs=None, n_genes=None, max_epochs=None,
            **settings):
     """The sweeps of a question over several data sets, in one table.
@@ -231,16 +273,22 @@ def gather(question, names, variants, out="runs/beyond", seeds="0,1,2,3,4", prof
 
     Returns
     -------
-    DataFrame : the rows of all sweeps, with a column `data`, the data set. Raises what organs.load and `sweep` raise.
+    DataFrame : the rows of all sweeps, with a column `data`, the data set. Raises what organs.load and `sweep` raise; of runs that failed, after those of all data
+        sets, with the others in the csv.
     """
-    profile, frames = training.get_profile(profile, n_genes=n_genes, max_epochs=max_epochs), []
-    for name in listed(names):
-        adata = organs.load(name)
-        folder = Path(out) / plain(name)
-        frame = sweep(adata, variants(adata) if callable(variants) else variants, folder, [int(s) for s in listed(seeds)], profile, label_key, jobs, **settings)
-        frame.drop(columns="folder").to_csv(folder / f"{question}.csv", index=False)
-        frames.append(frame.assign(data=plain(name)))
+    profile, frames, failed, n = training.get_profile(profile, n_genes=n_genes, max_epochs=max_epochs), [], [], 0
+    for data, name in _data_sets(names, label_key).items():
+        adata, folder = organs.load(name), Path(out) / data
+        rows, wrong, tried = _sweep(adata, variants(adata) if callable(variants) else variants, folder, seeds, profile, label_key, jobs, **settings)
+        failed, n = failed + [f"{data}, {sentence}" for sentence in wrong], n + tried
+        if rows: pd.DataFrame(rows).drop(columns="folder").to_csv(folder / f"{question}.csv", index=False)
+        frames.append(pd.DataFrame(rows).assign(data=data))
+    if failed: raise ValueError(_told_failed(failed, n))
     return pd.concat(frames, ignore_index=True)
+
+def part_of(frame, data):
+    "The runs of one data set, with those columns of the frame that say something of it: of cells without labels, none about types."
+    return frame[frame["data"] == data].dropna(axis=1, how="all")
 
 # %% ../nbs/19_beyond.ipynb #markers
 def marker_genes(path=None):
@@ -307,6 +355,7 @@ def make(question, out="runs/beyond", **parameters):
     Parameters
     ----------
     question : one of QUESTIONS. out : the folder for runs, tables and pages. **parameters : of the notebook, such as organs="pancreas,my.h5ad", seeds="0,1,2".
+        What the notebook says of the data sets that it is shown for is left out.
 
     Returns
     -------
@@ -317,4 +366,4 @@ def make(question, out="runs/beyond", **parameters):
     ValueError : an unknown question or parameter, or whatever the notebook could not do, in one line.
     """
     if question not in QUESTIONS: raise ValueError(f"question {question!r} is not known; there are {', '.join(QUESTIONS)}.")
-    return study._fill_in(study.TEMPLATE.with_name(f"{question}.ipynb"), Path(out) / f"{question}.ipynb", {**parameters, "out": Path(out).as_posix()})
+    return study._fill_in(study.TEMPLATE.with_name(f"{question}.ipynb"), Path(out) / f"{question}.ipynb", {**parameters, "out": Path(out).as_posix()}, leave_out=["md-what-one-sees"])

@@ -47,20 +47,25 @@ class Fitted:
 def prepare(adata, seed=0, n_genes=1000, label_key="auto", test=0.2):
     """The cells as all methods see them: an AnnData (cells, n_genes) of counts with `split` and, where there are labels, `label` in obs.
 
-    adata : AnnData of raw counts. seed, test : of the split, as in beyond.run. Raises what models.VAE raises.
+    adata : AnnData of raw counts. seed, test : of the split, as in beyond.run. label_key : as in study.run; what is missing or blank is an empty text.
+    ValueError : what models.VAE and study.run say of counts and labels.
     """
-    label_key = organs.label_key(adata, label_key)
+    _, labels = study._labels_to_judge(adata, label_key)
     chosen = models.VAE(adata, n_genes=n_genes, split=counts.split_cells(adata.n_obs, seed, test=test), seed=seed, hidden=(1,), n_latent=1)
     parts = np.full(adata.n_obs, "train", object)
     for part in ("validation", "test"): parts[getattr(chosen.split, part)] = part
     obs = pd.DataFrame({"split": parts}, index=adata.obs_names.astype(str))
-    if label_key: obs["label"] = adata.obs[label_key].astype(object).where(adata.obs[label_key].notna(), "").astype(str).to_numpy()
+    if labels is not None: obs["label"] = pd.Series(labels.astype(object)).fillna("").astype(str).to_numpy()
     genes = pd.DataFrame({"symbol": [str(s) for s in chosen.genes.symbols]}, index=[str(i) for i in chosen.genes.ids])
     return ad.AnnData(sp.csr_matrix(chosen.X[np.arange(adata.n_obs)]), obs, genes)
 
 # %% ../nbs/20_peers.ipynb #ours
 def ours(model, task):
-    "One of our presets, by its name: the same numbers as those of a study, and cells that it invents."
+    """One of our presets, trained by a profile for the task's epochs: the same numbers as those of a study, and cells that it invents.
+
+    model : "AE", "VAE", "IAF", "VAMP" or "VAMPIAF". task : Task. Returns a Fitted: latent (cells, units); numbers of study.judge in nats per test cell, epochs,
+    train_seconds; beyond.N_INVENTED cells, none of an AE. Raises what the model's `train` raises.
+    """
     pseudo = {"n_pseudo_inputs": task.n_pseudo_inputs} if "VAMP" in model else {}
     made = getattr(models, model)(task.cells, gene_space=None, split=task.split, seed=task.seed, hidden=task.hidden, n_latent=task.n_latent, **pseudo)
     start = time.perf_counter()
@@ -72,12 +77,15 @@ def ours(model, task):
 
 # %% ../nbs/20_peers.ipynb #pca
 def log_normalised(task):
-    "log(1 + x / s) of all cells, (cells, genes), dense float32: what an encoder of ours sees, scanpy's normalize_total(1e4) and log1p."
+    "log(1 + 10,000 x / total) of all cells of a Task, (cells, genes), dense float32: what an encoder of ours sees, scanpy's normalize_total(1e4) and log1p."
     x = task.cells.X.toarray()
     return np.log1p(1e4 * x / x.sum(1, keepdims=True)).astype("float32")
 
 def pca(task, n_components=50):
-    "Principal components of log-normalised counts, found on the training cells."
+    """Principal components of log-normalised counts, found on the training cells.
+
+    task : Task. n_components : at most as many as genes or training cells. Returns a Fitted: latent (cells, n_components), train_seconds.
+    """
     u = log_normalised(task)
     start = time.perf_counter()
     axes = PCA(min(n_components, u.shape[1], len(task.split.train)), random_state=task.seed).fit(u[task.split.train])
@@ -85,7 +93,10 @@ def pca(task, n_components=50):
 
 # %% ../nbs/20_peers.ipynb #plain-autoencoder
 def plain_autoencoder(task):
-    "A negative-binomial autoencoder in plain Keras: dense ReLU layers of the same sizes, log-gamma functions, Adam with its own learning rate, early stopping."
+    """A negative-binomial autoencoder in plain Keras: dense ReLU layers of the same sizes, log-gamma functions, Adam with its own learning rate, early stopping.
+
+    task : Task; of its profile only the patience is used. Returns a Fitted: latent (cells, n_latent); test_nats_per_cell, epochs, train_seconds.
+    """
     keras.utils.set_random_seed(task.seed)
     x, u = task.cells.X.toarray().astype("float32"), log_normalised(task)
     library = x.sum(1, keepdims=True)
@@ -127,7 +138,11 @@ def _lgamma(x):
 
 # %% ../nbs/20_peers.ipynb #scvi
 def scvi(task, our_shape=False):
-    "scvi-tools' SCVI: nothing but the split changed, or in our shape, with an NB, without KL warm-up, and with its own early stopping."
+    """scvi-tools' SCVI (Lopez et al. 2018): nothing but the split changed, or in our shape, with an NB, without KL warm-up, and with its own early stopping.
+
+    task : Task. Returns a Fitted: latent (cells, units); loss, ELBO and bound of the test cells in nats per cell, by its own functions; active_units, largest_theta, epochs,
+    train_seconds; beyond.N_INVENTED cells. ModuleNotFoundError : without scvi-tools.
+    """
     import scvi as tools, torch
     tools.settings.seed, tools.settings.verbosity = task.seed, 40
     cells = ad.AnnData(task.cells.X.astype("float32"), task.cells.obs[[]].copy())
@@ -164,7 +179,10 @@ def _scvi_cells(model, task, torch):
 
 # %% ../nbs/20_peers.ipynb #sysvi
 def sysvi(task):
-    "scvi-tools' SysVI, a VAE with a VampPrior on log-normalised values, with its defaults and its early stopping."
+    """scvi-tools' SysVI (Hrovatin et al. 2023), a VAE with a VampPrior on log-normalised values, with its defaults and its early stopping.
+
+    task : Task. It wants two systems and is given two at random. Returns a Fitted: latent (cells, 15); active_units, epochs, train_seconds. ModuleNotFoundError : without scvi-tools.
+    """
     import scvi as tools
     tools.settings.seed, tools.settings.verbosity = task.seed, 40
     cells = ad.AnnData(log_normalised(task), task.cells.obs[[]].assign(system=np.random.default_rng(task.seed).choice(["one", "two"], task.cells.n_obs)))
@@ -285,24 +303,26 @@ def gather(names, methods=tuple(METHODS), out="runs/beyond", seeds="0,1,2,3,4", 
 
     Raises
     ------
-    ValueError : an unknown method, an environment that lacks a package, or runs that failed, by name, after all others were done.
+    ValueError : an unknown method, an environment that lacks a package, or runs that failed, by name, after all others were done, which are in the csv.
     """
-    methods, seeds = beyond.listed(methods), [int(s) for s in beyond.listed(seeds)]
+    methods, seeds = beyond._once(beyond.listed(methods), "methods"), beyond._seeds(seeds)
     if unknown := [m for m in methods if m not in METHODS]: raise ValueError(f"method {unknown[0]!r} is not known; there are {', '.join(METHODS)}.")
-    python, frames = environment(python, methods), []
-    for name in beyond.listed(names):
-        adata, folder = organs.load(name), Path(out) / beyond.plain(name)
-        settings_ = {**settings, "hidden": [*hidden]}
-        mark = study.hash_of(study.data_hash(adata), n_genes, label_key, json.dumps(settings_, sort_keys=True))
+    python, settings, frames, failed, n = environment(python, methods), {**settings, "hidden": [*hidden]}, [], [], 0
+    for data, name in beyond._data_sets(names, label_key).items():
+        adata, folder = organs.load(name), Path(out) / data
+        _, labels = study._labels_to_judge(adata, label_key)
+        mark = study.hash_of(study.data_hash(adata), n_genes, json.dumps(settings, sort_keys=True), *([] if labels is None else labels))
         tasks = [(m, seed, folder / "peers" / mark / f"{m}-seed{seed}") for seed in seeds for m in methods]
         for seed in seeds: _write_cells(adata, folder / "peers" / mark / f"cells-seed{seed}.h5ad", seed, n_genes, label_key)
-        with ThreadPoolExecutor(min(jobs or cpu_count(), len(tasks))) as pool: ended = [*pool.map(lambda t: _process(python, *t, settings_, progress), tasks)]
-        if failed := [e for e in ended if isinstance(e, str)]:
-            raise ValueError(f"{len(failed)} of {len(tasks)} runs failed: {'; '.join(failed[:3])}{'; ...' * (len(failed) > 3)}")
-        ended = [{**numbers, **by_scib} for numbers, by_scib in zip(ended, _scores(python, [run for *_, run in tasks], progress))]
-        frame = pd.DataFrame([{"method": m, "variant": METHODS[m][0], "seed": seed, **numbers} for (m, seed, _), numbers in zip(tasks, ended)])
+        with ThreadPoolExecutor(min(jobs or cpu_count(), len(tasks))) as pool: ended = [*pool.map(lambda t: _process(python, *t, settings, progress), tasks)]
+        failed, n = failed + [f"{data}, {sentence}" for sentence in ended if isinstance(sentence, str)], n + len(tasks)
+        done = [(task, numbers) for task, numbers in zip(tasks, ended) if not isinstance(numbers, str)]
+        if not done: continue
+        scores = _scores(python, [run for (*_, run), _ in done], progress)
+        frame = pd.DataFrame([{"method": m, "variant": METHODS[m][0], "seed": seed, **numbers, **more} for ((m, seed, _), numbers), more in zip(done, scores)])
         frame.to_csv(folder / "peers.csv", index=False)
-        frames.append(frame.assign(data=beyond.plain(name)))
+        frames.append(frame.assign(data=data))
+    if failed: raise ValueError(beyond._told_failed(failed, n))
     return pd.concat(frames, ignore_index=True)
 
 # %% ../nbs/20_peers.ipynb #processes
@@ -356,7 +376,7 @@ def better(frame, ours, columns=UPWARDS, others=None):
     -------
     DataFrame with a row for each column of frame that both have: better, not clear, worse: texts with the names of methods.
     """
-    others, rows = [v for v in frame["variant"].unique() if v != ours and v in (others or {*frame["variant"]})], {}
+    others, rows = [v for v in frame["variant"].unique() if v != ours and (others is None or v in others)], {}
     for column, upwards in columns.items():
         if column not in frame or frame.loc[frame.variant == ours, column].isna().all(): continue
         row = {"better": [], "not clear": [], "worse": []}

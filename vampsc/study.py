@@ -174,9 +174,7 @@ def run(adata, model, out, profile="quick", seed=0, label_key=None, progress=Tru
     """
     preset(model)
     model = model.lower()
-    label_key = organs.label_key(adata, label_key)
-    labels = None if label_key is None else organs.labels(adata, label_key)
-    if labels is not None: metrics.check_labels(labels, f"Judging by {label_key!r}")
+    label_key, labels = _labels_to_judge(adata, label_key)
     profile = training.get_profile(profile)
     if profile.max_epochs < 1: raise ValueError(f"max_epochs must be at least 1 for a run that is judged, not {profile.max_epochs}.")
     config = configuration(adata, model, profile, seed, label_key, settings)
@@ -186,6 +184,14 @@ def run(adata, model, out, profile="quick", seed=0, label_key=None, progress=Tru
     folder.mkdir(parents=True, exist_ok=True)
     with downloads.alone(folder):                                                                        # whoever waited here finds it done
         return _as_wanted(folder, config, overwrite) or _train_and_record(net, folder, config, profile, labels, progress, overwrite)
+
+def _labels_to_judge(adata, label_key):
+    "(the column of obs to judge by, its labels), None where there is none. label_key : as in `run`. ValueError : no such column, or labels that nothing can be judged by."
+    label_key = organs.label_key(adata, label_key)
+    if label_key is None: return None, None
+    labels = organs.labels(adata, label_key)
+    metrics.check_labels(labels, f"Judging by {label_key!r}")
+    return label_key, labels
 
 def _as_wanted(folder, config, overwrite):
     "The finished run in a folder if it is of this configuration; None where there is none, or it may be replaced."
@@ -303,8 +309,11 @@ def report(out, **parameters):
     """
     return _fill_in(TEMPLATE, Path(out) / "report.ipynb", {**parameters, "out": Path(out).as_posix()})
 
-def _fill_in(template, target, parameters):
-    """Run a notebook with these parameters, a dict, into target, an .ipynb, and the page beside it. Returns the page's path; raises as `report`."""
+def _fill_in(template, target, parameters, leave_out=()):
+    """Run a notebook with these parameters, a dict, into target, an .ipynb, and the page beside it, without the cells of the ids in leave_out.
+
+    Returns the page's path; raises as `report`.
+    """
     import papermill
     refuse_unknown(parameters, papermill.inspect_notebook(str(template)))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -313,6 +322,9 @@ def _fill_in(template, target, parameters):
                                    extra_arguments=KERNEL)
     except papermill.PapermillExecutionError as error:
         raise KINDS.get(error.ename, ValueError)(error.evalue) from None
+    done = nbformat.read(target, 4)
+    done.cells = [cell for cell in done.cells if cell.id not in leave_out]
+    nbformat.write(done, target)
     return to_html(target)
 
 # %% ../nbs/14_study.ipynb #to-html
