@@ -59,9 +59,9 @@ def test_a_run_that_fails_does_not_stop_the_others(adata, tmp_path, capsys):
 
 def test_what_is_well_is_written_when_another_data_set_fails(adata, tmp_path):
     adata.write_h5ad(tmp_path / "well.h5ad")
-    few = adata[:, :40].copy()                                                   # less than the 60 genes wanted: no reason to fail
-    few.X = few.X.astype("float32") + 0.5
-    few.write_h5ad(tmp_path / "bad.h5ad")
+    logs = adata.copy()
+    logs.X = np.log1p(logs.X)
+    logs.write_h5ad(tmp_path / "bad.h5ad")
     with pytest.raises(ValueError, match="1 of 2 runs failed: bad, full, seed 0: .*The others are kept"):
         beyond.gather("q", [tmp_path / "bad.h5ad", tmp_path / "well.h5ad"], TWO[:1], tmp_path / "out", "0", jobs=1, max_epochs=1, n_genes=60, hidden=(8,), n_latent=4)
     assert len(pd.read_csv(tmp_path / "out" / "well" / "q.csv")) == 1 and not (tmp_path / "out" / "bad" / "q.csv").exists()
