@@ -406,7 +406,8 @@ def two_sample_accuracy(real, invented, seed=0, most=1000):
 
     Returns
     -------
-    dict : accuracy, 0.5 by chance and 1 where they are always told apart; low, high, its 95 % interval (Wilson); n_cells, of both kinds.
+    dict : accuracy, 0.5 by chance and 1 where they are always told apart; low, high, its 95 % interval (Wilson), a little narrow, as it takes the answers to be
+        independent; n_cells, of both kinds.
 
     Raises
     ------
