@@ -95,13 +95,16 @@ def test_runs_are_processes_and_are_read_again(adata, tmp_path, monkeypatch):
 
 def test_a_run_that_fails_is_named_after_the_others(adata, tmp_path):
     adata.write_h5ad(tmp_path / "cells.h5ad")
-    with pytest.raises(ValueError, match=r"1 of 2 runs failed: VAE, seed 0: ValueError: .*units.*log.txt"):
+    with pytest.raises(ValueError, match=r"1 of 2 runs failed: cells, VAE, seed 0: ValueError: .*units.*log.txt"):
         peers.gather(str(tmp_path / "cells.h5ad"), "vae,pca", tmp_path / "out", "0", sys.executable, 60, progress=False, **{**SHAPE, "hidden": (0,)})
     assert list((tmp_path / "out").glob("cells/peers/*/pca-seed0/numbers.json"))
+    assert pd.read_csv(tmp_path / "out" / "cells" / "peers.csv").variant.tolist() == ["PCA"]
 
 
 def test_what_is_wrong_is_named(tmp_path):
     with pytest.raises(ValueError, match="method 'scvii' is not known; there are vae"): peers.gather("pancreas", "scvii", tmp_path)
+    with pytest.raises(ValueError, match="methods: 'pca' is there twice"): peers.gather("pancreas", "pca,pca", tmp_path)
+    with pytest.raises(ValueError, match="no column 'celltype'.*Did you mean 'cell_type'"): peers.gather("pancreas", "pca", tmp_path, python=sys.executable, label_key="celltype")
     with pytest.raises(ValueError, match="cannot be run.*make one with"): peers.environment(tmp_path / "python")
     (tmp_path / "python").write_text("#!/bin/sh\necho scvi\n")
     (tmp_path / "python").chmod(0o755)
@@ -118,6 +121,7 @@ def test_better_and_worse_by_the_paired_interval():
     assert found.loc["asw"].to_dict() == {"better": "above", "not clear": "twin", "worse": "below"}
     assert found.loc["train_seconds"].to_dict() == {"better": "below", "not clear": "twin", "worse": "above"}
     assert peers.better(frame, "ours", others=["below"]).loc["asw", "worse"] == "below" and peers.better(frame, "silent").empty
+    assert peers.better(frame, "ours", others=[]).loc["asw"].tolist() == ["-"] * 3                      # none is not all
 
 
 @needs_theirs
