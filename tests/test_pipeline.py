@@ -130,6 +130,8 @@ def test_a_question_is_asked_again_when_it_is_another(tmp_path):
 def test_what_the_questions_do_not_take_is_refused(tmp_path):
     plan = ask(tmp_path, "organs=pancreas", options=["-n"])
     assert re.search(r"^question +5$", plan.stdout + plan.stderr, re.M)
+    from vampsc import beyond
+    assert f"QUESTIONS = {beyond.QUESTIONS}".replace("'", '"') in (ROOT / "workflow" / "Snakefile").read_text()      # which does not import them, to be quick
     for config, words in (("questions=why", "question 'why' is not known; there are kl_weight"), ("batch_key=donor", "'batch_key' is for the study"),
                           ("organs=a/x.h5ad,b/x.h5ad", "have one name")):
         done = ask(tmp_path, config, options=["-n"])
