@@ -28,11 +28,11 @@ CELLS = vampsc.organs.load("pancreas")[:303].copy()             # 243 for traini
 SMALL = dict(n_genes=150, n_latent=4, hidden=(16,))
 
 
-def train(model): return model.train(progress=False, max_epochs=3, batch_size=64)
+def train(model): return model.train(progress=False, max_epochs=3, batch_size=64, kl_warmup=2)
 
 def outcome(model):
-    weights = model.network.get_weights()
-    return {"loss": list(model.history["loss"]), "val_loss": list(model.history["val_loss"]),
+    weights, h = model.network.get_weights(), model.history
+    return {"loss": list(h["loss"]), "penalty": list(h["loss"] - h["reconstruction"] - h["kl_weight"] * h["kl"]), "val_loss": list(model.history["val_loss"]),
             "weights": [float(np.abs(w).sum()) for w in weights],
             "latent": np.abs(model.get_latent_representation()).sum(1, dtype="float64").tolist()}
 
@@ -58,7 +58,7 @@ def noisy(): return vampsc.VAE(CELLS, **SMALL)
 
 if kind == "tensorflow":
     found = {"one": on_one(plain, cut=2), "one, uncut": on_one(plain), "all": on_all(plain)}
-    found |= {"noisy one": [on_one(noisy, 2, shift)["loss"] for shift in range(3)], "noisy all": on_all(noisy)["loss"]}
+    found |= {"noisy one": [on_one(noisy, 2, shift)["loss"] for shift in range(3)], "noisy all": (of_all := on_all(noisy))["loss"], "noisy all, penalty": of_all["penalty"]}
     outside = plain()
     with devices.all_devices():
         model = noisy()

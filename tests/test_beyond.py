@@ -47,6 +47,16 @@ def test_a_sweep_is_not_repeated_and_what_is_missing_is_done(adata, swept, monke
     pd.testing.assert_frame_equal(frame, again)
 
 
+def test_a_variant_may_have_settings_of_its_training(adata, tmp_path):
+    rises = beyond.Variant("rises", "vae", {"kl_warmup": 1, "beta": 0.5})
+    how = {**TINY, "profile": training.get_profile("brisk", max_epochs=2, n_genes=60)}
+    row = beyond.run(adata, rises, tmp_path, invent=False, **how)
+    done = study.read_run(row["folder"])
+    assert rises.folder == "vae_beta-0.5_kl_warmup-1" and row["kl_warmup"] == 1 and row["best_epoch"] == 2
+    assert done.history["kl_weight"].tolist() == [0, 0.5]
+    assert done.config["training"]["kl_warmup"] == 1 and "kl_warmup" not in done.config["settings"] and done.config["settings"]["beta"] == 0.5
+
+
 def test_a_run_that_fails_does_not_stop_the_others(adata, tmp_path, capsys):
     wrong = beyond.Variant("wrong", "vae", {"dispersion": "cell"})
     with pytest.raises(ValueError, match="1 of 2 runs failed: wrong, seed 0: .*dispersion='cell'"):
@@ -241,16 +251,19 @@ def test_questions_share_their_runs(folder):
 def test_wrong_questions_and_parameters_are_named(tmp_path):
     with pytest.raises(ValueError, match="question 'why' is not known; there are kl_weight"): beyond.make("why", tmp_path)
     with pytest.raises(ValueError, match="parameter 'weihgts' is not known"): beyond.make("kl_weight", tmp_path, weihgts="1")
-    for weights, words in (("1,-1", "-1 is below 0"), ("1", "at least one below 1 is needed"), ("10,1,0.1", "none above")):
+    for weights, words in (("1,-1", "-1 is below 0"), ("1", "at least one below 1 is needed"), ("10,1,0.1", "none above"), ("1,much", "weights: '1,much' is no list of numbers")):
         with pytest.raises(ValueError, match=words): beyond.make("kl_weight", tmp_path, weights=weights)
+    with pytest.raises(ValueError, match="warmup: 20 is no share"): beyond.make("kl_weight", tmp_path, warmup="0.5,20")
 
 
 def test_cells_without_labels(tmp_path):
     bare = organs.load("pancreas")[::4].copy()
     del bare.obs["cell_type"]
     bare.write_h5ad(tmp_path / "bare.h5ad")
-    beyond.make("kl_weight", tmp_path / "out", organs=str(tmp_path / "bare.h5ad"), **SMALL, weights="1,1e-4")
-    assert "asw" not in pd.read_csv(tmp_path / "out" / "bare" / "kl_weight.csv")
+    page = beyond.make("kl_weight", tmp_path / "out", organs=str(tmp_path / "bare.h5ad"), **{**SMALL, "max_epochs": 2}, weights="1,1e-4", warmup="0.1,1")
+    raw = pd.read_csv(tmp_path / "out" / "bare" / "kl_weight.csv")
+    assert "asw" not in raw and raw[raw.kl_warmup == 1].variant.tolist() == ["VAE, warm-up 1"] * 2 + ["VAMP, warm-up 1"] * 2        # both shares are one epoch of two
+    assert "bare, a weight that rises</strong> over 1 of 2 epochs" in page.read_text()
 
 
 @pytest.fixture(scope="module")

@@ -73,6 +73,11 @@ def test_with_noise_the_curves_differ_as_between_seeds(mirrored):
     assert np.allclose(np.mean(mirrored["noisy one"], 0), mirrored["noisy all"], rtol=0.04)
 
 
+def test_a_weight_of_the_kl_term_that_rises_reaches_all_replicas(mirrored):
+    "Less the two terms at that weight, the loss is the penalty, which hardly changes; the KL is some ten nats."
+    assert np.ptp(mirrored["noisy all, penalty"]) < 0.1 * mirrored["noisy all, penalty"][0] + 0.05
+
+
 def test_replicas_draw_noise_and_dropout_of_their_own(mirrored):
     for first, second in mirrored["own draws"]: assert not np.allclose(first, second)
     for first, second in mirrored["shared draws"]: assert np.allclose(first, second)      # Keras; else separate_noise can go

@@ -56,6 +56,16 @@ def test_a_run_in_two_parts_equals_one(adata, tmp_path, kind):
     same(new(adata, kind).train(max_epochs=6, checkpoint=tmp_path / "c", resume=True, **HOW), whole)
 
 
+def test_a_rising_weight_of_the_kl_term_goes_on(adata, tmp_path):
+    "Interrupted while it rises, and again in the first epoch at the whole weight."
+    how = dict(HOW, kl_warmup=3, max_epochs=6)
+    whole = new(adata).train(**how)
+    for cut in (1, 3): new(adata).train(**how, callbacks=[At(cut, 2, interrupt)], checkpoint=tmp_path / "c", resume=True)
+    again = new(adata).train(**how, checkpoint=tmp_path / "c", resume=True)
+    same(again, whole)
+    assert again.history["kl_weight"].round(3).tolist() == [0, 0.333, 0.667, 1, 1, 1]
+
+
 def test_the_counters_and_the_learning_rate_go_on(adata, tmp_path):
     "With a learning rate that makes no progress, both the halvings and the stop come when they would have come."
     how = dict(HOW, learning_rate=0.1, patience=3, max_epochs=40)
@@ -158,6 +168,7 @@ def test_settings_must_be_the_same(adata, tmp_path):
     new(adata).train(max_epochs=1, checkpoint=tmp_path / "c", **HOW)
     for model, how, name in ((new(adata), dict(HOW, learning_rate=1e-4), "learning_rate was 0.002 there and is 0.0001 now"),
                              (new(adata, seed=1), HOW, "seed was 0 there and is 1"), (new(adata, n_latent=5), HOW, "n_latent was 4"),
+                             (new(adata), dict(HOW, kl_warmup=1), "kl_warmup was None there and is 1 now"),
                              (new(adata[:350]), HOW, "genes was"), (new(adata, "VAE"), HOW, "model was VAMP there and is VAE")):
         with pytest.raises(ValueError, match=f"belongs to another run: {name}"):
             model.train(max_epochs=2, checkpoint=tmp_path / "c", resume=True, **how)

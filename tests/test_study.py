@@ -137,6 +137,8 @@ def test_table_over_seeds(runs):
 def test_settings_that_are_not_said_are_no_difference():
     one = {"model": "ae", "settings": {"layer": None, "use_raw": False, "batch_key": None}}
     assert study.difference(one, {"model": "ae", "settings": {}}) is None
+    assert study.difference({"training": {"patience": 6}}, {"training": {"patience": 6, "kl_warmup": 0}}) is None       # as older versions wrote it
+    assert study.difference({"training": {"patience": 6}}, {"training": {"patience": 6, "kl_warmup": 4}}) == "kl_warmup was 0 and is 4"
     assert study.difference(one, {"model": "ae", "settings": {"use_raw": True}}) == "use_raw was None and is True"
 
 

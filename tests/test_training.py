@@ -116,3 +116,85 @@ def test_epoch_k_sees_the_cells_in_order_k(adata, monkeypatch):
     n = -(-1549 // 128)
     counts = [training_epochs.count(k) for k in range(4)]
     assert counts[1:] == [n, n, 0] and counts[0] - n in (0, 2)           # Keras looks at two batches for their shape
+
+
+# ---- a weight of the KL term that rises
+
+def penalties(history, weight): return (history["loss"] - history["reconstruction"] - weight * history["kl"]).to_numpy()
+
+
+def test_the_weight_rises_as_in_scvi_tools():
+    "Reference: scvi.train._trainingplans._compute_kl_weight, 1.4.2, written out: weight epoch / n_epochs_kl_warmup, counted from 0, then the whole."
+    for epoch in range(7): assert training.rising_weight(epoch, 1.0, 5) == (epoch / 5 if epoch < 5 else 1.0)
+    assert training.rising_weight(3, 0.25, 6) == 0.125 and training.rising_weight(0, 0.25, 0) == 0.25
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.25])
+def test_each_epoch_is_trained_at_its_weight_and_validated_at_the_whole(adata, beta):
+    history = small(adata, beta=beta).train(max_epochs=5, kl_warmup=3, batch_size=256, progress=False).history
+    assert np.allclose(history["kl_weight"], beta * np.array([0, 1 / 3, 2 / 3, 1, 1]))
+    assert np.ptp(penalties(history, history["kl_weight"])) < 0.05 < 0.5 < np.ptp(penalties(history, beta))
+    assert np.ptp((history["val_loss"] - history["val_reconstruction"] - beta * history["val_kl"])) < 0.05
+
+
+def test_it_trains_as_with_a_weight_that_is_set_by_hand(adata):
+    "Reference: a variable in the place of the network's beta, set before each epoch and, for the validation, to 1."
+    class ByHand(keras.callbacks.Callback):
+        def set_model(self, network): self.beta = network.beta = tf.Variable(0.0)
+        def on_epoch_begin(self, epoch, logs=None): self.beta.assign(min(epoch / 4, 1))
+        def on_test_begin(self, logs=None): self.beta.assign(1.0)
+
+    how = dict(max_epochs=6, batch_size=256, progress=False)
+    ours, other = small(adata).train(kl_warmup=4, **how), small(adata).train(callbacks=[ByHand()], **how)
+    for column in ("loss", "reconstruction", "kl", "val_loss", "val_kl"):
+        assert np.allclose(ours.history[column], other.history[column], rtol=1e-5), column
+
+
+def test_without_a_warm_up_nothing_is_different(adata):
+    one, other = (small(adata).train(max_epochs=2, batch_size=256, progress=False, **how) for how in ({}, {"kl_warmup": 0}))
+    assert "kl_weight" not in one.history and one.history.drop(columns="seconds").equals(other.history.drop(columns="seconds"))
+
+
+def test_halving_and_stopping_wait_until_the_weight_is_whole(adata):
+    "Nothing is learnt at this rate: without the warm-up the first halving came after epoch 3, and the end after 5."
+    profile = training.Profile(learning_rate=1e-12, lr_patience=2, patience=4, max_epochs=50, batch_size=256, kl_warmup=6)
+    model = small(adata, dropout=0.0)
+    model.network.noise_seed = None
+    still = np.zeros((1, 4), "float32")
+    model.network.call = lambda cells, training=False: model.network.terms(cells, still, None, training=False)           # the same loss in each epoch
+    history = model.train(profile, progress=False).history
+    assert list(np.flatnonzero(history["learning_rate"].to_numpy() < 1e-12 * 0.9)[:1] + 1) == [6 + 3 + 1] and len(history) == 6 + 5
+
+
+def test_the_best_weights_are_of_an_epoch_with_the_whole_weight(adata):
+    "A model that knows its cells already is at its best in the first epoch, and made worse on purpose; that epoch is not the one that counts."
+    model = small(adata).train(max_epochs=12, progress=False)
+    known = np.array(model.network.decoder.log_rate.kernel)
+
+    class Spoil(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1: self.model.decoder.log_rate.kernel.assign(known * 0.5)
+
+    model.train(max_epochs=4, kl_warmup=3, learning_rate=1e-9, progress=False, callbacks=[Spoil()])
+    last = model.history.tail(4)
+    assert last["val_loss"].idxmin() == last.index[0]
+    assert np.allclose(model.network.decoder.log_rate.kernel, known * 0.5, atol=1e-4)
+
+
+def test_a_loss_that_rises_with_the_weight_is_no_jump():
+    rows = [{"loss": 100.0, "kl": 5000.0, "kl_weight": 0.0}, {"loss": 300.0, "kl": 800.0, "kl_weight": 0.25}]
+    guard = training.Guard(lambda: rows)
+    guard.on_epoch_end(2, {"loss": 900.0, "val_loss": 1.0, "kl_weight": 0.5})              # at 0.5 they would have cost 2,600 and 500
+    with pytest.raises(training.Diverged, match="from 500 to 1001"): guard.on_epoch_end(2, {"loss": 1001.0, "val_loss": 1.0, "kl_weight": 0.5})
+
+
+def test_a_warm_up_must_leave_an_epoch_and_be_a_number():
+    with pytest.raises(ValueError, match=r"kl_warmup=100 leaves no epoch .* below max_epochs, 100"): training.get_profile("quick", kl_warmup=100)
+    with pytest.raises(ValueError, match="kl_warmup"): training.get_profile("quick", kl_warmup=-1)
+    with pytest.raises(ValueError, match="kl_warmup"): training.get_profile("quick", kl_warmup=2.5)
+    assert training.get_profile("quick", kl_warmup=99).kl_warmup == 99 and all(p.kl_warmup == 0 for p in training.PROFILES.values())
+
+
+def test_settings_of_older_runs_are_completed():
+    older = {"learning_rate": 5e-5, "lr_patience": 10, "patience": 100, "max_epochs": 10_000, "batch_size": 64}
+    assert training.with_defaults(older) == {**older, "n_genes": None, "kl_warmup": 0}

@@ -106,6 +106,7 @@ def fit(data: str = typer.Argument(help=DATA),
         max_epochs: int = option(None, "Instead of the profile's."),
         learning_rate: float = option(None, "Instead of the profile's."),
         batch_size: int = option(None, "Instead of the profile's."),
+        kl_warmup: int = option(None, "Epochs over which the weight of the KL term rises from 0; none if not given."),
         backed: bool = flag("--backed", "Leave the counts in their file: for data larger than memory."),
         overwrite: bool = flag("--overwrite", "Replace a run of other settings or data, finished or not."),
         as_json: bool = JSON):
@@ -123,7 +124,7 @@ def fit(data: str = typer.Argument(help=DATA),
     settings = {"layer": layer, "gene_space": None if gene_space == "none" else gene_space, "use_raw": use_raw, "batch_key": batch_key}
     if n_genes is not None: settings["n_genes"] = n_genes
     with told(as_json) as said:
-        profile = training.get_profile(profile, max_epochs=max_epochs, learning_rate=learning_rate, batch_size=batch_size)
+        profile = training.get_profile(profile, max_epochs=max_epochs, learning_rate=learning_rate, batch_size=batch_size, kl_warmup=kl_warmup)
         if out.is_file(): raise NotADirectoryError(f"--out {out} is a file; name a folder.")
         done = study.run(organs.load(data, backed, layer, use_raw, settings["gene_space"]), model, out, profile, seed, label_key, overwrite=overwrite, **settings)
         text = study.show_table(study.table([done])).T.to_string(header=False)

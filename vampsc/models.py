@@ -131,9 +131,10 @@ class Network(keras.Model):
         yield "the KL term", self.kl(parameters, z, log_q, components)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        "y : the weight of the KL term, (cells,), while it rises; None: beta."
         for tracker, term in zip(self.trackers, y_pred): tracker.update_state(term)
         reconstruction, kl = y_pred
-        return (ops.mean(reconstruction + self.beta * kl) + self.penalty()) / devices.replicas()        # which Keras sums
+        return (ops.mean(reconstruction + (self.beta if y is None else y) * kl) + self.penalty()) / devices.replicas()        # which Keras sums
 
     def penalty(self):
         "The L1/L2 penalties; in a fused step without a derivative, which the optimiser adds."
@@ -839,8 +840,8 @@ class Trainable(Inference):
 
         Parameters
         ----------
-        profile : "quick", "paper" or a training.Profile; single settings override it, such as max_epochs=100, batch_size=512 or
-            learning_rate=1e-3.
+        profile : "quick", "paper" or a training.Profile; single settings override it, such as max_epochs=100, batch_size=512,
+            learning_rate=1e-3, or kl_warmup=20: the weight of the KL term then rises from 0 to its own over so many epochs.
         progress : show losses and time left.
         callbacks : more Keras callbacks.
         checkpoint : path of a file, such as "runs/x.checkpoint", in which the run is kept as it goes.
@@ -875,6 +876,7 @@ class Trainable(Inference):
         "What must be the same for a run to go on."
         settings = {**dataclasses.asdict(self.architecture), **dataclasses.asdict(profile)}
         for name in ("max_epochs", "n_genes"): settings.pop(name)
+        if not profile.kl_warmup: settings.pop("kl_warmup")                              # older checkpoints know of none
         some = X[np.linspace(0, len(X.totals) - 1, min(len(X.totals), 256)).astype(int)]           # all would be slow from a file
         marks = {"genes": self.genes.ids, "split": [*self.split.train, "and", *self.split.validation], "cells": X.totals,
                  "counts": [*some.indices, *some.data], "batch of each cell": [] if X.batch is None else X.batch[0], "origin": self._origin}

@@ -139,7 +139,7 @@ def _by_content(value):
 def difference(old, new):
     "The first setting in which two configurations differ, in words, or None. The version of the package is not one."
     used = lambda settings: {k: v for k, v in settings.items() if v is not False}                    # False is what not saying means
-    flat = lambda c: {**c, **c.get("training", {}), **used(c.get("settings", {})), "training": None, "settings": None, "vampsc": None}
+    flat = lambda c: {**c, **training.with_defaults(c.get("training", {})), **used(c.get("settings", {})), "training": None, "settings": None, "vampsc": None}
     old, new = flat(old), flat(new)
     return next((f"{k} was {old.get(k)} and is {new.get(k)}" for k in {**new, **old} if old.get(k) != new.get(k)), None)
 
@@ -217,7 +217,7 @@ def _train_and_record(net, folder, config, profile, labels, progress, overwrite)
     net.train(profile, progress=progress, checkpoint=checkpoint, resume=True)
     if net.interrupted: raise KeyboardInterrupt(f"stopped after epoch {len(net.history)}; the same call goes on from there")
     result, z = judge(net, labels)
-    result.update(epochs=len(net.history), best_epoch=int(net.history["val_loss"].idxmin()),
+    result.update(epochs=len(net.history), best_epoch=int(net.history["val_loss"][profile.kl_warmup:].idxmin()),
                   train_seconds=round(net.history["seconds"].sum(), 1), n_cells=len(z), n_genes=len(net.genes))
     net.save(folder / "model", overwrite=True)
     net.history.to_csv(folder / "history.csv")

@@ -83,6 +83,7 @@ def co_variation(z, n_active=None):
 # %% ../nbs/16_tables.ipynb #profile-of
 def profile_of(settings):
     "The named profile nearest to the training settings of a run, and what differs: 'quick', or 'quick, max_epochs 4'."
+    settings = training.with_defaults(settings)
     differing = {name: [f"{k} {settings.get(k)}" for k, v in dataclasses.asdict(profile).items() if settings.get(k) != v]
                  for name, profile in training.PROFILES.items()}
     name = min(differing, key=lambda n: len(differing[n]))
@@ -90,7 +91,7 @@ def profile_of(settings):
 
 def unlike_the_paper(settings):
     "The training settings of a run that are not the paper's, in words; empty where all are."
-    theirs = dataclasses.asdict(training.PROFILES["paper"])
+    settings, theirs = training.with_defaults(settings), dataclasses.asdict(training.PROFILES["paper"])
     said = lambda value: "all" if value is None else value
     return ", ".join(f"{k} {said(settings.get(k))} instead of {said(v)}" for k, v in theirs.items() if settings.get(k) != v)
 
