@@ -1,6 +1,7 @@
 """Sweeps of variants, their differences, and the notebooks of the open questions."""
 import os
 import sys
+import textwrap
 
 import nbformat
 import numpy as np
@@ -223,6 +224,25 @@ def cells_in_a_file(tmp_path_factory):
 def folder(tmp_path_factory): return tmp_path_factory.mktemp("beyond")
 
 
+def summary(notebook):
+    "What a page says at its top, and what it says of each data set, as Markdown."
+    said = [o["data"]["text/markdown"] for c in notebook.cells for o in c.get("outputs", []) if "text/markdown" in o.get("data", {})]
+    first = next(i for i, text in enumerate(said) if text.startswith("- **Asked:**"))
+    return said[first], said[first + 1]
+
+
+def lines_of(text, width=88):
+    "How many lines a list in Markdown takes on the page."
+    return sum(len(textwrap.wrap(line.removeprefix("- ").replace("*", ""), width)) for line in text.splitlines())
+
+
+@pytest.mark.parametrize("question", beyond.QUESTIONS)
+def test_pages_say_in_ten_lines_what_was_asked_and_found_and_how_sure(question):
+    short, _ = summary(nbformat.read(study.TEMPLATE.with_name(f"{question}.ipynb"), 4))
+    assert [line.split(":")[0] for line in short.splitlines()] == ["- **Asked", "- **Found", "- **How sure"] and lines_of(short) <= 10
+    assert "pancreas" in short and "blood-facs" in short
+
+
 @pytest.mark.parametrize("question", beyond.QUESTIONS)
 def test_notebook_of_a_question(question, folder, cells_in_a_file):
     given = {**SMALL, **OWN.get(question, {})}
@@ -231,9 +251,9 @@ def test_notebook_of_a_question(question, folder, cells_in_a_file):
     raw = pd.read_csv(folder / "some-cells" / f"{question}.csv")
     assert set(raw.seed) == {0, 1} and raw[raw.variant != "PCA"].test_nats_per_cell.notna().all()
     done = nbformat.read(folder / f"{question}.ipynb", 4)
-    said = next(o["data"]["text/markdown"] for c in done.cells if c.id == "summary" or "lines.append" in c.source for o in c.get("outputs", []) if "text/markdown" in o.get("data", {}))
-    assert said.startswith("- **Asked:**") and "some-cells" in said and said.count("\n- ") < 10
-    assert page.suffix == ".html" and "nan" not in said.lower()
+    short, said = summary(done)
+    assert "some-cells" in short and "**some-cells" in said and lines_of(short) <= 10
+    assert page.suffix == ".html" and "nan" not in (short + said).lower()
     assert "What one sees" not in page.read_text() and "Summary" in page.read_text()                     # that is of the cells that the book shows
     for more in {"pseudo_inputs": ["pseudo_inputs_components"], "active_units": ["active_units_by_samples"], "linear_decoder": ["linear_decoder_markers"]}.get(question, []):
         assert set(pd.read_csv(folder / "some-cells" / f"{more}.csv").seed) == {0, 1}
@@ -256,13 +276,24 @@ def test_wrong_questions_and_parameters_are_named(tmp_path):
     with pytest.raises(ValueError, match="warmup: 20 is no share"): beyond.make("kl_weight", tmp_path, warmup="0.5,20")
 
 
+def test_changes_name_what_is_clear_data_set_by_data_set():
+    rows = [("one", v, seed, loss, asw) for seed in range(3) for v, loss, asw in (("a", 1 + seed, 0.2), ("b", 4.9 + seed + seed / 10, 0.3 + seed / 100))]
+    rows += [("two", v, seed, loss, np.nan) for seed in range(3) for v, loss in (("a", seed), ("b", (seed + 1) % 3))]
+    frame = pd.DataFrame(rows, columns=["data", "variant", "seed", "loss", "asw"])
+    judged = {"loss": ("loss", 1, -1), "asw": ("ASW", 2, 1), "absent": ("absent", 1, 1)}
+    assert beyond.changes(frame, "a", "b", judged) == "better in loss (-4.0, –) and worse in ASW (-0.11, –)"
+    assert beyond.changes(frame, "b", "a", judged) == "better in ASW (+0.11, –) and worse in loss (+4.0, –)"
+    assert beyond.changes(frame[frame.data == "two"], "a", "b", judged) == "not clearly better or worse in anything"
+    assert beyond.changes(frame[frame.seed == 0], "a", "b", judged) == "not clearly better or worse in anything"
+
+
 def test_cells_without_labels(tmp_path):
     bare = organs.load("pancreas")[::4].copy()
     del bare.obs["cell_type"]
     bare.write_h5ad(tmp_path / "bare.h5ad")
-    page = beyond.make("kl_weight", tmp_path / "out", organs=str(tmp_path / "bare.h5ad"), **{**SMALL, "max_epochs": 2}, weights="1,1e-4", warmup="0.1,1")
+    page = beyond.make("kl_weight", tmp_path / "out", organs=str(tmp_path / "bare.h5ad"), **{**SMALL, "max_epochs": 2, "seeds": "0"}, weights="1,1e-4", warmup="0.1,1")
     raw = pd.read_csv(tmp_path / "out" / "bare" / "kl_weight.csv")
-    assert "asw" not in raw and raw[raw.kl_warmup == 1].variant.tolist() == ["VAE, warm-up 1"] * 2 + ["VAMP, warm-up 1"] * 2        # both shares are one epoch of two
+    assert "asw" not in raw and raw[raw.kl_warmup == 1].variant.tolist() == ["VAE, warm-up 1", "VAMP, warm-up 1"]        # both shares are one epoch of two
     assert "bare, a weight that rises</strong> over 1 of 2 epochs" in page.read_text()
 
 
@@ -282,6 +313,6 @@ def test_one_seed_of_cells_with_labels_and_of_some_without(question, mixed):
     given = {**SMALL, **OWN.get(question, {}), "seeds": "0"} | ({"methods": "vae,vamp"} if question == "peers" else {})
     beyond.make(question, mixed / "out", organs=f"{mixed / 'named.h5ad'},{mixed / 'bare.h5ad'}", **given)
     done = nbformat.read(mixed / "out" / f"{question}.ipynb", 4)
-    said = next(o["data"]["text/markdown"] for c in done.cells if c.id == "summary" or "lines.append" in c.source for o in c.get("outputs", []) if "text/markdown" in o.get("data", {}))
-    assert "named" in said and "bare" in said and "nan" not in said.lower()
+    short, said = summary(done)
+    assert "named" in said and "bare" in said and "nan" not in (short + said).lower()
     if question == "peers": assert "of our own models clearly better than the VAMP" in said and "peers clearly" not in said

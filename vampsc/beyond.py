@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['N_INVENTED', 'TRAINING', 'ONE_CORE', 'QUESTIONS', 'Variant', 'judge_cells', 'judge_invented', 'judge_real', 'run',
-           'listed', 'sweep', 'compare', 'told', 'summary', 'plain', 'gather', 'part_of', 'marker_genes', 'programmes',
-           'marker_agreement', 'component_use', 'make']
+           'listed', 'sweep', 'compare', 'told', 'summary', 'plain', 'gather', 'part_of', 'changes', 'marker_genes',
+           'programmes', 'marker_agreement', 'component_use', 'make']
 
 # %% ../nbs/19_beyond.ipynb #imports
 import contextlib, dataclasses, functools, json, os, re, time
@@ -292,6 +292,20 @@ def gather(question, names, variants, out="runs/beyond", seeds="0,1,2,3,4", prof
 def part_of(frame, data):
     "The runs of one data set, with those columns of the frame that say something of it: of cells without labels, none about types."
     return frame[frame["data"] == data].dropna(axis=1, how="all")
+
+# %% ../nbs/19_beyond.ipynb #changes
+def changes(frame, more, less, judged):
+    """What a variant is clearly better in than another, and what worse, in words; in brackets the mean differences, data set by data set, a dash where one is not clear.
+
+    frame : of `gather`. more, less : names of variants. judged : dict from a column to its name, digits, and 1 or -1: higher, or lower, is better.
+    """
+    parts, found = [part_of(frame, data) for data in frame["data"].unique()], {"better": [], "worse": []}
+    for column, (name, digits, sign) in judged.items():
+        each = [compare(part, more, less, column) if column in part else {"clear": False} for part in parts]
+        for word, way in (("better", sign), ("worse", -sign)):
+            means = [f"{d['mean']:+.{digits}f}" if d["clear"] and d["mean"] * way > 0 else "–" for d in each]
+            if set(means) != {"–"}: found[word].append(f"{name} ({', '.join(means)})")
+    return " and ".join(f"{word} in {', '.join(names)}" for word, names in found.items() if names) or "not clearly better or worse in anything"
 
 # %% ../nbs/19_beyond.ipynb #markers
 def marker_genes(path=None):
