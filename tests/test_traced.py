@@ -29,7 +29,7 @@ def test_compiled_and_not_are_equal_also_after_the_weights_have_changed(adata, n
     model = getattr(models, name)(adata, n_genes=200, n_latent=4, hidden=(16, 8), **small)
     for shift in (0.0, 0.1):
         model.network.set_weights([w + np.float32(shift) for w in model.network.get_weights()])
-        monkeypatch.setattr(models, "MUCH", np.inf)
+        for bound in ("MUCH", "OFTEN"): monkeypatch.setattr(models, bound, np.inf)
         compiled, model._compiled = model._compiled, {}
         plain = numbers(model)
         assert not model._compiled
@@ -58,3 +58,17 @@ def test_only_much_work_is_compiled(adata, monkeypatch):
     assert not model._compiled
     model.get_elbo(n_mc_samples=3)
     assert model._compiled
+
+
+def test_many_small_calls_are_compiled_too(adata):
+    model = models.VAE(adata, n_genes=200, n_latent=4, hidden=(16,))
+    model.get_marginal_ll(indices=range(10), n_mc_samples=models.OFTEN - 1)
+    assert not model._compiled
+    few = model.get_marginal_ll(indices=range(10), n_mc_samples=3)
+    often = model.get_marginal_ll(indices=range(10), n_mc_samples=models.OFTEN)
+    assert model._compiled
+    assert model.get_marginal_ll(indices=range(10), n_mc_samples=3) == few               # whatever was compiled meanwhile
+    model.network, before = models.build_network(model.architecture, 200, seed=9), model.network
+    other = model.get_marginal_ll(indices=range(10), n_mc_samples=models.OFTEN)
+    model.network = before
+    assert model.get_marginal_ll(indices=range(10), n_mc_samples=models.OFTEN) == often != other
