@@ -1,6 +1,6 @@
 # `make` lists what there is. Everything runs in .venv, which the first call makes.
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs bench clean
+.PHONY: help demo test test-all docs bench clean
 .DELETE_ON_ERROR:
 
 # The first of these that runs, is 3.11 to 3.13 and can make environments. Your own: make PYTHON=/path/to/python test
@@ -12,13 +12,13 @@ BIN := .venv/bin
 READY := .venv/installed
 RENDERER := smalldocs
 STATISTICS := $(patsubst %,tests/test_%.py,likelihood networks posteriors flows priors bounds properties rows traced)
-COMPARE :=
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 export TF_CPP_MIN_LOG_LEVEL := 3
 
 help:
 	@echo "make demo    train the models on the embedded pancreas data; tables and figures in runs/demo"
-	@echo "make test    everything that must hold: notebooks, package, tests, site"
+	@echo "make test    what a change must pass: the chapters, the package, its commands; some 10 minutes"
+	@echo "make test-all  the rest: outputs as kept, long processes, JAX, the oldest libraries, the site; some 20 minutes"
 	@echo "make docs    build the documentation in _docs"
 	@echo "make bench   measure speed beside scvi-tools and plain Keras, in an environment of its own; takes about 2 hours"
 	@echo "make clean   remove what the other commands made, except runs/"
@@ -28,11 +28,15 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python tools/check_notebooks.py
-	@echo "Running the notebooks"
-	$(BIN)/python tools/run_notebooks.py $(COMPARE)
-	$(BIN)/python -m pytest tests -rs $(SIDE_BY_SIDE)
-	@echo "Once more on JAX: the statistics"
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -rs $(SIDE_BY_SIDE) $(STATISTICS)
+	$(BIN)/python tools/run_notebooks.py
+	$(BIN)/python -m pytest tests -m "not slow" -rs $(SIDE_BY_SIDE)
+
+# What `make test` leaves out. The chapters that it has executed are not executed again.
+test-all: $(READY)
+	$(BIN)/python tools/run_notebooks.py --strict
+	$(BIN)/python -m pytest tests -m slow -rs $(SIDE_BY_SIDE)
+	KERAS_BACKEND=jax $(BIN)/python -m pytest $(STATISTICS) -rs $(SIDE_BY_SIDE)
+	$(MAKE) test-oldest
 	$(BIN)/python tools/build_site.py
 
 docs: $(READY)
