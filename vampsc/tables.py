@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['PAPER_MODELS', 'GENERATIVE', 'METRICS', 'IN_TABLE_1', 'IN_TABLE_2', 'READ', 'NO_RUNS', 'PAPER_GENES', 'PAPERS_DATA',
-           'CAVEATS', 'INTERVAL', 'BESIDE', 'VAE_AND_IAF', 'FEWER', 'CLAIMS', 'HOLDS', 'FAILS', 'OPEN', 'NOT_HERE',
-           'TEMPLATE', 'Metric', 'printed', 'paper_tables', 'co_variation', 'profile_of', 'unlike_the_paper',
-           'paper_organ', 'gather', 'missing', 'overview', 'caveats', 'interval', 'summarise', 'marks', 'table_1',
-           'table_2', 'Html', 'show_words', 'show', 'beside_the_paper', 'orders', 'show_beside', 'Claim', 'decide',
-           'verdicts', 'over_organs', 'figure_1', 'figure_2', 'make']
+           'CAVEATS', 'INTERVAL', 'BESIDE', 'ORDERS', 'VAE_AND_IAF', 'FEWER', 'CLAIMS', 'HOLDS', 'FAILS', 'OPEN',
+           'NOT_HERE', 'TEMPLATE', 'Metric', 'printed', 'paper_tables', 'co_variation', 'profile_of',
+           'unlike_the_paper', 'paper_organ', 'gather', 'missing', 'overview', 'caveats', 'interval', 'summarise',
+           'marks', 'table_1', 'table_2', 'Html', 'show_words', 'show', 'beside_the_paper', 'why_nothing_beside',
+           'orders', 'show_beside', 'Claim', 'decide', 'verdicts', 'over_organs', 'why_no_verdict', 'figure_1',
+           'figure_2', 'make']
 
 # %% ../nbs/16_tables.ipynb #imports
 import dataclasses, html, itertools, json, re
@@ -104,10 +105,11 @@ def paper_organ(name):
 def _cells_of(folder, problems):
     "What is known of an organ, as columns: what cells.json says, else the name of its folder."
     path = folder / "cells.json"
-    try: return _described(folder.name, json.loads(path.read_text()) if path.exists() else {})
+    name = folder.resolve().name
+    try: return _described(name, json.loads(path.read_text()) if path.exists() else {})
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        problems.append(f"{path.as_posix()} is damaged ({error}); {folder.name} is described by its runs alone.")
-        return _described(folder.name, {})
+        problems.append(f"{path.as_posix()} is damaged ({error}); {name} is described by its runs alone.")
+        return _described(name, {})
 
 def _described(organ, said):
     "The columns of an organ from the content of its cells.json."
@@ -158,7 +160,8 @@ def gather(folder, organs=None):
 
     Parameters
     ----------
-    folder : holds a folder for each organ, which holds a folder `<model>-seed<k>` for each run.
+    folder : holds a folder for each organ, which holds a folder `<model>-seed<k>` for each run; or these folders themselves, as
+        `vampsc fit` leaves them, and then it counts as an organ by its own name.
     organs : names of these folders, a list or with commas; None for all.
 
     Returns
@@ -171,12 +174,12 @@ def gather(folder, organs=None):
     ValueError : no such folder or organ; no finished run in it.
     """
     rows, problems = [], []
-    for path in _organ_folders(Path(folder), organs):
+    for name, path in _organ_folders(Path(folder), organs).items():
         cells = _cells_of(path, problems)
         for run in _run_folders(path):
             try: rows.append({**_row(run), **cells})
             except Exception as error: problems.append(_left_out(run, error))    # whatever is wrong with it, the others count
-        if not rows or rows[-1]["organ"] != path.name: problems.append(f"{path.name} has no finished run.")
+        if not rows or rows[-1]["organ"] != name: problems.append(f"{name} has no finished run.")
     if not rows: raise ValueError(" ".join([NO_RUNS.format(Path(folder).as_posix()), *problems[:1]]))
     runs = _in_order(pd.DataFrame(rows))
     return runs, [*problems, *_not_alike(runs), *_without_numbers(runs)]
@@ -205,19 +208,23 @@ def _without_numbers(runs):
         for folder in runs[runs[key].isna()]["folder"]: yield f"{folder} has no number for {METRICS[key].title}."
 
 # %% ../nbs/16_tables.ipynb #folders
+def _is_named_as_a_run(folder): return folder.is_dir() and re.fullmatch(r"[a-z]+-seed\d+", folder.name) is not None
+
 def _run_folders(folder):
     "The folders in an organ's folder that are meant to be runs."
-    meant = lambda f: f.is_dir() and (re.fullmatch(r"[a-z]+-seed\d+", f.name) or (f / "metrics.json").exists())
+    others = {f for f in folder.iterdir() if f.is_dir() and not _is_named_as_a_run(f) and any(map(_is_named_as_a_run, f.iterdir()))}
+    meant = lambda f: _is_named_as_a_run(f) or (f.is_dir() and (f / "metrics.json").exists() and f not in others)
     return sorted(filter(meant, folder.iterdir()))
 
 def _organ_folders(folder, organs):
     "The folders of the chosen organs, or of all."
     if not folder.is_dir(): raise ValueError(f"there is no folder {folder.as_posix()}.")
     found = {f.name: f for f in sorted(folder.iterdir()) if f.is_dir() and (_run_folders(f) or (f / "cells.json").exists())}
+    if any(_is_named_as_a_run(f) for f in folder.iterdir()): found[folder.resolve().name] = folder        # as `vampsc fit` leaves them
     if isinstance(organs, str): organs = [o.strip() for o in organs.split(",")]
     if unknown := [o for o in organs or () if o not in found]:
         raise ValueError(f"organ {unknown[0]!r} has no runs in {folder.as_posix()}; there are {', '.join(found) or 'none'}.")
-    return [found[o] for o in (found if organs is None else organs)]
+    return {o: found[o] for o in (found if organs is None else organs)}
 
 def _in_order(runs):
     "Organs as they came, the paper's models in its order and then the others, seeds from the smallest."
@@ -387,8 +394,12 @@ INTERVAL = ("Means over seeds. Second line: 95 % t interval over seeds [a, b]; t
             "nothing where there is one. ")
 
 def show(table, models=PAPER_MODELS):
-    "Table 1 or 2 in the paper's layout: organs in rows, models in columns grouped by metric, with its bold and italics."
+    """Table 1 or 2 in the paper's layout: organs in rows, models in columns grouped by metric, with its bold and italics.
+
+    A sentence where there is no run of these models.
+    """
     there = [m for m in models if m in table.index.unique("model")]
+    if not there: return Html(f"<p>There is no run of {', '.join(models)}.</p>")
     sampled = [m for m in there if table.xs(m, level="model")["sampled"].any()]
     columns = {k: sampled if k.endswith("10_samples") else there for k in METRICS if k in table}
     rows = [[_cell(html.escape(group["title"].iloc[0]), True, True),
@@ -427,6 +438,15 @@ def beside_the_paper(runs):
 
 BESIDE = "organ title paper_organ metric model ours low high paper difference compare rank_ours rank_paper".split()
 
+def why_nothing_beside(runs):
+    "A sentence for a study that has nothing in common with the paper's tables: data of one's own, or other models. runs : of `gather`."
+    own = ", ".join(runs["title"][runs["paper_organ"].isna()].unique())
+    shared = ", ".join(runs["title"][runs["paper_organ"].notna()].unique())
+    said = []
+    if own: said.append(f"The paper has no numbers for {own}: its organs are {', '.join(sorted(paper_tables()['organ'].unique()))}.")
+    if shared: said.append(f"{shared} has no run with a number of one of the paper's models, {', '.join(PAPER_MODELS)}.")
+    return " ".join([*said, "So there is nothing to set beside the paper's tables."])
+
 def _beside(summary, group, theirs):
     "The rows of one organ; none if the paper does not have it."
     known, genes = group["paper_organ"].iloc[0], _as_many_genes(group).all()
@@ -452,7 +472,7 @@ def _comparable(group):
 def orders(beside):
     """The order of the models in each organ and metric, best first, ours and the paper's, and how many pairs stand alike.
 
-    beside : of `beside_the_paper`. Returns a DataFrame of texts.
+    beside : of `beside_the_paper`. Returns a DataFrame of texts with the columns of ORDERS, without rows where there is nothing to compare.
     """
     rows = []
     for (_, metric), group in beside.groupby(["organ", "metric"], sort=False):
@@ -462,7 +482,9 @@ def orders(beside):
         rows.append({"organ": group["title"].iloc[0], "metric": METRICS[metric].title, "ours": _chain(a),
                      "the paper's": _chain(b), "pairs alike": f"{alike} of {len(pairs)}" if pairs else "-",
                      "what can be compared": group["compare"].iloc[0] if pairs else "the paper has no number"})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=ORDERS)
+
+ORDERS = ["organ", "metric", "ours", "the paper's", "pairs alike", "what can be compared"]
 
 def _chain(ranks):
     "Names by rank: 'VAMP, VAE = IAF, AE'."
@@ -623,6 +645,15 @@ def over_organs(judged, claims=CLAIMS):
                      "as claimed": _share(organs["direction"]), "in the paper": papers[claim.text]})
     return pd.DataFrame(rows)
 
+def why_no_verdict(judged):
+    """A sentence where not one of the claims rests on a number, else None: too few models were run.
+
+    judged : of `verdicts`.
+    """
+    if (judged["seeds"] > 0).any(): return None
+    return ("None of the claims can be looked at: each compares models, or counts units, of which there are no runs here. "
+            f"They need {', '.join(PAPER_MODELS)} with the same seeds, on the same data.")
+
 def _share(directions):
     known = directions[directions != "unknown"]
     return f"{(known == 'as claimed').sum()} of {len(known)}" if len(known) else "-"
@@ -761,5 +792,5 @@ def make(folder, organs=None):
     folder = Path(folder)
     found = _organ_folders(folder, organs)                       # fails before a kernel starts
     if not found: raise ValueError(NO_RUNS.format(folder.as_posix()))
-    given = {"runs": folder.as_posix(), "organs": None if organs is None else ",".join(f.name for f in found)}
+    given = {"runs": folder.as_posix(), "organs": None if organs is None else ",".join(found)}
     return study._fill_in(TEMPLATE, folder / "tables.ipynb", given)

@@ -1,0 +1,118 @@
+"A study of the user's own data ends with its page: Tables 1 and 2 and the figures, and a sentence where the paper has nothing to be set beside them."
+import json
+import shutil
+
+import anndata as ad
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from vampsc import study, tables, training
+
+TINY = dict(gene_space=None, hidden=(8,), n_latent=3)
+ONE_EPOCH = training.get_profile("quick", max_epochs=1)
+
+
+def cells(n=60, genes=40, labels=True, seed=0):
+    "Made-up counts of three kinds of cells."
+    rng = np.random.default_rng(seed)
+    kind = np.arange(n) % 3
+    rates = (rng.gamma(0.5, 2.0, (3, genes)) + 0.2)[kind]
+    obs = pd.DataFrame({"cell_type": [f"t{k}" for k in kind]} if labels else {}, index=[f"c{i}" for i in range(n)])
+    return ad.AnnData(sparse.csr_matrix(rng.poisson(rates).astype("float32") + np.eye(n, genes, dtype="float32")),
+                      obs, pd.DataFrame(index=[f"g{j}" for j in range(genes)]))
+
+
+def trained(folder, *models, seeds=(0,), labels=True):
+    adata = cells(labels=labels)
+    for model in models:
+        for seed in seeds: study.run(adata, model, folder, ONE_EPOCH, seed, "cell_type" if labels else None, progress=False, **TINY)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    "A folder of two models' runs, as `vampsc fit --out` leaves it; its name is the organ's."
+    return trained(tmp_path_factory.mktemp("study") / "mine", "ae", "vae")
+
+
+def copied(own, folder, model="vae", labels=True):
+    "The VAE's run as that of another model, or of cells without labels: what tables read, without training again."
+    shutil.copytree(own / "vae-seed0", folder / f"{model}-seed0")
+    for name, change in (("config.json", {"model": model}), ("metrics.json", {} if labels else {"asw": None, "n_labelled": None})):
+        path = folder / f"{model}-seed0" / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    if not labels:
+        of_cells = folder / f"{model}-seed0" / "cells.csv"
+        pd.read_csv(of_cells, index_col="cell")[["split"]].to_csv(of_cells)
+    return folder
+
+
+def page_of(folder):
+    "What the cells of the notebook's tables show, run here one after the other, without a kernel and figures."
+    seen, names = [], {"runs": str(folder), "organs": None, "covariance_of": None}
+    sources = {cell.id: cell.source for cell in nbformat.read(tables.TEMPLATE, 4).cells if cell.cell_type == "code"}
+    exec(sources["setup"], names)
+    names["display"] = lambda *shown: seen.extend(getattr(s, "data", s) for s in shown)
+    exec("folder" + sources["check-parameters"].partition("\nfolder")[2], names)
+    for name in ("table-1", "table-1-others", "table-2", "table-2-others", "beside", "orders", "verdicts-over-organs", "verdicts", "co-variation"):
+        source = sources[name]
+        if name in ("table-1", "table-2"): source = source.replace("tables.show(", "display(tables.show(") + ")"
+        exec(source, names)
+    return "\n".join(map(str, seen))
+
+
+def test_tables_of_own_data_in_a_folder_of_their_own(own):
+    "The real thing, with a kernel and all figures."
+    page = tables.make(own.parent)
+    words = page.read_text()
+    assert "The paper has no numbers for mine: its organs are blood," in words and words.count("<img") == 2
+    written = {p.name for p in own.parent.iterdir()}
+    assert {"table1.csv", "table2.csv", "beside_the_paper.csv", "verdicts.csv", "figure1.png", "figure2.png", "tables.ipynb"} <= written
+    table = pd.read_csv(own.parent / "table1.csv")
+    of_runs = [study.read_run(own / f"{m}-seed0").metrics["active_units"] for m in ("ae", "vae")]
+    assert list(table["organ"]) == ["mine", "mine"] and list(table["active_units"]) == of_runs
+    assert len(pd.read_csv(own.parent / "beside_the_paper.csv")) == 0
+
+
+def test_the_folder_that_fit_leaves_is_an_organ(own, monkeypatch):
+    runs, problems = tables.gather(own)
+    assert list(runs["organ"]) == ["mine", "mine"] and list(runs["model"]) == ["AE", "VAE"] and not problems
+    monkeypatch.chdir(own)
+    assert list(tables.gather(".")[0]["organ"]) == ["mine", "mine"]
+    assert list(tables.gather(own.parent, "mine")[0]["model"]) == ["AE", "VAE"]
+
+
+def test_an_organs_page_beside_its_runs_is_no_run(own):
+    "`vampsc report` leaves a metrics.json in the folder of the organ."
+    (own / "metrics.json").write_text("{}")
+    try: runs, problems = tables.gather(own.parent)
+    finally: (own / "metrics.json").unlink()
+    assert len(runs) == 2 and not problems
+
+
+def test_one_model_one_seed_no_cell_types(own, tmp_path):
+    page = page_of(copied(own, tmp_path / "mine", labels=False).parent)
+    assert "The paper has no numbers for mine" in page and "VAE" in page and "what can be compared" not in page
+
+
+def test_a_model_that_the_paper_did_not_have(own, tmp_path):
+    page = page_of(copied(own, tmp_path / "mine", "vampiaf").parent)
+    for words in ("There is no run of AE, VAE, IAF, VAMP", "Models that the paper did not have:", "None of the claims can be looked at"):
+        assert words in page
+    assert "VAMPIAF" in page
+
+
+def test_orders_of_nothing_has_its_columns():
+    nothing = tables.orders(pd.DataFrame(columns=tables.BESIDE))
+    assert len(nothing) == 0 and "what can be compared" in nothing and "pairs alike" in nothing
+
+
+def test_own_data_beside_an_organ_of_the_papers(own, tmp_path):
+    "Only the organ that the paper has is set beside it; the page says nothing else is missing."
+    copied(own, tmp_path / "liver")
+    (tmp_path / "mine").symlink_to(own)
+    beside = tables.beside_the_paper(tables.gather(tmp_path)[0])
+    assert set(beside["organ"]) == {"liver"} and set(tables.orders(beside)["organ"]) == {"liver"}
