@@ -116,11 +116,12 @@ def test_unseen_batches_are_refused_by_name(adata, trained):
 
 
 @pytest.mark.parametrize("values, message", [
-    (None, "no column 'lab' for the batches; there are cell_type"), (["a", None] * 15, "15 of 30 cells have no lab"),
+    (None, "no column 'lab' for the batches; there are cell_type, 3.$"), (["a", None] * 15, "15 of 30 cells have no lab"),
     (["a", " "] * 15, "15 of 30 cells have no lab"), (range(30), "30 values for 30 cells")])
 def test_a_column_that_is_no_batch(adata, values, message):
     few = adata[:30].copy()
     del few.obs["lab"]
+    few.obs[3] = 1                                                                  # names of columns may be numbers
     if values is not None: few.obs["lab"] = list(values)
     with pytest.raises(ValueError, match=message): models.VAE(few, batch_key="lab", **SMALL)
 

@@ -13,7 +13,7 @@ from hypothesis import given, strategies as st
 from scipy import sparse
 
 from server import Server
-from vampsc.genes import GeneSpace, GeneSpaceError, bare_ids, cells_with, mapping, positions, raw_of, resolve
+from vampsc.genes import GeneSpace, GeneSpaceError, bare_ids, cells_with, layer_names, listed, mapping, positions, raw_of, resolve, values_of
 
 INS, GCG, SST, PPY, XGENE, YGENE = (f"ENSG{n:011d}" for n in (254647, 115263, 157005, 108849, 2586, 292348))
 SPACE = GeneSpace("toy", [INS, GCG, SST, PPY, XGENE, YGENE], ["INS", "GCG", "SST", "PPY", "CD99", "CD99"])
@@ -203,6 +203,29 @@ def test_raw_has_the_cells_of_the_data_and_its_own_genes(form, place, tmp_path):
     assert place == "memory" or type(raw.X).__module__.split(".")[0] == "h5py" or not sparse.issparse(raw.X)
     part = raw_of(data[[7, 0, 3]])
     assert np.array_equal(dense(part.X), dense(full.X)[[7, 0, 3]]) and list(part.obs_names) == list(data.obs_names[[7, 0, 3]])
+
+
+@pytest.mark.parametrize("names, settings, words", [
+    (["a", 3, None], {}, "a, 3, None"), ([], {}, "none"), ([], dict(none=""), ""), ((), dict(most=2), "none"),
+    ("abc", dict(most=2), "a, b, ..."), ("ab", dict(most=2), "a, b"), (np.array([1.5, 2.0]), {}, "1.5, 2.0"),
+    (pd.Index([7, 8]), {}, "7, 8"), ((v for v in "xyz"), dict(most=1), "x, ...")])
+def test_names_in_messages(names, settings, words):
+    assert listed(names, **settings) == words
+
+
+def test_layers_beside_X():
+    "X is among the layers from anndata 0.13 on; a layer's name may be a number."
+    data = cells_of("abc")
+    assert layer_names(data) == []
+    with pytest.raises(GeneSpaceError, match="no layer 'counts' in adata.layers; it has: none$"): values_of(data, "counts")
+    data.layers["counts"] = data.X
+    data.layers[7] = data.X
+    assert layer_names(data) == ["counts", 7]
+    with pytest.raises(GeneSpaceError, match="no layer 'spliced' in adata.layers; it has: counts, 7$"): values_of(data, "spliced")
+    data.X = None
+    with pytest.raises(GeneSpaceError, match="adata.X is empty: pass layer=; layers: counts, 7$"): values_of(data)
+    assert np.array_equal(values_of(data, 7), values_of(data, "counts"))
+    with pytest.raises(GeneSpaceError, match="pass layer=; layers: counts, 7"): raw_of(data)
 
 
 def test_raw_refused():

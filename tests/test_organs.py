@@ -116,6 +116,9 @@ def test_label_key_without_guess():
     with pytest.raises(OrganError, match="it has: none.$"): organs.labels(small())
     with pytest.raises(OrganError) as error: organs.labels(small(batch=[1, 2]), "annotation")
     assert "batch" in str(error.value) and "Did you mean" not in str(error.value)
+    numbered = small(kind=["t", "b"])
+    numbered.obs[3] = 1
+    with pytest.raises(OrganError, match="no column 'annotation' in adata.obs; it has: kind, 3.$"): organs.labels(numbered, "annotation")
 
 
 def test_blank_labels_are_missing():
@@ -139,7 +142,7 @@ def test_two_columns_of_one_name():
     with pytest.raises(OrganError, match="2 columns of adata.obs are called 'kind'"): organs.labels(data, "kind")
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::UserWarning")
 def test_repeated_cell_names_are_left_to_the_model(tmp_path):
     data = small()
     data.obs_names = ["a", "b"]

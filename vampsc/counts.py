@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import keras, numpy as np
 from anndata.abc import CSRDataset
 from scipy import sparse
-from .genes import GeneSpaceError, check_places, csr_float32, mapping, matrix_of, project, raw_of, values_of, with_counts
+from .genes import (GeneSpaceError, check_places, csr_float32, layer_names, listed, mapping, matrix_of, project, raw_of,
+                          values_of, with_counts)
 from .kernels import _jit, dense_rows, row_reader
 
 # %% ../nbs/01_counts.ipynb #counts-matrix
@@ -348,7 +349,7 @@ def check_counts(X, names=None, genes=None, elsewhere=lambda: ELSEWHERE):
     _check_exact(high)
     empty = np.flatnonzero(X.totals == 0)
     if len(empty):
-        first = ", ".join(str(names[i] if names is not None else i) for i in empty[:3])
+        first = listed(empty[:3] if names is None else (names[i] for i in empty[:3]))
         raise CountsError(
             f"{len(empty):,} of {X.shape[0]:,} cells have no counts in the {X.shape[1]:,} genes used (first: "
             f"{first}); remove them, e.g. sc.pp.filter_cells(adata, min_counts=1), or keep more genes "
@@ -368,7 +369,7 @@ def where_counts_may_be(adata, layer=None, use_raw=False):
     """
     places = {"adata.X (without layer= and use_raw=)": adata.X if layer is not None or use_raw else None,
               "adata.raw (use_raw=True)": adata.raw.X if adata.raw is not None and not use_raw else None,
-              **{f"layer={name!r}": values for name, values in adata.layers.items() if name != layer}}
+              **{f"layer={name!r}": adata.layers[name] for name in layer_names(adata) if name != layer}}
     there = {place: matrix for place, matrix in places.items() if matrix is not None}
     whole = [place for place, matrix in there.items() if _whole(matrix)]
     if whole: return f"which may be in {' or '.join(whole)}"
@@ -420,7 +421,7 @@ def _warn_of_genes(space, report):
     there = report.n_space - report.missing
     if space.whole is None and report.share_of_counts < 0.5:
         warnings.warn(f"only {report.share_of_counts:.1%} of the counts are in genes of {space.name}; in most cells of the others: "
-                      f"{', '.join(report.not_used)} (gene_space=None keeps all genes)", stacklevel=3)
+                      f"{listed(report.not_used)} (gene_space=None keeps all genes)", stacklevel=3)
     if (space.whole is not None or space.name == "own genes") and there < 0.5 * report.n_space:
         warnings.warn(f"only {there:,} of the {report.n_space:,} genes of {space.name} are in the data: the others count as 0, which is "
                       "not what the model has learnt", stacklevel=3)

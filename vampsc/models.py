@@ -261,7 +261,7 @@ def batch_codes(adata, key, names=None):
     among `names`.
     """
     if key not in adata.obs:
-        raise ValueError(f"obs has no column {key!r} for the batches; there are {', '.join(adata.obs) or 'none'}.")
+        raise ValueError(f"obs has no column {key!r} for the batches; there are {genes.listed(adata.obs)}.")
     values = adata.obs[key].astype(object)
     values = values.mask(values.astype(str).str.strip() == "")
     if n := int(values.isna().sum()):

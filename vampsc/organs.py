@@ -14,7 +14,7 @@ import anndata, numpy as np, pandas as pd
 from anndata.io import read_elem, sparse_dataset
 from . import downloads, genes
 from .downloads import DownloadError
-from .genes import GeneSpaceError, matrix_of
+from .genes import GeneSpaceError, layer_names, listed, matrix_of
 from .readers import READERS
 
 # %% ../nbs/11_organs.ipynb #registry
@@ -224,7 +224,7 @@ def harmonised(adata, study, source):
     """
     told = lambda key: adata.obs[key].astype(object).where(adata.obs[key].notna(), "").astype(str).str.strip()
     for key in filter(None, (source.get("cell_type"), source.get("donor"))):
-        if key not in adata.obs: raise OrganError(f"{study['name']}: the cells have no '{key}'; there are {', '.join(map(str, adata.obs)) or 'none'}")
+        if key not in adata.obs: raise OrganError(f"{study['name']}: the cells have no '{key}'; there are {listed(adata.obs)}")
     obs, keep = pd.DataFrame({"study": study["name"], "organ": study["organ"]}, index=adata.obs_names), np.ones(adata.n_obs, bool)
     if source.get("cell_type"):
         labels = told(source["cell_type"]).replace({k.strip(): v for k, v in source.get("rename", {}).items()})
@@ -313,8 +313,7 @@ def _read(path, backed=False, elsewhere=False):
     if 0 in adata.shape: raise OrganError(f"'{path.name}' holds {adata.n_obs} cells x {adata.n_vars} genes")
     if elsewhere: return adata
     if adata.X is None:
-        layers = ", ".join(adata.layers) or "none"
-        raise OrganError(f"'{path.name}' has no X (layers: {layers}): read it with anndata.read_h5ad and name the "
+        raise OrganError(f"'{path.name}' has no X (layers: {listed(layer_names(adata))}): read it with anndata.read_h5ad and name the "
                          "layer of the counts to the model, layer=")
     if backed: return adata
     try: adata.X = matrix_of(adata)
@@ -455,7 +454,7 @@ def labels(adata, key="cell_type"):
     plain = {c.lower().replace("_", "").replace(" ", "").replace(".", ""): c for c in columns}
     close = difflib.get_close_matches(str(key).lower().replace("_", ""), plain, n=1, cutoff=0.6)
     guess = f" Did you mean '{plain[close[0]]}'?" if close else ""
-    raise OrganError(f"no column '{key}' in adata.obs; it has: {', '.join(columns) or 'none'}.{guess}")
+    raise OrganError(f"no column '{key}' in adata.obs; it has: {listed(columns)}.{guess}")
 
 def label_key(adata, key="auto"):
     "The column of cell types to judge by: a name as it is; of \"auto\", \"cell_type\" where any cell has a label there, else None."
