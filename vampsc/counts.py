@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['DAMAGED', 'FAULTS', 'ELSEWHERE', 'counts_matrix', 'Counts', 'as_counts', 'cell_totals', 'counts_of', 'CountsError',
-           'check_counts', 'where_counts_may_be', 'checked_counts', 'cell_positions', 'Split', 'whole_number',
-           'split_cells', 'check_split', 'Batches']
+           'check_counts', 'where_counts_may_be', 'checked_counts', 'whole_number', 'real_number', 'flag', 'choice',
+           'whole_numbers', 'column_name', 'column_of', 'cell_positions', 'Split', 'split_cells', 'check_split',
+           'Batches']
 
 # %% ../nbs/01_counts.ipynb #imports
 import copy, functools, math, operator, warnings
 from dataclasses import dataclass
-import keras, numpy as np
+import keras, numpy as np, pandas as pd
 from anndata.abc import CSRDataset
 from scipy import sparse
 from .genes import (GeneSpaceError, check_places, csr_float32, layer_names, listed, mapping, matrix_of, project, raw_of,
@@ -426,33 +427,121 @@ def _warn_of_genes(space, report):
         warnings.warn(f"only {there:,} of the {report.n_space:,} genes of {space.name} are in the data: the others count as 0, which is "
                       "not what the model has learnt", stacklevel=3)
 
+# %% ../nbs/01_counts.ipynb #settings
+def whole_number(name, value, least=0):
+    "value, of Python or numpy, as an int, or a CountsError that names it."
+    is_flag = isinstance(value, (bool, np.bool_))
+    try: number = None if is_flag else operator.index(value)
+    except TypeError: number = None
+    if number is None or number < least: raise CountsError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    return number
+
+def real_number(name, value, least=None, above=None, below=None):
+    "value, of Python or numpy, as a finite float between its bounds (at least, above, below), or a CountsError that names them."
+    bounds = {"of at least": least, "above": above, "below": below}
+    words = " and ".join(f"{bound} {limit:g}" for bound, limit in bounds.items() if limit is not None)
+    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    number = float(value) if is_number else math.nan
+    inside = (math.isfinite(number) and (least is None or number >= least) and (above is None or number > above)
+              and (below is None or number < below))
+    if not inside: raise CountsError(f"{name} must be a number {words}, not {value!r}")
+    return number
+
+def flag(name, value):
+    "value, of Python or numpy, as a bool, or a CountsError that names it."
+    if not isinstance(value, (bool, np.bool_)): raise CountsError(f"{name} must be True or False, not {value!r}")
+    return bool(value)
+
+def choice(name, value, known):
+    "value as a str, or a CountsError that names it and what is known."
+    if not isinstance(value, str) or value not in known:
+        raise CountsError(f"{name}={value!r} is not known; take one of {', '.join(known)}.")
+    return str(value)
+
+def whole_numbers(name, values, least=1):
+    "values, a tuple, list or array of whole numbers, as a tuple of ints, or a CountsError that names them."
+    if not isinstance(values, (tuple, list, np.ndarray)) or np.ndim(values) != 1:
+        raise CountsError(f"{name} must be a tuple of whole numbers, such as (512, 256); got {values!r}")
+    return tuple(whole_number(f"each of {name}", value, least) for value in values)
+
+def column_name(name, key):
+    "key, the name of one column: a str, or the number by which it is called; or a CountsError that names it."
+    if isinstance(key, (str, int, np.integer)) and not isinstance(key, bool):
+        return str(key) if isinstance(key, str) else int(key)
+    raise CountsError(f"{name} must be the name of one column, not {key!r}; several can be made one, as in adata.obs['both'] = "
+                      "adata.obs['one'].astype(str) + '-' + adata.obs['other'].astype(str)")
+
+def column_of(obs, key, what=""):
+    """The column of that name.
+
+    obs : DataFrame (cells, columns). what : it is for, to say in a message. Raises CountsError where there is none, or several of that name.
+    """
+    if key not in obs.columns: raise CountsError(f"obs has no column {key!r}{what}; there are {listed(obs.columns)}.")
+    if obs[key].ndim > 1:
+        raise CountsError(f"{obs[key].shape[1]} columns of obs are called {key!r}; keep one, as in "
+                          "adata.obs = adata.obs.loc[:, ~adata.obs.columns.duplicated()]")
+    return obs[key]
+
 # %% ../nbs/01_counts.ipynb #cell-positions
-def cell_positions(indices, n):
+def _mask_or_positions(indices, what="indices"):
+    "A mask of bool or an array of integers, (cells,), out of what a user may have: lists, ranges, pandas' arrays with missing values."
+    if isinstance(indices, (set, frozenset, dict)): raise CountsError(f"{what} must be positions in an order, not a {type(indices).__name__}")
+    cells = np.asarray(indices).reshape(-1)
+    if cells.dtype == object: cells = _mask_of_objects(cells)
+    if not len(cells): return np.arange(0)
+    if cells.dtype.kind in "biu": return cells
+    names = "; of names, adata.obs_names.get_indexer(names) gives the positions" if cells.dtype.kind in "OUST" else ""
+    raise CountsError(f"{what} must be positions of cells or a mask, not {cells.tolist()[0]!r} ({cells.dtype}){names}")
+
+def _mask_of_objects(cells):
+    "A mask whose entries are objects as one of bool; CountsError where some are missing. Others as they are."
+    missing = np.array([value is None or value is pd.NA for value in cells])
+    if missing.all() or not all(isinstance(value, (bool, np.bool_)) for value in cells[~missing]): return cells
+    if missing.any():
+        raise CountsError(f"{int(missing.sum()):,} of {len(cells):,} entries of the mask of cells are missing; say what they are, as in "
+                          "mask.fillna(False)")
+    return cells.astype(bool)
+
+def cell_positions(indices, n, what="indices"):
     """Positions of cells, an int array from 0 to n - 1.
 
-    indices : positions (from the end if negative), a mask of n entries, a slice, or None for all cells. Raises CountsError.
+    indices : positions (from the end if negative), a mask of n entries, a slice, or None for all cells. what : to call them in
+    a message. Raises CountsError.
     """
     if indices is None or isinstance(indices, slice): return np.arange(n)[indices or slice(None)]
-    cells = np.asarray(indices).reshape(-1)
-    if not len(cells): return np.arange(0)
+    cells = _mask_or_positions(indices, what)
     if cells.dtype == bool and len(cells) != n: raise CountsError(f"a mask of cells needs {n:,} entries, not {len(cells):,}")
     if cells.dtype == bool: return np.flatnonzero(cells)
-    if cells.dtype.kind not in "iu":
-        names = "; of names, adata.obs_names.get_indexer(names) gives the positions" if cells.dtype.kind in "OUST" else ""
-        raise CountsError(f"indices must be positions of cells or a mask, not {cells.tolist()[0]!r} ({cells.dtype}){names}")
     bad = (cells < -n) | (cells >= n)
     if bad.any():
-        raise CountsError(f"{int(bad.sum()):,} of {len(cells):,} indices are out of range (first: {cells[bad][0]}): there are {n:,} cells, "
+        raise CountsError(f"{int(bad.sum()):,} of {len(cells):,} {what} are out of range (first: {cells[bad][0]}): there are {n:,} cells, "
                           f"0 to {n - 1:,}")
     return cells.astype(int) % n
 
 # %% ../nbs/01_counts.ipynb #split
 @dataclass(frozen=True, eq=False)
 class Split:
-    "Which cells are for training, validation and test: three sorted integer arrays (cells of the part,) of positions."
+    """Which cells are for training, validation and test: three sorted integer arrays (cells of the part,) of positions.
+
+    Given as positions in any order and any kind of sequence, or as masks (cells,). Positions from the end, negative, become
+    others in `check_split`, which knows how many cells there are. CountsError for what is neither.
+    """
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
+    n_cells = None                                                # as long as the masks were; of positions, not known
+
+    def __post_init__(self):
+        for name in ("train", "validation", "test"):
+            cells = _mask_or_positions(getattr(self, name), f"the {name} cells of a split")
+            if cells.dtype == bool: cells = self._of_mask(cells)
+            object.__setattr__(self, name, np.sort(cells.astype(int)))
+
+    def _of_mask(self, mask):
+        if self.n_cells not in (None, len(mask)):
+            raise CountsError(f"the masks of a split must have an entry for each cell, and have {self.n_cells:,} and {len(mask):,}")
+        object.__setattr__(self, "n_cells", len(mask))
+        return np.flatnonzero(mask)
 
     def __eq__(self, other):
         return isinstance(other, Split) and all(map(np.array_equal, self._parts(), other._parts()))
@@ -465,16 +554,9 @@ class Split:
     @classmethod
     def from_dict(cls, d):
         "The split that `to_dict` wrote down."
-        return cls(*(np.asarray(d[k], dtype=int) for k in ("train", "validation", "test")))
+        return cls(*(d[part] for part in ("train", "validation", "test")))
 
 # %% ../nbs/01_counts.ipynb #split-cells
-def whole_number(name, value, least=0):
-    "value as an int, or a CountsError that names it."
-    try: number = operator.index(value)
-    except TypeError: number = None
-    if number is None or number < least: raise CountsError(f"{name} must be a whole number of at least {least}, not {value!r}")
-    return number
-
 def _is_share(value): return isinstance(value, (int, float, np.number)) and 0 <= value < 1
 
 def split_cells(n, seed=0, validation=0.1, test=0.1):
@@ -508,14 +590,19 @@ def split_cells(n, seed=0, validation=0.1, test=0.1):
 
 # %% ../nbs/01_counts.ipynb #check-split
 def check_split(split, n):
-    "Raise CountsError unless this is a Split of n cells or of some of them, with two or more for training and none in two parts."
+    """The Split of n cells, or of some of them, with all positions from 0 to n - 1.
+
+    Raises CountsError unless it has two or more cells for training, none in two parts or twice in one, and none beyond n.
+    """
     if not isinstance(split, Split):
         raise CountsError(f"split must be a Split(train, validation, test) of three arrays of positions, not {type(split).__name__}")
+    if split.n_cells not in (None, n): raise CountsError(f"the masks of a split have {split.n_cells:,} entries for {n:,} cells")
     parts = [cell_positions(part, n) for part in split._parts()]
     if len(parts[0]) < 2: raise CountsError(f"a split needs at least 2 cells for training, and has {len(parts[0])}")
     shared = np.concatenate(parts)
     shared = shared[np.bincount(shared, minlength=n)[shared] > 1]
     if len(shared): raise CountsError(f"{len(np.unique(shared)):,} cells are in a split more than once (first: {shared[0]})")
+    return Split(*parts)
 
 # %% ../nbs/01_counts.ipynb #batches
 class Batches(keras.utils.PyDataset):
@@ -540,7 +627,10 @@ class Batches(keras.utils.PyDataset):
     """
     def __init__(self, X, indices=None, batch_size=128, shuffle=False, seed=0, rows=None, **kwargs):
         super().__init__(**kwargs)
-        self.X, self.batch_size, self.shuffle, self.seed = as_counts(X), whole_number("batch_size", batch_size, 1), shuffle, seed
+        self.X = as_counts(X)
+        self.batch_size = whole_number("batch_size", batch_size, 1)
+        self.shuffle = flag("shuffle", shuffle)
+        self.seed = whole_number("seed", seed)
         self.indices, self.rows = cell_positions(indices, self.X.shape[0]), rows or row_reader(self.X)
         self.epoch = 0
 

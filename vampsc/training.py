@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['PROFILES', 'CHECKPOINT_FORMAT', 'COUNTERS', 'JUMP', 'Profile', 'get_profile', 'with_defaults', 'FusedAdam',
            'is_fused', 'Progress', 'rising_weight', 'Record', 'write_checkpoint', 'read_checkpoint', 'Checkpoint',
-           'Diverged', 'Guard', 'Examine', 'not_finite', 'Halving', 'compile_network', 'Run', 'fit']
+           'Diverged', 'Guard', 'Examine', 'not_finite', 'Halving', 'compile_network', 'checked_callbacks',
+           'quiet_about_tracing', 'Run', 'fit']
 
 # %% ../nbs/08_training.ipynb #imports
-import dataclasses, itertools, json, os, sys, time, warnings, zipfile
+import contextlib, dataclasses, itertools, json, os, sys, time, warnings, zipfile
 from pathlib import Path
 import keras, numpy as np, pandas as pd
 from keras import backend, ops
 from tqdm import tqdm
 from . import devices, kernels
-from .counts import Batches, as_counts, whole_number
+from .counts import Batches, as_counts, check_split, flag, real_number, whole_number
 
 # %% ../nbs/08_training.ipynb #profile
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,16 @@ class Profile:
     batch_size: int = 128        # cells
     n_genes: int | None = None   # a study keeps so many variable genes; None: all of the gene space
     kl_warmup: int = 0           # epochs over which the weight of the KL term rises from 0 to its own; patience counts after them
+
+    def __post_init__(self):
+        settle = lambda name, value: object.__setattr__(self, name, value)
+        settle("learning_rate", real_number("learning_rate", self.learning_rate, above=0))
+        for name, least in dict(max_epochs=0, batch_size=1, lr_patience=1, patience=1, kl_warmup=0).items():
+            settle(name, whole_number(name, getattr(self, name), least))
+        if self.n_genes is not None: settle("n_genes", whole_number("n_genes", self.n_genes, 1))
+        if 0 < self.max_epochs <= self.kl_warmup:
+            raise ValueError(f"kl_warmup={self.kl_warmup} leaves no epoch in which the KL term has its whole weight; it must be below "
+                             f"max_epochs, {self.max_epochs}.")
 
 PROFILES = {
     "paper": Profile(learning_rate=5e-5, lr_patience=10, patience=100, max_epochs=10_000),
@@ -44,17 +55,12 @@ def get_profile(profile="quick", **changes):
         if profile not in PROFILES:
             raise ValueError(f"profile {profile!r} is not known; take one of {', '.join(PROFILES)}.")
         profile = PROFILES[profile]
+    if not isinstance(profile, Profile):
+        raise ValueError(f"profile must be one of {', '.join(PROFILES)}, or a training.Profile, not {profile!r}.")
     known = [f.name for f in dataclasses.fields(Profile)]
     if unknown := [name for name in changes if name not in known]:
         raise ValueError(f"training setting {unknown[0]!r} is not known; there are {', '.join(known)}.")
-    p = dataclasses.replace(profile, **{k: v for k, v in changes.items() if v is not None})
-    for name, least in dict(max_epochs=0, batch_size=1, lr_patience=1, patience=1, kl_warmup=0).items():
-        whole_number(name, getattr(p, name), least)
-    if not isinstance(p.learning_rate, (int, float)) or not 0 < p.learning_rate < float("inf"):
-        raise ValueError(f"learning_rate must be a number above 0; got {p.learning_rate!r}.")
-    if 0 < p.max_epochs <= p.kl_warmup:
-        raise ValueError(f"kl_warmup={p.kl_warmup} leaves no epoch in which the KL term has its whole weight; it must be below max_epochs, {p.max_epochs}.")
-    return p
+    return dataclasses.replace(profile, **{k: v for k, v in changes.items() if v is not None})
 
 # %% ../nbs/08_training.ipynb #whole-settings
 def with_defaults(settings):
@@ -167,7 +173,7 @@ CHECKPOINT_FORMAT = 1
 
 def write_checkpoint(path, notes, arrays):
     "Put notes (a dict for JSON) and a list of arrays, of any shapes, into one file, whole or not at all. OSError where it cannot be done."
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_dir(): raise IsADirectoryError(f"{path} is a folder; name a file for the checkpoint.")
     path.parent.mkdir(parents=True, exist_ok=True)
     new, notes = path.with_name(path.name + ".new"), json.dumps({"format": CHECKPOINT_FORMAT, **notes}).encode()
@@ -185,7 +191,7 @@ def write_checkpoint(path, notes, arrays):
 def read_checkpoint(path):
     "(notes, arrays) as write_checkpoint was given them, with the format in notes. ValueError for a damaged file or a newer format."
     try:
-        with np.load(path, allow_pickle=False) as file:                                # a zip file checks its parts itself
+        with np.load(Path(path).expanduser(), allow_pickle=False) as file:           # a zip file checks its parts itself
             notes = json.loads(file["notes"].tobytes())
             if notes["format"] <= CHECKPOINT_FORMAT: return notes, [file[str(i)] for i in range(len(file.files) - 1)]
     except (FileNotFoundError, IsADirectoryError, PermissionError): raise
@@ -209,7 +215,7 @@ class Checkpoint(keras.callbacks.Callback):
     def __init__(self, network, schedule, stopping, path=None, identity=None, earlier=(), share=0.05):
         super().__init__()
         self.network, self.watched, self.stopping, self.frozen = network, (schedule, stopping), stopping, False
-        self.path, self.identity, self.share = None if path is None else Path(path), identity or {}, share
+        self.path, self.identity, self.share = None if path is None else Path(path).expanduser(), identity or {}, share
         self.notes, self.state, self.rows = {"earlier": list(earlier), "retried": False}, None, []
         self.cost, self.last = 0.0, 0.0                          # seconds that keeping takes, and when it was done last
 
@@ -356,6 +362,37 @@ def compile_network(network, learning_rate):
     network.compile(optimizer=FusedAdam(learning_rate, adds_penalty=True), jit_compile=backend.backend() == "jax")
     network.optimizer.build(network.trainable_variables)
 
+# %% ../nbs/08_training.ipynb #callbacks
+def checked_callbacks(callbacks):
+    """A list of Keras callbacks, of one or of several.
+
+    TypeError for what is none; ValueError for a ModelCheckpoint that would write the network whole, which only its weights can be.
+    """
+    given = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks or ())
+    for callback in given:
+        if not isinstance(callback, keras.callbacks.Callback):
+            raise TypeError(f"callbacks must be Keras callbacks, such as keras.callbacks.TerminateOnNaN(), not {callback!r}")
+        if isinstance(callback, keras.callbacks.ModelCheckpoint) and not callback.save_weights_only:
+            raise ValueError("ModelCheckpoint cannot write this network whole: give it save_weights_only=True and a path that ends in "
+                             ".weights.h5; or let train(checkpoint='runs/x.checkpoint') keep the whole run, and model.save the model")
+    return given
+
+@contextlib.contextmanager
+def quiet_about_tracing():
+    """Within: TensorFlow does not warn that functions are traced anew.
+
+    Keras makes a function of the same name for each network, and TensorFlow takes those of several networks for one that is traced
+    again and again. All other warnings are shown.
+    """
+    if backend.backend() != "tensorflow":
+        yield
+        return
+    import tensorflow as tf
+    shown = lambda record: "triggered tf.function retracing" not in str(record.msg)
+    tf.get_logger().addFilter(shown)
+    try: yield
+    finally: tf.get_logger().removeFilter(shown)
+
 # %% ../nbs/08_training.ipynb #run
 class Run:
     """A training run of a Network on counts, on one device or on those of `devices.all_devices`.
@@ -366,9 +403,12 @@ class Run:
     """
     def __init__(self, network, X, split, profile, seed=0, progress=True, callbacks=(), label="training", checkpoint=None,
                  resume=False, identity=None, earlier=()):
-        self.network, self.X, self.split = network, as_counts(X), split
-        self.profile, self.seed, self.label = profile, seed, label
-        self.shown, self.resume = [*([Progress(label)] if progress and devices.is_first() else []), *callbacks], resume
+        devices.check_ready()
+        self.network, self.X = network, as_counts(X)
+        self.split = check_split(split, len(self.X))
+        self.profile, self.seed, self.label = profile, whole_number("seed", seed), label
+        bar = [Progress(label)] if flag("progress", progress) and devices.is_first() else []
+        self.shown, self.resume = [*bar, *checked_callbacks(callbacks)], flag("resume", resume)
         self.checkpoint, self.state, self.interrupted = (checkpoint, identity, earlier), None, False
 
     @property
@@ -427,8 +467,9 @@ class Run:
     def _fit(self, callbacks, epochs):
         done = len(self.state.rows)
         if self.state.notes["stopped"] or done >= epochs: return self.state.restore_best()
-        self.network.fit(self.train, validation_data=self.validation, epochs=epochs, initial_epoch=done,
-                         callbacks=[*self.callbacks, *callbacks, self.state], verbose=0, shuffle=False)
+        with quiet_about_tracing():
+            self.network.fit(self.train, validation_data=self.validation, epochs=epochs, initial_epoch=done,
+                             callbacks=[*self.callbacks, *callbacks, self.state], verbose=0, shuffle=False)
 
     def _go_or_try_again(self):
         try: return self._fit(self.shown, self.profile.max_epochs)
