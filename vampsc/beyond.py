@@ -104,13 +104,13 @@ def run(adata, variant, out, profile="brisk", seed=0, label_key=None, test=0.2, 
     """
     split, settings = counts.split_cells(adata.n_obs, seed, test=test), {**settings, **variant.settings}
     profile = training.get_profile(profile, **{name: settings.pop(name) for name in TRAINING & {*settings}})
-    done = study.run(adata, variant.model, Path(out) / variant.folder, profile, seed, label_key, progress=False, split=split, **settings)
+    done = study.run(adata, variant.model, downloads.user_path(out) / variant.folder, profile, seed, label_key, progress=False, split=split, **settings)
     row = {"variant": variant.name, "seed": seed, "folder": done.folder.as_posix(), **variant.settings, **done.metrics}
     if not invent or models.PRESETS[variant.model.upper()] is models.AE: return row
     labels = done.cells["label"].to_numpy() if "label" in done.cells else None
     seen = functools.cache(lambda: models.load(done.folder / "model", adata))
     invented = _kept(done.folder / "invented.json", lambda: judge_invented(seen(), labels, seed))
-    real = _kept(Path(out) / "real" / f"{_of_real_cells(done.config)}-seed{seed}.json", lambda: judge_real(seen(), labels, seed))
+    real = _kept(downloads.user_path(out) / "real" / f"{_of_real_cells(done.config)}-seed{seed}.json", lambda: judge_real(seen(), labels, seed))
     return {**row, **invented, **{f"real_{name}": value for name, value in real.items()}}
 
 def _of_real_cells(config):
@@ -281,7 +281,7 @@ def gather(question, names, variants, out="runs/beyond", seeds="0,1,2,3,4", prof
     """
     profile, frames, failed, n = training.get_profile(profile, n_genes=n_genes, max_epochs=max_epochs), [], [], 0
     for data, name in _data_sets(names, label_key).items():
-        adata, folder = organs.load(name), Path(out) / data
+        adata, folder = organs.load(name), downloads.user_path(out) / data
         rows, wrong, tried = _sweep(adata, variants(adata) if callable(variants) else variants, folder, seeds, profile, label_key, jobs, **settings)
         failed, n = failed + [f"{data}, {sentence}" for sentence in wrong], n + tried
         if rows: pd.DataFrame(rows).drop(columns="folder").to_csv(folder / f"{question}.csv", index=False)
@@ -383,4 +383,5 @@ def make(question, out="runs/beyond", **parameters):
     ValueError : an unknown question or parameter, or whatever the notebook could not do, in one line.
     """
     if question not in QUESTIONS: raise ValueError(f"question {question!r} is not known; there are {', '.join(QUESTIONS)}.")
-    return study._fill_in(study.TEMPLATE.with_name(f"{question}.ipynb"), Path(out) / f"{question}.ipynb", {**parameters, "out": Path(out).as_posix()}, leave_out=["md-what-one-sees"])
+    out = downloads.user_path(out)
+    return study._fill_in(study.TEMPLATE.with_name(f"{question}.ipynb"), out / f"{question}.ipynb", {**parameters, "out": out.as_posix()}, leave_out=["md-what-one-sees"])

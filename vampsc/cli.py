@@ -54,7 +54,7 @@ def new_file(path, overwrite=False):
 
     Raises FileExistsError where there is a file and it may not be replaced, OSError where the folder cannot be written.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.exists() and not overwrite: raise FileExistsError(f"{path} exists; choose another --out, or --overwrite.")
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=".vampsc-", dir=path.parent))
@@ -220,12 +220,13 @@ def report(source: str = typer.Argument(help="The folder of one or several runs;
     """
     from vampsc import study
     with told(as_json) as said:
+        source = str(Path(source).expanduser()) if source.startswith("~") else source
         kind = Path(source).suffix
         if Path(source).is_dir() and kind != ".zarr":
             page = study.run_page(source, out)
             return said.append(({"page": page}, f"open {page.as_posix()}"))
         import pandas as pd
-        out, given = out or Path("runs/report"), {"data": source} if kind in (".h5ad", ".zarr") else {"organ": source}
+        out, given = (out or Path("runs/report")).expanduser(), {"data": source} if kind in (".h5ad", ".zarr") else {"organ": source}
         page = study.report(out, **given, models=models, profile=profile, seed=seed, max_epochs=max_epochs, layer=layer,
                             use_raw=use_raw, batch_key=batch_key, n_genes=n_genes, label_key=None if label_key == "none" else label_key,
                             gene_space=None if gene_space == "none" else gene_space)

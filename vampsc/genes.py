@@ -164,7 +164,7 @@ def _load(name):
     "A known gene space by name, or one from a csv file with the columns id,symbol."
     if name in KNOWN: return _read_table(resources.files("vampsc") / "data" / KNOWN[name], name)
     if release := re.fullmatch(r"ensembl-(\d+)", str(name)): return _read_table(_ensembl(release[1]), name)
-    path = Path(name)
+    path = downloads.user_path(name)
     if path.is_file(): return _read_table(path, path.name.split(".csv")[0])
     raise GeneSpaceError(f"unknown gene space or missing file '{name}': pass a known name ({', '.join(KNOWN)}, ensembl-97) or "
                          "the path of a csv file with the columns id,symbol")

@@ -18,6 +18,7 @@ from keras import ops
 from . import devices, genes, kernels, training
 from .counts import (Batches, CountsError, Split, cell_positions, check_counts, check_split, checked_counts, choice, column_name,
                            column_of, flag, real_number, split_cells, whole_number, whole_numbers)
+from .downloads import user_path
 from .flows import IAFPosterior
 from .likelihood import nb_log_prob_sum
 from .networks import LIMIT, TARGET_SUM, Decoder, hidden_layers, log_normalise, new_seeds, size_factors, soft_bound
@@ -279,9 +280,10 @@ def _names_of_batches(adata, key):
     if n := int(names.isna().sum()):
         raise ValueError(f"{n:,} of {adata.n_obs:,} cells have no {key} in obs[{key!r}]; name their batch or leave them out.")
     spellings = pd.DataFrame({"name": names, "text": values.map(repr)}).drop_duplicates()
-    twice = spellings[spellings["name"].duplicated(keep=False)].sort_values("name")
-    if len(twice): warnings.warn(f"{', '.join(twice['text'])} in obs[{key!r}] are taken as one {key} each where only blanks or the kind of number differ.",
-                                 stacklevel=4)
+    twice = spellings[spellings["name"].duplicated(keep=False)].sort_values(["name", "text"])
+    if len(twice):
+        warnings.warn(f"in obs[{key!r}], spellings that differ only by blanks or by the kind of number are taken as one {key}: "
+                      f"{', '.join(twice['text'])}.", stacklevel=4)
     return names
 
 def batch_codes(adata, key, names=None):
@@ -850,7 +852,7 @@ def _verify(folder, parts=()):
 @contextlib.contextmanager
 def _new_folder(path, overwrite):
     "A folder to write into, which takes its name when all is written; if anything fails, what was there stays."
-    path = Path(path).expanduser()
+    path = user_path(path)
     if path.exists() and not overwrite: raise FileExistsError(f"{path} exists; save elsewhere, or with overwrite=True.")
     ours = path.is_dir() and (not any(path.iterdir()) or any((path / name).exists() for name in ("model.json", "model.weights.h5")))
     if path.exists() and not ours: raise FileExistsError(f"{path} is there and is no saved model, so it is not replaced; save elsewhere.")
@@ -1003,7 +1005,7 @@ class Persistence:
     @classmethod
     def _from_folder(cls, path, adata=None):
         devices.check_ready()
-        path = Path(path).expanduser()
+        path = user_path(path)
         if not (path / "model.json").exists(): raise FileNotFoundError(f"{path} holds no model (no model.json in it).")
         _verify(path, ["model.json"])
         d = json.loads((path / "model.json").read_text())
@@ -1078,7 +1080,7 @@ class Trainable(Inference):
             raise TypeError(f"train has no argument {foreign[0]!r}{_hint(foreign[0])}.")
         if "n_genes" in changes: raise ValueError("n_genes is decided when a model is made, as in VAMP(adata, n_genes=4000).")
         if resume and checkpoint is None: raise ValueError("resume=True needs the checkpoint= to go on from.")
-        if checkpoint is not None: checkpoint = Path(checkpoint).expanduser()
+        if checkpoint is not None: checkpoint = user_path(checkpoint)
         profile, X = training.get_profile(profile, **changes), self._own_counts()
         run = training.Run(self.network, X, self.split, profile, seed=self.seed, progress=progress, callbacks=callbacks,
                            label=type(self).__name__, checkpoint=checkpoint, resume=resume, identity=self._identity(profile, X),

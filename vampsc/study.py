@@ -100,7 +100,7 @@ class Run:
 
 def read_run(folder):
     "The finished run in a folder, as a Run. ValueError where a file of it is missing or damaged; it says which."
-    folder = Path(folder)
+    folder = downloads.user_path(folder)
     def read(name, how):
         try: return how(folder / name)
         except (OSError, ValueError, EOFError, KeyError) as error:
@@ -127,7 +127,8 @@ def configuration(adata, model, profile, seed, label_key, settings):
     plain = json.loads(json.dumps({"model": model, "seed": seed, "label_key": label_key, "vampsc": __version__,
                                    "training": dataclasses.asdict(profile), "settings": settings}, default=_by_content))
     space = settings.get("gene_space")
-    if isinstance(space, (str, Path)) and Path(space).is_file(): plain["gene_space"] = hash_of(Path(space).read_bytes())
+    if isinstance(space, (str, Path)) and downloads.user_path(space).is_file():
+        plain["gene_space"] = hash_of(downloads.user_path(space).read_bytes())
     for what, key in (("labels", label_key), ("batches", settings.get("batch_key"))):
         if key is not None and key in adata.obs: plain[what] = hash_of(*adata.obs[key])
     return {**plain, "data": data_hash(adata, settings.get("layer"), settings.get("use_raw", False))}
@@ -178,7 +179,7 @@ def run(adata, model, out, profile="quick", seed=0, label_key=None, progress=Tru
     profile = training.get_profile(profile)
     if profile.max_epochs < 1: raise ValueError(f"max_epochs must be at least 1 for a run that is judged, not {profile.max_epochs}.")
     config = configuration(adata, model, profile, seed, label_key, settings)
-    folder = Path(out) / f"{model}-seed{seed}"
+    folder = downloads.user_path(out) / f"{model}-seed{seed}"
     if done := _as_wanted(folder, config, overwrite): return done
     net = preset(model)(adata, seed=seed, **{"n_genes": profile.n_genes, **settings})                    # first, since it may fail
     folder.mkdir(parents=True, exist_ok=True)
@@ -307,7 +308,8 @@ def report(out, **parameters):
     ValueError : a parameter that the notebook does not have, or whatever it could not do, in one line. FloatingPointError,
         FileExistsError, KeyboardInterrupt : as in `run`.
     """
-    return _fill_in(TEMPLATE, Path(out) / "report.ipynb", {**parameters, "out": Path(out).as_posix()})
+    out = downloads.user_path(out)
+    return _fill_in(TEMPLATE, out / "report.ipynb", {**parameters, "out": out.as_posix()})
 
 def _fill_in(template, target, parameters, leave_out=()):
     """Run a notebook with these parameters, a dict, into target, an .ipynb, and the page beside it, without the cells of the ids in leave_out.
@@ -370,7 +372,7 @@ MEANINGS = {
 # %% ../nbs/14_study.ipynb #find-runs
 def find_runs(folder):
     "A list of the finished runs in a folder, or the one that the folder is, in the order of the models. ValueError where there is none."
-    folder = Path(folder)
+    folder = downloads.user_path(folder)
     finished = lambda f: all((f / name).exists() for name in ("metrics.json", "config.json", "cells.csv"))
     found = list(filter(finished, [folder, *(f for f in folder.iterdir() if f.is_dir())]))
     if not found: raise ValueError(f"{folder} holds no finished run (config.json, metrics.json and cells.csv, in it or in its folders).")
@@ -420,7 +422,7 @@ def run_page(folder, path=None):
     path : of the page; if None folder/report.html, or folder/runs.html where report.html is that of a notebook. Returns the path.
     Raises ValueError where there is no finished run.
     """
-    runs, folder = find_runs(folder), Path(folder)
+    runs, folder = find_runs(folder), downloads.user_path(folder)
     names = [r.name.upper() if [o.name.upper() for o in runs].count(r.name.upper()) == 1 else r.folder.name for r in runs]
     frame = show_table(table(runs))
     rows = [(name, *frame[name], MEANINGS.get(name, "")) for name in frame]
@@ -429,7 +431,7 @@ def run_page(folder, path=None):
                                          "Loss and KL over epochs, for training and validation cells"),
              "<h2>The embedding</h2>", *_embedding_figures(dict(zip(names, runs)))]
     title = f"vampsc: {', '.join(names)}"
-    path = folder / ("runs.html" if (folder / "report.ipynb").exists() else "report.html") if path is None else Path(path)
+    path = folder / ("runs.html" if (folder / "report.ipynb").exists() else "report.html") if path is None else downloads.user_path(path)
     if path.is_dir(): raise IsADirectoryError(f"{path} is a folder; name the page, such as {path / 'report.html'}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text('<!doctype html><html lang="en"><meta charset="utf-8">'

@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy import stats
-from . import figures, metrics, study, training
+from . import downloads, figures, metrics, study, training
 
 # %% ../nbs/16_tables.ipynb #what-is-measured
 PAPER_MODELS = ("AE", "VAE", "IAF", "VAMP")
@@ -174,7 +174,7 @@ def gather(folder, organs=None):
     ValueError : no such folder or organ; no finished run in it.
     """
     rows, problems = [], []
-    for name, path in _organ_folders(Path(folder), organs).items():
+    for name, path in _organ_folders(downloads.user_path(folder), organs).items():
         cells = _cells_of(path, problems)
         for run in _run_folders(path):
             try: rows.append({**_row(run), **cells})
@@ -789,7 +789,7 @@ def make(folder, organs=None):
     ------
     ValueError : no such folder or organ, no finished run, or an error of the notebook, in one line.
     """
-    folder = Path(folder)
+    folder = downloads.user_path(folder)
     found = _organ_folders(folder, organs)                       # fails before a kernel starts
     if not found: raise ValueError(NO_RUNS.format(folder.as_posix()))
     given = {"runs": folder.as_posix(), "organs": None if organs is None else ",".join(found)}

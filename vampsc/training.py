@@ -10,12 +10,12 @@ __all__ = ['PROFILES', 'CHECKPOINT_FORMAT', 'COUNTERS', 'JUMP', 'Profile', 'get_
 
 # %% ../nbs/08_training.ipynb #imports
 import contextlib, dataclasses, itertools, json, os, sys, time, warnings, zipfile
-from pathlib import Path
 import keras, numpy as np, pandas as pd
 from keras import backend, ops
 from tqdm import tqdm
 from . import devices, kernels
 from .counts import Batches, as_counts, check_split, flag, real_number, whole_number
+from .downloads import user_path
 
 # %% ../nbs/08_training.ipynb #profile
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +173,7 @@ CHECKPOINT_FORMAT = 1
 
 def write_checkpoint(path, notes, arrays):
     "Put notes (a dict for JSON) and a list of arrays, of any shapes, into one file, whole or not at all. OSError where it cannot be done."
-    path = Path(path).expanduser()
+    path = user_path(path)
     if path.is_dir(): raise IsADirectoryError(f"{path} is a folder; name a file for the checkpoint.")
     path.parent.mkdir(parents=True, exist_ok=True)
     new, notes = path.with_name(path.name + ".new"), json.dumps({"format": CHECKPOINT_FORMAT, **notes}).encode()
@@ -191,7 +191,7 @@ def write_checkpoint(path, notes, arrays):
 def read_checkpoint(path):
     "(notes, arrays) as write_checkpoint was given them, with the format in notes. ValueError for a damaged file or a newer format."
     try:
-        with np.load(Path(path).expanduser(), allow_pickle=False) as file:           # a zip file checks its parts itself
+        with np.load(user_path(path), allow_pickle=False) as file:           # a zip file checks its parts itself
             notes = json.loads(file["notes"].tobytes())
             if notes["format"] <= CHECKPOINT_FORMAT: return notes, [file[str(i)] for i in range(len(file.files) - 1)]
     except (FileNotFoundError, IsADirectoryError, PermissionError): raise
@@ -215,7 +215,7 @@ class Checkpoint(keras.callbacks.Callback):
     def __init__(self, network, schedule, stopping, path=None, identity=None, earlier=(), share=0.05):
         super().__init__()
         self.network, self.watched, self.stopping, self.frozen = network, (schedule, stopping), stopping, False
-        self.path, self.identity, self.share = None if path is None else Path(path).expanduser(), identity or {}, share
+        self.path, self.identity, self.share = None if path is None else user_path(path), identity or {}, share
         self.notes, self.state, self.rows = {"earlier": list(earlier), "retried": False}, None, []
         self.cost, self.last = 0.0, 0.0                          # seconds that keeping takes, and when it was done last
 
