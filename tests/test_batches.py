@@ -110,9 +110,9 @@ def test_saved_and_loaded(adata, trained, tmp_path):
 def test_unseen_batches_are_refused_by_name(adata, trained):
     few = adata[:30].copy()
     few.obs["lab"] = ["north"] * 28 + ["east", "west"]
-    for verb in ("get_latent_representation", "get_reconstruction_error", "get_elbo", "get_normalized_expression"):
-        with pytest.raises(ValueError, match="lab east, west was not seen in training, which knew north, south"): getattr(trained["decoder"], verb)(few)
-    assert np.isfinite(trained["decoder"].get_latent_representation(few, indices=[0, 1])).all()
+    for name, verb in (("both", "get_latent_representation"), ("decoder", "get_reconstruction_error"), ("decoder", "get_elbo"), ("decoder", "get_normalized_expression")):
+        with pytest.raises(ValueError, match="lab east, west was not seen in training, which knew north, south"): getattr(trained[name], verb)(few)
+    assert np.isfinite(trained["both"].get_latent_representation(few, indices=[0, 1])).all()
 
 
 @pytest.mark.parametrize("values, message", [

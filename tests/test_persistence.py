@@ -35,7 +35,7 @@ def test_the_checksums_are_those_of_sha256sum(saved):
     assert subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=saved).returncode == 0
 
 
-@pytest.mark.parametrize("name", [*models.PARTS, models.CHECKSUMS])
+@pytest.mark.parametrize("name", [*models.PARTS, models.CELLS, models.CHECKSUMS])
 def test_a_missing_file_is_named(saved, name):
     (saved / name).unlink()
     with pytest.raises((ValueError, FileNotFoundError), match=name): models.load(saved)
@@ -57,7 +57,7 @@ def test_damage_is_noticed_or_harmless(model, saved, kind):
         except ValueError as error: noticed += str(saved) in str(error)
         file.write_bytes(whole)
     assert noticed >= 95
-    assert np.array_equal(weights(models.load(saved)), weights(model)) and len(sizes) == 5
+    assert np.array_equal(weights(models.load(saved)), weights(model)) and len(sizes) == 6
 
 
 def test_a_newer_format_asks_for_an_update(model, saved):

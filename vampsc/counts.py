@@ -433,11 +433,12 @@ def whole_number(name, value, least=0):
     is_flag = isinstance(value, (bool, np.bool_))
     try: number = None if is_flag else operator.index(value)
     except TypeError: number = None
-    if number is None or number < least: raise CountsError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    if number is None or number < least:
+        raise CountsError(f"{name} must be a whole number of at least {least}, not {value!r}")
     return number
 
 def real_number(name, value, least=None, above=None, below=None):
-    "value, of Python or numpy, as a finite float between its bounds (at least, above, below), or a CountsError that names them."
+    "value, of Python or numpy, as a finite float within its bounds, or a CountsError that names them."
     bounds = {"of at least": least, "above": above, "below": below}
     words = " and ".join(f"{bound} {limit:g}" for bound, limit in bounds.items() if limit is not None)
     is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
@@ -468,13 +469,14 @@ def column_name(name, key):
     "key, the name of one column: a str, or the number by which it is called; or a CountsError that names it."
     if isinstance(key, (str, int, np.integer)) and not isinstance(key, bool):
         return str(key) if isinstance(key, str) else int(key)
-    raise CountsError(f"{name} must be the name of one column, not {key!r}; several can be made one, as in adata.obs['both'] = "
-                      "adata.obs['one'].astype(str) + '-' + adata.obs['other'].astype(str)")
+    raise CountsError(f"{name} must be the name of one column, not {key!r}; several can be made one, as in "
+                      "adata.obs['both'] = adata.obs['one'].astype(str) + '-' + adata.obs['other'].astype(str)")
 
 def column_of(obs, key, what=""):
     """The column of that name.
 
-    obs : DataFrame (cells, columns). what : it is for, to say in a message. Raises CountsError where there is none, or several of that name.
+    obs : DataFrame (cells, columns). what : it is for, to say in a message. Raises CountsError where there is none, or
+    several of that name.
     """
     if key not in obs.columns: raise CountsError(f"obs has no column {key!r}{what}; there are {listed(obs.columns)}.")
     if obs[key].ndim > 1:
@@ -484,8 +486,9 @@ def column_of(obs, key, what=""):
 
 # %% ../nbs/01_counts.ipynb #cell-positions
 def _mask_or_positions(indices, what="indices"):
-    "A mask of bool or an array of integers, (cells,), out of what a user may have: lists, ranges, pandas' arrays with missing values."
-    if isinstance(indices, (set, frozenset, dict)): raise CountsError(f"{what} must be positions in an order, not a {type(indices).__name__}")
+    "A mask of bool or an array of integers, (cells,), out of what a user may have: lists, ranges, pandas' arrays."
+    if isinstance(indices, (set, frozenset, dict)):
+        raise CountsError(f"{what} must be positions in an order, not a {type(indices).__name__}")
     cells = np.asarray(indices).reshape(-1)
     if cells.dtype == object: cells = _mask_of_objects(cells)
     if not len(cells): return np.arange(0)
@@ -498,15 +501,15 @@ def _mask_of_objects(cells):
     missing = np.array([value is None or value is pd.NA for value in cells])
     if missing.all() or not all(isinstance(value, (bool, np.bool_)) for value in cells[~missing]): return cells
     if missing.any():
-        raise CountsError(f"{int(missing.sum()):,} of {len(cells):,} entries of the mask of cells are missing; say what they are, as in "
-                          "mask.fillna(False)")
+        raise CountsError(f"{int(missing.sum()):,} of {len(cells):,} entries of the mask of cells are missing; say what they "
+                          "are, as in mask.fillna(False)")
     return cells.astype(bool)
 
 def cell_positions(indices, n, what="indices"):
     """Positions of cells, an int array from 0 to n - 1.
 
-    indices : positions (from the end if negative), a mask of n entries, a slice, or None for all cells. what : to call them in
-    a message. Raises CountsError.
+    indices : positions (from the end if negative), a mask of n entries, a slice, or None for all cells. what : to call them
+    in a message. Raises CountsError.
     """
     if indices is None or isinstance(indices, slice): return np.arange(n)[indices or slice(None)]
     cells = _mask_or_positions(indices, what)
@@ -514,8 +517,8 @@ def cell_positions(indices, n, what="indices"):
     if cells.dtype == bool: return np.flatnonzero(cells)
     bad = (cells < -n) | (cells >= n)
     if bad.any():
-        raise CountsError(f"{int(bad.sum()):,} of {len(cells):,} {what} are out of range (first: {cells[bad][0]}): there are {n:,} cells, "
-                          f"0 to {n - 1:,}")
+        raise CountsError(f"{int(bad.sum()):,} of {len(cells):,} {what} are out of range (first: {cells[bad][0]}): there are "
+                          f"{n:,} cells, 0 to {n - 1:,}")
     return cells.astype(int) % n
 
 # %% ../nbs/01_counts.ipynb #split
@@ -523,7 +526,7 @@ def cell_positions(indices, n, what="indices"):
 class Split:
     """Which cells are for training, validation and test: three sorted integer arrays (cells of the part,) of positions.
 
-    Given as positions in any order and any kind of sequence, or as masks (cells,). Positions from the end, negative, become
+    Given as positions in any order and any kind of sequence, or as masks (cells,). Negative positions, from the end, become
     others in `check_split`, which knows how many cells there are. CountsError for what is neither.
     """
     train: np.ndarray
@@ -539,7 +542,8 @@ class Split:
 
     def _of_mask(self, mask):
         if self.n_cells not in (None, len(mask)):
-            raise CountsError(f"the masks of a split must have an entry for each cell, and have {self.n_cells:,} and {len(mask):,}")
+            raise CountsError("the masks of a split must have an entry for each cell, and have "
+                              f"{self.n_cells:,} and {len(mask):,}")
         object.__setattr__(self, "n_cells", len(mask))
         return np.flatnonzero(mask)
 
@@ -596,7 +600,8 @@ def check_split(split, n):
     """
     if not isinstance(split, Split):
         raise CountsError(f"split must be a Split(train, validation, test) of three arrays of positions, not {type(split).__name__}")
-    if split.n_cells not in (None, n): raise CountsError(f"the masks of a split have {split.n_cells:,} entries for {n:,} cells")
+    if split.n_cells not in (None, n):
+        raise CountsError(f"the masks of a split have {split.n_cells:,} entries for {n:,} cells")
     parts = [cell_positions(part, n) for part in split._parts()]
     if len(parts[0]) < 2: raise CountsError(f"a split needs at least 2 cells for training, and has {len(parts[0])}")
     shared = np.concatenate(parts)

@@ -48,17 +48,17 @@ _process = None        # the process in which the first network was made
 def check_ready():
     """Raise RuntimeError unless networks can be made, trained and used here.
 
-    That needs a backend that trains and that the models are tested on, and the process in which the first network was made: a forked child has none of the threads of
-    TensorFlow and JAX, and would wait for them for ever.
+    That needs a backend that trains and that the models are tested on, and the process in which the first network was made:
+    a forked child has none of the threads of TensorFlow and JAX, and would wait for them for ever.
     """
     global _process
     if backend.backend() not in BACKENDS:
-        raise RuntimeError(f"the models run on {' and '.join(BACKENDS)}, not on Keras' backend {backend.backend()!r}. Start Python with "
-                           "the environment variable KERAS_BACKEND=tensorflow.")
+        raise RuntimeError(f"the models run on {' and '.join(BACKENDS)}, not on Keras' backend {backend.backend()!r}. "
+                           "Start Python with the environment variable KERAS_BACKEND=tensorflow.")
     if _process is None: _process = os.getpid()
     if _process != os.getpid():
-        raise RuntimeError(f"this process was forked from one that has used {backend.backend()} already, and would hang. Start the "
-                           "others afresh: multiprocessing.get_context('spawn').Pool(), or joblib's own backend 'loky'.")
+        raise RuntimeError(f"this process was forked from one that has used {backend.backend()} already, and would hang. "
+                           "Start the others afresh: multiprocessing.get_context('spawn').Pool(), or joblib's backend 'loky'.")
 
 # %% ../nbs/18_devices.ipynb #is-first
 def is_first():

@@ -451,7 +451,7 @@ def traced(network, names):
     functions = {name: getattr(network, name) for name in names}
     if backend.backend() == "tensorflow":
         import tensorflow as tf
-        # As a partial, the function of each network is one of its own; else TensorFlow takes those of several for one that is traced anew.
+        # As a partial, each network's function is one of its own; TensorFlow takes methods for one that is traced anew.
         own = {name: tf.function(functools.partial(f), reduce_retracing=True) for name, f in functions.items()}
         return types.SimpleNamespace(**own)
     if backend.backend() == "jax": return types.SimpleNamespace(**{name: _jitted(network, f) for name, f in functions.items()})

@@ -178,7 +178,9 @@ class Architecture:
     precision: str = "float32"              # or "mixed_bfloat16": the layers' products; weights, densities and loss stay float32
 
     def __post_init__(self):
-        settle = lambda name, check, *bounds, **named: object.__setattr__(self, name, check(name, getattr(self, name), *bounds, **named))
+        def settle(name, check, *bounds, **named):
+            object.__setattr__(self, name, check(name, getattr(self, name), *bounds, **named))
+
         settle("posterior", choice, tuple(PRIORS_OF))
         settle("prior", choice, ("none", "normal", "vamp", "hvamp"))
         settle("precision", choice, ("float32", "mixed_bfloat16"))
@@ -273,7 +275,7 @@ def _alike(name, others):
     return next((other for other in others if other != name and plain(other) == plain(name)), None)
 
 def _names_of_batches(adata, key):
-    "The name of each cell's batch, a Series (cells,). ValueError where there is none; a warning where two spellings are one name."
+    "The name of each cell's batch, a Series (cells,). ValueError where there is none; a warning of two spellings of one."
     values = column_of(adata.obs, key, " for the batches").astype(object)
     names = values.map(batch_name, na_action="ignore")
     names = names.mask(names == "")
@@ -282,15 +284,16 @@ def _names_of_batches(adata, key):
     spellings = pd.DataFrame({"name": names, "text": values.map(repr)}).drop_duplicates()
     twice = spellings[spellings["name"].duplicated(keep=False)].sort_values(["name", "text"])
     if len(twice):
-        warnings.warn(f"in obs[{key!r}], spellings that differ only by blanks or by the kind of number are taken as one {key}: "
-                      f"{', '.join(twice['text'])}.", stacklevel=4)
+        warnings.warn(f"in obs[{key!r}], spellings that differ only by blanks or by the kind of number are taken as one "
+                      f"{key}: {', '.join(twice['text'])}.", stacklevel=4)
     return names
 
 def batch_codes(adata, key, names=None):
     """The batch of each cell, an int array (cells,), and the names of the batches: those in obs[key], sorted, or `names`.
 
-    Names are compared as `batch_name` writes them. Raises ValueError where obs has no such column, or several, cells have no batch,
-    there are as many batches as cells, or one that is not among `names`; warns of names that differ only by case or blanks.
+    Names are compared as `batch_name` writes them. Raises ValueError where obs has no such column, or several, cells have no
+    batch, there are as many batches as cells, or one that is not among `names`; warns of names that differ only by case or
+    blanks.
     """
     values = _names_of_batches(adata, key)
     own = sorted(values.unique())
@@ -302,8 +305,9 @@ def batch_codes(adata, key, names=None):
     known = {batch_name(name): code for code, name in reversed(list(enumerate(names)))}
     if unseen := [name for name in own if name not in known]:
         some = ", ".join(unseen[:5]) + ", ..." * (len(unseen) > 5)
-        like = next((f" ({name!r} looks like the known {_alike(name, names)!r})" for name in unseen if _alike(name, names)), "")
-        raise ValueError(f"{key} {some} was not seen in training, which knew {', '.join(names)}{like}; model.transfer(adata) learns it.")
+        pairs = [f" ({name!r} looks like the known {_alike(name, names)!r})" for name in unseen if _alike(name, names)]
+        raise ValueError(f"{key} {some} was not seen in training, which knew {', '.join(names)}{''.join(pairs[:1])}; "
+                         "model.transfer(adata) learns it.")
     return values.map(known).to_numpy(int), list(names)
 
 def _warn_if_alike(key, name, others):
@@ -311,23 +315,43 @@ def _warn_if_alike(key, name, others):
     other = _alike(name, others)
     if other is not None:
         warnings.warn(f"{key} {name!r} looks like {other!r} and is taken as another; if they are one, adata.obs[{key!r}] = "
-                      f"adata.obs[{key!r}].astype(str).replace({{{name!r}: {other!r}}}) makes them one.", stacklevel=4)
+                      f"adata.obs[{key!r}].astype(str).replace({{{name!r}: {other!r}}}) makes them so.", stacklevel=4)
 
 # %% ../nbs/07_models.ipynb #at-least-one
-WHOLE = {"n_mc_samples": 1, "n_samples": 1, "batch_size": 1, "seed": 0}        # arguments that are whole numbers, and their least
+WHOLE = {"n_mc_samples": 1, "n_samples": 1, "batch_size": 1, "seed": 0}        # whole numbers, and the least that they can be
 FLAGS = ("per_cell", "progress", "resume", "overwrite")
 
 # What users of scvi-tools and Keras type, and what does the same here.
 INSTEAD = {
-    "n_hidden": "hidden=(128,)", "n_layers": "hidden=(128, 128), a width for each", "dropout_rate": "dropout=", "latent_distribution": "IAF(adata)",
-    "encode_covariates": "encode_batch=True", "labels_key": "a column of adata.obs, for vampsc.metrics", "lr": "learning_rate=",
-    "gene_likelihood": "dispersion=; the likelihood is always negative binomial", "categorical_covariate_keys": "batch_key=, one column",
-    "train_size": "split=split_cells(n, validation=0.1, test=0.1) when the model is made", "validation_size": "split= when the model is made",
-    "epochs": "max_epochs=", "early_stopping": "patience=", "early_stopping_patience": "patience=", "plan_kwargs": "learning_rate= and kl_warmup=",
-    "n_epochs_kl_warmup": "kl_warmup=", "accelerator": "`with vampsc.devices.all_devices():`", "devices": "`with vampsc.devices.all_devices():`",
-    "verbose": "progress=", "give_mean": "n_mc_samples=, of which the mean is taken", "mc_samples": "n_mc_samples=",
-    "n_samples_overall": "n_mc_samples=, for each cell", "return_numpy": ".to_numpy() of what is returned", "return_mean": "n_mc_samples=",
-    "return_dist": "model.network.encode_counts", "dir_path": "path", "prefix": "path", "save_anndata": "adata.write_h5ad(path)"}
+    "n_hidden": "hidden=(128,)",
+    "n_layers": "hidden=(128, 128), a width for each",
+    "dropout_rate": "dropout=",
+    "latent_distribution": "IAF(adata)",
+    "encode_covariates": "encode_batch=True",
+    "labels_key": "a column of adata.obs, for vampsc.metrics",
+    "gene_likelihood": "dispersion=; the likelihood is always negative binomial",
+    "categorical_covariate_keys": "batch_key=, one column",
+    "train_size": "split=split_cells(n, validation=0.1, test=0.1) when the model is made",
+    "validation_size": "split= when the model is made",
+    "lr": "learning_rate=",
+    "epochs": "max_epochs=",
+    "early_stopping": "patience=",
+    "early_stopping_patience": "patience=",
+    "plan_kwargs": "learning_rate= and kl_warmup=",
+    "n_epochs_kl_warmup": "kl_warmup=",
+    "accelerator": "`with vampsc.devices.all_devices():`",
+    "devices": "`with vampsc.devices.all_devices():`",
+    "verbose": "progress=",
+    "give_mean": "n_mc_samples=, of which the mean is taken",
+    "mc_samples": "n_mc_samples=",
+    "return_mean": "n_mc_samples=",
+    "n_samples_overall": "n_mc_samples=, for each cell",
+    "return_numpy": ".to_numpy() of what is returned",
+    "return_dist": "model.network.encode_counts",
+    "dir_path": "path",
+    "prefix": "path",
+    "save_anndata": "adata.write_h5ad(path)",
+}
 
 def _hint(name): return f"; here it is {INSTEAD[name]}" if name in INSTEAD else ""
 
@@ -337,7 +361,7 @@ def _settled(name, value):
     return flag(name, value) if name in FLAGS else value
 
 def verb(method):
-    "A method whose arguments are checked before it begins; in a forked process it stops with an error instead of waiting for ever."
+    "A method whose arguments are checked before it begins; in a forked process it stops instead of waiting for ever."
     takes = inspect.signature(method).parameters
     names = [name for name, p in takes.items() if p.kind is p.POSITIONAL_OR_KEYWORD][1:]
 
@@ -345,7 +369,8 @@ def verb(method):
     def checked(self, *args, **kwargs):
         devices.check_ready()
         unknown = [] if "settings" in takes or "changes" in takes else [name for name in kwargs if name not in names]
-        if unknown: raise TypeError(f"{method.__name__} has no argument {unknown[0]!r}{_hint(unknown[0])}; it has {', '.join(names)}.")
+        if unknown:
+            raise TypeError(f"{method.__name__} has no argument {unknown[0]!r}{_hint(unknown[0])}; it has {', '.join(names)}.")
         given = inspect.signature(method).bind(self, *args, **kwargs)
         for name, value in given.arguments.items():
             if value is not takes[name].default: given.arguments[name] = _settled(name, value)
@@ -383,7 +408,8 @@ class Inference:
     def _take(self, adata, of_batch=True):
         "Counts of adata on the model's genes, with the cells' batches if the model knows batches, and the mapping's report."
         X, report = checked_counts(adata, self.genes, self.layer, self.use_raw)
-        if self.batch_key is not None and of_batch: X.batch = batch_codes(adata, self.batch_key, self.batches)[0], len(self.batches)
+        if self.batches and of_batch:
+            X.batch = batch_codes(adata, self.batch_key, self.batches)[0], len(self.batches)
         X.names = adata.obs_names
         return X, report
 
@@ -431,8 +457,8 @@ class Inference:
 
         Raises
         ------
-        ValueError : no counts, no gene that the model knows; with encode_batch, a batch that it does not know. (Without, the
-            embedding does not depend on the batch, and cells may be of any.) All verbs that look at cells take the same four
+        ValueError : no counts, no gene that the model knows; with encode_batch, a batch that it does not know. Without, the
+            embedding does not depend on the batch, and cells may be of any. All verbs that look at cells take the same four
             arguments and raise the same errors; those that decode need each cell's batch.
         """
         rng, (X, cells) = np.random.default_rng(seed), self._encoded(adata, indices)
@@ -645,13 +671,13 @@ class Generative(Bounds):
     def _genes_frame(self): return pd.DataFrame({"symbol": self.genes.symbols}, index=self.genes.ids)
 
     def _positions_of(self, gene_list):
-        "Where these genes are among the model's, an int array, and what to call them: by identifier or symbol, or by a mask; None: all."
+        "Where these genes, by identifier, symbol or a mask, are among the model's, and what to call them; None: all."
         if gene_list is None: return np.arange(len(self.genes)), self.genes.ids
         wanted = [gene_list] if isinstance(gene_list, str) else list(gene_list)
         if wanted and all(isinstance(g, (bool, np.bool_)) for g in wanted): return self._positions_of_mask(wanted)
         by_id = {gene: i for i, gene in enumerate(self.genes.ids)}
         by_symbol = {s: i for i, s in enumerate(self.genes.symbols) if s not in self.genes.ambiguous}
-        bare = [genes.bare_ids([g])[0] if isinstance(g, str) else g for g in wanted]            # without the identifier's version
+        bare = [genes.bare_ids([g])[0] if isinstance(g, str) else g for g in wanted]       # without the identifier's version
         found = [next((where[name] for where, name in ((by_id, g), (by_symbol, g), (by_id, b)) if name in where), -1)
                  for g, b in zip(wanted, bare)]
         if lost := [g for i, g in zip(found, wanted) if i < 0]:
@@ -661,7 +687,8 @@ class Generative(Bounds):
         return np.array(found, int), wanted
 
     def _positions_of_mask(self, mask):
-        if len(mask) != len(self.genes): raise ValueError(f"a mask of genes needs {len(self.genes):,} entries, not {len(mask):,}.")
+        if len(mask) != len(self.genes):
+            raise ValueError(f"a mask of genes needs {len(self.genes):,} entries, not {len(mask):,}.")
         return np.flatnonzero(mask), self.genes.ids[np.flatnonzero(mask)]
 
     def _one_hot(self, codes):
@@ -670,7 +697,8 @@ class Generative(Bounds):
 
     def _code_of(self, batch):
         if not self.batches: raise ValueError("this model knows no batches; make it with batch_key=.")
-        if not np.isscalar(batch): raise ValueError(f"a batch is one name, not {batch!r}; ask once for each, and take the mean.")
+        if not np.isscalar(batch):
+            raise ValueError(f"a batch is one name, not {batch!r}; ask once for each, and take the mean.")
         known = {batch_name(name): code for code, name in reversed(list(enumerate(self.batches)))}
         if batch_name(batch) not in known:
             raise ValueError(f"{self.batch_key} {batch!r} is not known; there are {', '.join(self.batches)}.")
@@ -685,7 +713,8 @@ class Generative(Bounds):
         "Logarithm of the counts per cell that are asked for: a number, or the cells' own (cells,)."
         if isinstance(library_size, str) and library_size == "observed": return np.log(totals)
         if isinstance(library_size, str):
-            raise ValueError(f"library_size={library_size!r} is not known; take 'observed', each cell's own counts, or a number above 0.")
+            raise ValueError(f"library_size={library_size!r} is not known; take 'observed', each cell's own counts, or a "
+                             "number above 0.")
         return np.log(real_number("library_size", library_size, above=0))
 
     def _decoded(self, X, cells, transform_batch, n_samples, seed, batch_size):
@@ -869,14 +898,17 @@ def _new_folder(path, overwrite):
     if old: shutil.rmtree(old)
 
 # %% ../nbs/07_models.ipynb #cell-marks
-OTHER_CELLS = "; load the model without adata, and hand other cells to the verbs, as in model.get_latent_representation(adata)."
+OTHER_CELLS = ("; load the model without adata, and hand other cells to the verbs, as in "
+               "model.get_latent_representation(adata).")
 
 class CellMarks:
     """What a model keeps of its own cells, to know them again: a hash of each one's name and the sum of its counts.
 
     names : uint64 (cells,). totals : float64 (cells,), on the model's genes.
     """
-    def __init__(self, names, totals): self.names, self.totals = np.asarray(names, "uint64"), np.asarray(totals, "float64")
+    def __init__(self, names, totals):
+        self.names = np.asarray(names, "uint64")
+        self.totals = np.asarray(totals, "float64")
 
     @classmethod
     def of(cls, X):
@@ -903,34 +935,34 @@ class CellMarks:
         if len(changed):
             first = changed[0]
             raise ValueError(f"{len(changed):,} of the model's {n:,} cells have other counts than when it was made (first: "
-                             f"{X.names[places[first]]}, {self.totals[first]:g} then and {there.totals[places[first]]:g} now on the model's "
-                             f"genes): hand in the counts that it was made of, or{OTHER_CELLS[1:]}")
+                             f"{X.names[places[first]]}, {self.totals[first]:g} then and {there.totals[places[first]]:g} now "
+                             f"on the model's genes): hand in the counts that it was made of, or{OTHER_CELLS[1:]}")
         return places
 
     def _order(self, there, names):
-        "Positions of the cells by name; where all were renamed, as they are if their totals tell that they are the same."
+        "Positions of the cells by name; where they were renamed, as they are, if their totals tell that they are the same."
         if np.array_equal(there.names, self.names): return np.arange(len(self.names))
         if np.array_equal(np.sort(there.names), np.sort(self.names)):
             if names.is_unique: return pd.Index(there.names).get_indexer(self.names)
-            raise ValueError("the model's cells are in another order, and names that several of them share do not tell which; hand them in "
-                             f"as they were when the model was made, or{OTHER_CELLS[1:]}")
+            raise ValueError("the model's cells are in another order, and names that several of them share do not tell which; "
+                             f"hand them in as they were when the model was made, or{OTHER_CELLS[1:]}")
         telling = len(np.unique(self.totals)) >= min(100, len(self.totals) / 2)
         if telling and _same_totals(there.totals, self.totals).all(): return np.arange(len(self.names))
         strange = np.flatnonzero(~np.isin(there.names, self.names))
-        raise ValueError(f"these are not the cells that the model was trained on: {len(strange):,} of {len(names):,} have names that it does "
-                         f"not know (first: {names[strange[0]]}){OTHER_CELLS}")
+        raise ValueError(f"these are not the cells that the model was trained on: {len(strange):,} of {len(names):,} have names "
+                         f"that it does not know (first: {names[strange[0]]}){OTHER_CELLS}")
 
 def _same_totals(one, other): return np.isclose(one, other, rtol=1e-5, atol=0)
 
 def _places_by_library(X, split, library):
-    "The same for a model of an older version, which kept the totals of its training cells only: all must be equal, in their order."
+    "The same for a model of an older version, which kept the totals of its training cells only: they must be equal, in order."
     n = 1 + max(int(part.max()) for part in split._parts() if len(part))
     if len(X) < n: raise ValueError(f"the model was trained on {n} cells and adata has {len(X)}{OTHER_CELLS}")
     totals = X.totals[split.train]
     if _same_totals(totals, library).all(): return np.arange(len(X))
     if np.isin(np.round(library, 3), np.round(X.totals, 3)).all():
-        raise ValueError("these may be the cells that the model was trained on, but in another order, which an older version did not keep; hand "
-                         f"them in as they were then, or{OTHER_CELLS[1:]}")
+        raise ValueError("these may be the cells that the model was trained on, but in another order, which an older version did "
+                         f"not keep; hand them in as they were then, or{OTHER_CELLS[1:]}")
     raise ValueError(f"these are not the cells that the model was trained on: their counts are others{OTHER_CELLS}")
 
 # %% ../nbs/07_models.ipynb #persistence
@@ -968,7 +1000,8 @@ class Persistence:
         versions = {"python": sys.version.split()[0], "vampsc": __version__, "backend": keras.backend.backend(),
                     **{name: version(name) for name in ("keras", "numpy", "anndata", "scanpy", keras.backend.backend())}}
         batch = None
-        if self.batches: batch = {"key": self.batch_key, "names": self.batches, "of_library": self.library_batch.tolist()}
+        if self.batches:
+            batch = {"key": self.batch_key, "names": self.batches, "of_library": self.library_batch.tolist()}
         return {"format": FORMAT, "name": type(self).__name__, "architecture": dataclasses.asdict(self.architecture),
                 "seed": self.seed, "layer": self.layer, "use_raw": self.use_raw, "batch": batch, "genes": self.genes.to_dict(),
                 "split": self.split.to_dict(), "versions": versions}
@@ -976,7 +1009,8 @@ class Persistence:
     def __getstate__(self):
         "All of the model, for pickle, joblib and other processes: its weights as arrays, its cells if they are in memory."
         if self.X is not None and self.X.source.place != "in memory":
-            raise TypeError("the cells of this model are in a file, which cannot be sent along: save the model, and load it where it is needed.")
+            raise TypeError("the cells of this model are in a file, which cannot be sent along: save the model, and load it "
+                            "where it is needed.")
         state = self._state()
         if self.X is not None: state["X"].__dict__.pop("on_device", None)
         return state
@@ -1034,8 +1068,9 @@ def load(path, adata=None):
 
     Parameters
     ----------
-    path : the folder that `save` wrote. adata : the cells that it was trained on, in any order; with them the verbs' defaults work as
-        before saving, and `split` has their positions in adata. Without, pass cells to the verbs.
+    path : the folder that `save` wrote.
+    adata : the cells that it was trained on, in any order; with them the verbs' defaults work as before saving, and `split`
+        has their positions in adata. Without, pass cells to the verbs.
 
     Returns
     -------
@@ -1044,8 +1079,8 @@ def load(path, adata=None):
     Raises
     ------
     FileNotFoundError : there is no model.
-    ValueError : a file of it is missing, was altered or cut short, or was written by a newer version; adata holds other cells than
-        those that the model was trained on.
+    ValueError : a file of it is missing, was altered or cut short, or was written by a newer version; adata holds other cells
+        than those that the model was trained on.
     """
     return Persistence._from_folder(path, adata)
 
@@ -1124,7 +1159,8 @@ class Trainable(Inference):
         ------
         ValueError : no counts, no gene that the model knows, a label of its batch column missing, or too few cells.
         """
-        training.get_profile(profile, **{name: value for name, value in settings.items() if name not in ("callbacks", "checkpoint", "resume")})
+        of_train = ("callbacks", "checkpoint", "resume")
+        training.get_profile(profile, **{name: value for name, value in settings.items() if name not in of_train})
         X, mapping = checked_counts(adata, self.genes, self.layer, self.use_raw)
         new = object.__new__(type(self))
         new._origin = [float(np.sum(np.abs(w))) for w in self.network.get_weights()]
@@ -1143,11 +1179,12 @@ class Trainable(Inference):
         return new.train(profile, progress=progress, **settings)
 
     def _new_batches(self, adata):
-        "The names of adata's batches that the model does not know, which are said; with a warning where one looks like a known one."
+        "The names of adata's batches that the model does not know. It says them, and warns where one looks like a known one."
         known = {batch_name(name) for name in self.batches}
         new = [name for name in sorted(_names_of_batches(adata, self.batch_key).unique()) if name not in known]
         for name in new: _warn_if_alike(self.batch_key, name, self.batches)
-        if new: print(f"{type(self).__name__}: {self.batch_key} {', '.join(new)} is added to those that the model knows.", flush=True)
+        if new:
+            print(f"{type(self).__name__}: {self.batch_key} {', '.join(new)} is added to those that the model knows.", flush=True)
         return new
 
 # %% ../nbs/07_models.ipynb #grown
@@ -1257,7 +1294,8 @@ def _architecture(posterior, prior, settings):
 def _name_of_layer(layer):
     "The name of a layer as a str, or None. ValueError for what is no name."
     if layer is None: return None
-    if not isinstance(layer, str): raise ValueError(f"layer must be the name of one layer, or None for X; not {layer!r}.")
+    if not isinstance(layer, str):
+        raise ValueError(f"layer must be the name of one layer, or None for X; not {layer!r}.")
     return str(layer)
 
 # %% ../nbs/07_models.ipynb #presets

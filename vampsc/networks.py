@@ -70,7 +70,7 @@ class Decoder(layers.Layer):
     """
     def __init__(self, n_genes, seeds, hidden=(256, 512), dispersion="gene-cell", dropout=0.2, l1=5e-4, l2=5e-4, n_batches=0,
                  name="decoder"):
-        super().__init__(name=name, dtype="float32")     # offsets, sizes and what it gives, whatever its layers compute in
+        super().__init__(name=name, dtype="float32")             # what it is told and gives, whatever its layers compute in
         if dispersion not in ("gene-cell", "gene"):
             raise ValueError(f"dispersion={dispersion!r} is not known; take 'gene-cell' or 'gene'.")
         self.body = hidden_layers(hidden, seeds, dropout, l1, l2)

@@ -449,7 +449,8 @@ def labels(adata, key="cell_type"):
     ------
     OrganError : no such column, the message names those that exist; no cell has a label.
     """
-    if not isinstance(key, (str, int, np.integer)): raise OrganError(f"key must be the name of one column of adata.obs, not {key!r}")
+    if not isinstance(key, (str, int, np.integer)):
+        raise OrganError(f"key must be the name of one column of adata.obs, not {key!r}")
     if key in adata.obs: return _categorical(adata.obs[key], key)
     columns = [str(c) for c in adata.obs.columns]
     plain = {c.lower().replace("_", "").replace(" ", "").replace(".", ""): c for c in columns}

@@ -76,7 +76,8 @@ class VampPrior(layers.Layer):
 
     def log_weights(self):
         "Logarithms of the shares, (K,): -log K each, or learnt."
-        if self.logits is None: return ops.full(self.pseudo_inputs.shape[:1], -math.log(self.pseudo_inputs.shape[0]), dtype="float32")
+        n = self.pseudo_inputs.shape[0]
+        if self.logits is None: return ops.full((n,), -math.log(n), dtype="float32")
         return ops.log_softmax(ops.convert_to_tensor(self.logits))
 
     def log_prob(self, z, components):

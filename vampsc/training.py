@@ -30,14 +30,15 @@ class Profile:
     kl_warmup: int = 0           # epochs over which the weight of the KL term rises from 0 to its own; patience counts after them
 
     def __post_init__(self):
-        settle = lambda name, value: object.__setattr__(self, name, value)
+        def settle(name, value): object.__setattr__(self, name, value)
+
         settle("learning_rate", real_number("learning_rate", self.learning_rate, above=0))
         for name, least in dict(max_epochs=0, batch_size=1, lr_patience=1, patience=1, kl_warmup=0).items():
             settle(name, whole_number(name, getattr(self, name), least))
         if self.n_genes is not None: settle("n_genes", whole_number("n_genes", self.n_genes, 1))
         if 0 < self.max_epochs <= self.kl_warmup:
-            raise ValueError(f"kl_warmup={self.kl_warmup} leaves no epoch in which the KL term has its whole weight; it must be below "
-                             f"max_epochs, {self.max_epochs}.")
+            raise ValueError(f"kl_warmup={self.kl_warmup} leaves no epoch in which the KL term has its whole weight; it must be "
+                             f"below max_epochs, {self.max_epochs}.")
 
 PROFILES = {
     "paper": Profile(learning_rate=5e-5, lr_patience=10, patience=100, max_epochs=10_000),
@@ -366,29 +367,32 @@ def compile_network(network, learning_rate):
 def checked_callbacks(callbacks):
     """A list of Keras callbacks, of one or of several.
 
-    TypeError for what is none; ValueError for a ModelCheckpoint that would write the network whole, which only its weights can be.
+    TypeError for what is none; ValueError for a ModelCheckpoint that would write the network whole: Keras can write its weights.
     """
     given = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks or ())
     for callback in given:
         if not isinstance(callback, keras.callbacks.Callback):
-            raise TypeError(f"callbacks must be Keras callbacks, such as keras.callbacks.TerminateOnNaN(), not {callback!r}")
+            raise TypeError("callbacks must be Keras callbacks, such as keras.callbacks.TerminateOnNaN(), not "
+                            f"{callback!r}")
         if isinstance(callback, keras.callbacks.ModelCheckpoint) and not callback.save_weights_only:
-            raise ValueError("ModelCheckpoint cannot write this network whole: give it save_weights_only=True and a path that ends in "
-                             ".weights.h5; or let train(checkpoint='runs/x.checkpoint') keep the whole run, and model.save the model")
+            raise ValueError("ModelCheckpoint cannot write this network whole: give it save_weights_only=True and a path that ends "
+                             "in .weights.h5; or let train(checkpoint='runs/x.checkpoint') keep the whole run, and model.save the "
+                             "model")
     return given
 
 @contextlib.contextmanager
 def quiet_about_tracing():
     """Within: TensorFlow does not warn that functions are traced anew.
 
-    Keras makes a function of the same name for each network, and TensorFlow takes those of several networks for one that is traced
-    again and again. All other warnings are shown.
+    Keras makes a function of the same name for each network, and TensorFlow takes those of several networks for one that is
+    traced again and again. All other warnings are shown.
     """
     if backend.backend() != "tensorflow":
         yield
         return
     import tensorflow as tf
-    shown = lambda record: "triggered tf.function retracing" not in str(record.msg)
+    def shown(record): return "triggered tf.function retracing" not in str(record.msg)
+
     tf.get_logger().addFilter(shown)
     try: yield
     finally: tf.get_logger().removeFilter(shown)
