@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MISSING_WORDS', 'MIN_RECOGNISED', 'KNOWN', 'ENSEMBL', 'NO_GENE', 'TYPE_COLUMNS', 'GENE_TYPES', 'OTHER_TYPES',
            'ID_COLUMNS', 'SYMBOL_COLUMNS', 'KINDS', 'GeneSpaceError', 'listed', 'missing_labels', 'bare_ids',
-           'GeneSpace', 'protein_coding', 'other_features', 'positions', 'native', 'csr_float32', 'matrix_of',
-           'layer_names', 'values_of', 'raw_of', 'check_places', 'MappingReport', 'cells_with', 'with_counts',
-           'project', 'mapping', 'resolve']
+           'GeneSpace', 'protein_coding', 'other_features', 'positions', 'native', 'native_sparse', 'sparse_of',
+           'csr_float32', 'matrix_of', 'layer_names', 'values_of', 'raw_of', 'check_places', 'MappingReport',
+           'cells_with', 'with_counts', 'project', 'mapping', 'resolve']
 
 # %% ../nbs/00_genes.ipynb #imports
 import dataclasses, gzip, os, re, warnings, zlib
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 import anndata, numpy as np, pandas as pd
+from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
 from . import downloads
 
@@ -388,13 +389,23 @@ def native(values):
     if kind == "u" and size == 8: return values.astype("int64")
     return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
 
-def _native_sparse(matrix):
+_COMPRESSED = {"csr": sparse.csr_matrix, "csc": sparse.csc_matrix}
+
+def native_sparse(matrix):
     "A sparse matrix whose values and indices are `native`; the matrix itself where they are."
-    if matrix.format not in ("csr", "csc"): return matrix
+    if matrix.format not in _COMPRESSED: return matrix
     given = matrix.data, matrix.indices, matrix.indptr
     parts = tuple(map(native, given))
     if all(new is old for new, old in zip(parts, given)): return matrix
-    return {"csr": sparse.csr_matrix, "csc": sparse.csc_matrix}[matrix.format](parts, shape=matrix.shape)
+    return _COMPRESSED[matrix.format](parts, shape=matrix.shape)
+
+def sparse_of(group, kind, shape):
+    """A sparse matrix out of the group of an h5ad or zarr file, of any number types.
+
+    group : holds data, indices and indptr. kind : "csr" or "csc". shape : (rows, columns).
+    """
+    parts = tuple(native(np.asarray(group[part][:])) for part in ("data", "indices", "indptr"))
+    return _COMPRESSED[kind](parts, shape=tuple(map(int, shape)))
 
 def csr_float32(matrix, block=4096):
     """Counts of any layout as CSR in single precision with sorted indices; the input is never changed.
@@ -412,7 +423,7 @@ def csr_float32(matrix, block=4096):
     ------
     GeneSpaceError : not a table of real numbers, or a masked array.
     """
-    if hasattr(matrix, "to_memory"): matrix = matrix.to_memory()
+    if isinstance(matrix, (CSRDataset, CSCDataset)): matrix = sparse_of(matrix.group, matrix.format, matrix.shape)
     if hasattr(matrix, "compute"): matrix = matrix.compute()
     _check_matrix(matrix)
     with np.errstate(over="ignore"):                     # too large becomes infinite, which is reported later
@@ -420,7 +431,7 @@ def csr_float32(matrix, block=4096):
             blocks = [sparse.csr_matrix(np.asarray(matrix[i:i + block]).astype("float32"))
                       for i in range(0, max(matrix.shape[0], 1), block)]
             return blocks[0] if len(blocks) == 1 else sparse.vstack(blocks, format="csr")
-        csr = sparse.csr_matrix(_native_sparse(matrix))
+        csr = sparse.csr_matrix(native_sparse(matrix))
         csr = csr if csr.dtype == np.float32 else csr.astype("float32")
     if not csr.has_canonical_format:
         csr = csr.copy()
@@ -443,7 +454,10 @@ def values_of(adata, layer=None):
     """
     if layer is not None and layer not in adata.layers:
         raise GeneSpaceError(f"no layer '{layer}' in adata.layers; it has: {listed(layer_names(adata))}")
-    values = adata.X if layer is None else adata.layers[layer]               # once: a view makes a new matrix each time
+    try: values = adata.X if layer is None else adata.layers[layer]          # once: a view makes a new matrix each time
+    except (NotImplementedError, ValueError) as error:
+        raise GeneSpaceError(f"these cells cannot be taken out of their file ({error}): read it with vampsc.organs.load(path), which converts the "
+                             "numbers, and take them then") from None
     if values is None: raise GeneSpaceError(f"adata.X is empty: pass layer=; layers: {listed(layer_names(adata))}")
     return values
 
@@ -590,7 +604,7 @@ def mapping(space, adata, min_recognised=MIN_RECOGNISED):
         raise GeneSpaceError(
             f"only {report.recognised:,} of the data's {report.n_data:,} genes ({report.share_recognised:.1%}) are "
             f"known to gene space {space.name} (not: {listed(report.not_used[:3])}{_kind(adata, ': ')}; the space has: "
-            f"{listed(space.symbols[:3])}); {_way_to_human(adata)}, or make a model of the data's own genes with gene_space=None")
+            f"{listed(space.symbols[:3])}); {_way_to_human(adata) or 'name genes as it does'}, or make a model of the data's own genes with gene_space=None")
     return where, report
 
 def _report(space, adata, where, by_id, ambiguous, disagree):
@@ -604,10 +618,10 @@ def _report(space, adata, where, by_id, ambiguous, disagree):
         other_features=tuple((str(kind), int(n)) for kind, n in types.items()),
         disagree=tuple(map(str, adata.var_names[disagree][:5])), disagreeing=int(disagree.sum()))
 
-def _way_to_human(adata):
-    "What to do with names that the space does not know, for a message."
+def _way_to_human(adata, before=""):
+    "How mouse genes get a place among human ones, for a message; empty for other data."
     of_mouse = _species(_stripped(adata.var_names.astype(str))) == "mouse or rat"
-    return "name mouse genes by their human orthologs first (in adata.var_names)" if of_mouse else "name genes as it does"
+    return f"{before}to map mouse genes, name them by their human orthologs first, in adata.var_names" if of_mouse else ""
 
 def _map(space, adata, layer=None, min_recognised=MIN_RECOGNISED):
     "GeneSpace.map: the counts on the genes of the space, CSR float32 (cells, genes), and a MappingReport."
@@ -699,5 +713,5 @@ def resolve(gene_space, adata):
     maps = f", gene_space='{space.name}' maps all the same" if n >= MIN_RECOGNISED * min(of, len(space)) and n else ""
     warnings.warn(f"only {n:,} of the data's {of:,} genes are known to {space.name}, the human genes (first of the data: "
                   f"{listed(adata.var_names[:3])}{_kind(adata, ': ')}); using the data's own genes "
-                  f"(gene_space=None says so without this warning{maps})", stacklevel=2)
+                  f"(gene_space=None says so without this warning{maps}{_way_to_human(adata, '; ')})", stacklevel=2)
     return GeneSpace.of(adata)
