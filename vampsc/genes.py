@@ -210,23 +210,23 @@ def _types_in(values):
     other = plain.isin(OTHER_TYPES) | (with_genes & ~plain.isin(GENE_TYPES))
     return np.append(np.where(other, np.asarray(types, object), None), None)[codes]          # the last answers for -1
 
-def other_features(adata):
-    """What var says of the features that are no genes, as in CITE-seq or multiome data.
+def other_features(var):
+    """Which features are said to be no genes, as in CITE-seq or multiome data.
 
-    adata : AnnData (cells, features), with a column such as var["feature_types"], as 10x, muon and Seurat write it.
+    var : DataFrame (features,) of an AnnData, with a column such as "feature_types", as 10x, muon and Seurat write it.
 
     Returns an object array (features,): the type, such as "Antibody Capture"; None for genes, and where no column tells.
     """
-    found = np.full(adata.n_vars, None, dtype=object)
-    for k, column in enumerate(adata.var.columns):
+    found = np.full(len(var), None, dtype=object)
+    for k, column in enumerate(var.columns):
         if _plain(column).replace(" ", "") not in TYPE_COLUMNS: continue
-        types = _types_in(adata.var.iloc[:, k].to_numpy(object))
+        types = _types_in(var.iloc[:, k].to_numpy(object))
         found = np.where(np.equal(found, None), types, found)
     return found
 
 def _is_gene(adata):
     "Which features are genes, bool (features,). GeneSpaceError if none is."
-    types = other_features(adata)
+    types = other_features(adata.var)
     genes = np.equal(types, None)
     if len(genes) and not genes.any():
         raise GeneSpaceError(f"none of the data's {len(genes):,} features is a gene; adata.var calls them {listed(pd.unique(types), 3)}. Pass the "
@@ -242,21 +242,26 @@ SYMBOL_COLUMNS = ("symbol", "symbols", "genesymbol", "genesymbols", "hgncsymbol"
 _SPECIES = {"ENSG": "human", "ENSMUSG": "mouse or rat", "ENSRNOG": "mouse or rat"}
 _PEAK = "(chr)?[\\w.]+[:_-]\\d+[-_]\\d+$"
 
+def _some_of(names, most=1000):
+    "Some of many names, evenly spread: enough to say of what kind they are."
+    return names[::len(names) // most + 1]
+
 def _mostly(names, pattern):
     "Do most of these names (an array of text) begin like the pattern?"
     like = re.compile(pattern).match
+    names = _some_of(names)
     return len(names) > 0 and 2 * sum(like(name) is not None for name in names) > len(names)
 
 def _like_mouse(names):
     "Are most of these names symbols of human genes with one capital letter, as those of mouse and rat are?"
     pattern = "[A-Z][a-z0-9]*[a-z][a-z0-9.-]*$"
     if not _mostly(names, pattern): return False
-    capital = [name.upper() for name in names if re.match(pattern, name)]
+    capital = [name.upper() for name in _some_of(names) if re.match(pattern, name)]
     return 4 * np.isin(capital, GeneSpace.load("gencode-48").symbols).sum() >= len(capital)
 
 def _species(names):
     "Whose genes most of these names are, told by the prefix of Ensembl or by the case of symbols; empty if that is not known."
-    names = [name for name in names if name]
+    names = _some_of([name for name in names if name])
     prefixes = [m[1] for name in names if (m := re.match(r"(ENS[A-Z]*G)\d{11}", name))]
     if 2 * len(prefixes) > len(names):
         prefix = max(sorted(set(prefixes)), key=prefixes.count)
@@ -610,7 +615,7 @@ def mapping(space, adata, min_recognised=MIN_RECOGNISED):
 def _report(space, adata, where, by_id, ambiguous, disagree):
     "The MappingReport of places in the space, before any count is looked at."
     used, times = np.unique(where[where >= 0], return_counts=True)
-    types = pd.Series(other_features(adata)[where == NO_GENE], dtype=object).value_counts()
+    types = pd.Series(other_features(adata.var)[where == NO_GENE], dtype=object).value_counts()
     return MappingReport(
         space=space.name, n_space=len(space), n_data=int((where != NO_GENE).sum()), recognised=int((where >= 0).sum()), by_id=by_id,
         missing=len(space) - len(used), summed=int((times > 1).sum()), ambiguous=tuple(ambiguous),
