@@ -108,6 +108,7 @@ def fit(data: str = typer.Argument(help=DATA),
         batch_size: int = option(None, "Instead of the profile's."),
         kl_warmup: int = option(None, "Epochs over which the weight of the KL term rises from 0; none if not given."),
         backed: bool = flag("--backed", "Leave the counts in their file: for data larger than memory."),
+        drop_empty: bool = flag("--drop-empty", "Leave out cells without a count in the genes used, and say how many."),
         overwrite: bool = flag("--overwrite", "Replace a run of other settings or data, finished or not."),
         as_json: bool = JSON):
     """Train one model on counts, judge it, and record it in a folder.
@@ -126,9 +127,26 @@ def fit(data: str = typer.Argument(help=DATA),
     with told(as_json) as said:
         profile = training.get_profile(profile, max_epochs=max_epochs, learning_rate=learning_rate, batch_size=batch_size, kl_warmup=kl_warmup)
         if out.is_file(): raise NotADirectoryError(f"--out {out} is a file; name a folder.")
-        done = study.run(organs.load(data, backed, layer, use_raw, settings["gene_space"]), model, out, profile, seed, label_key, overwrite=overwrite, **settings)
+        adata = organs.load(data, backed, layer, use_raw, settings["gene_space"])
+        def train(cells): return study.run(cells, model, out, profile, seed, label_key, overwrite=overwrite, **settings)
+        done = _without_empty(adata, train) if drop_empty else train(adata)
         text = study.show_table(study.table([done])).T.to_string(header=False)
         said.append(({"folder": done.folder, "model": done.name, "metrics": done.metrics}, f"{text}\n\nwritten to {done.folder}"))
+
+def _without_empty(adata, train):
+    "train(adata), again without the cells for which it says that they have no count, until there are none."
+    from vampsc.counts import EmptyCellsError
+    import numpy as np
+    while True:
+        try: return train(adata)
+        except EmptyCellsError as error:
+            if len(error.cells) in (0, adata.n_obs): raise
+            typer.echo(f"{_some_cells(adata.obs_names[error.cells])} without a count in the genes used: left out", err=True)
+            adata = adata[np.setdiff1d(np.arange(adata.n_obs), error.cells)]
+
+def _some_cells(names):
+    "How many cells these are, and the first, for a message."
+    return f"{len(names):,} {'cell' if len(names) == 1 else 'cells'} (first: {names[0]})"
 
 # %% ../nbs/15_command_line.ipynb #command-embed
 def _model_in(folder, adata=None):
@@ -144,6 +162,7 @@ def embed(run_folder: Path = typer.Argument(help="A run's folder, or a saved mod
           out: Path = option(Path("embedded.h5ad"), ".h5ad: the same cells, with the embedding in obsm; .csv: a table; .npy: the array."),
           overwrite: bool = flag("--overwrite", "Replace the file if it exists."),
           backed: bool = flag("--backed", "Leave the counts in their file: for data larger than memory."),
+          drop_empty: bool = flag("--drop-empty", "Cells without a count in the model's genes get NaN, and are counted; else they stop the command."),
           as_json: bool = JSON):
     """Embed cells with a trained model. Genes are matched by name.
 
@@ -155,14 +174,31 @@ def embed(run_folder: Path = typer.Argument(help="A run's folder, or a saved mod
     with told(as_json) as said, new_file(out, overwrite) as path:
         model = _model_in(run_folder)
         adata = organs.load(data, backed, model.layer, model.use_raw)
-        key, z = f"X_{type(model).__name__.lower()}", model.get_latent_representation(adata)
-        _write_embedding(path, adata, z, key, Path(data) if Path(data).suffix == ".h5ad" else None)
+        key = f"X_{type(model).__name__.lower()}"
+        z, empty = _embedding(model, adata, drop_empty)
+        _write_embedding(path, adata, z, key, Path(data).expanduser() if Path(data).suffix in (".h5ad", ".zarr") else None)
         where = f"obsm[{key!r}] of {out}" if out.suffix == ".h5ad" else f"{out}"
-        said.append(({"out": out, "key": key, "n_cells": len(z), "n_latent": z.shape[1]}, f"{len(z):,} cells embedded in {where}"))
+        result = {"out": out, "key": key, "n_cells": len(z), "n_latent": z.shape[1], "n_empty": len(empty), "genes": str(model.query_mapping)}
+        text = f"{len(z):,} cells embedded in {where}\n{model.query_mapping}"
+        if len(empty): text += f"\n{_some_cells(empty)} without a count in the model's genes: their rows are NaN"
+        said.append((result, text))
 
+def _embedding(model, adata, drop_empty):
+    "(z (cells, latent), the names of the cells whose rows are NaN: without a count in the model's genes)."
+    if not drop_empty: return model.get_latent_representation(adata), []
+    from vampsc.counts import has_counts
+    import numpy as np
+    full = has_counts(adata, model)
+    if not full.any(): raise ValueError(f"none of {adata.n_obs:,} cells has a count in the model's {len(model.genes):,} genes.")
+    some = model.get_latent_representation(adata if full.all() else adata[full])
+    z = np.full((adata.n_obs, some.shape[1]), np.nan, some.dtype)
+    z[full] = some
+    return z, adata.obs_names[~full]
+
+# %% ../nbs/15_command_line.ipynb #write-embedding
 def _write_embedding(path, adata, z, key, source):
-    "z as .npy, as .csv with the cells' names, or in obsm of a copy of the source file, or of adata where there is none."
-    import anndata as ad, h5py, numpy as np, pandas as pd
+    "z as .npy, as .csv with the cells' names, or in obsm of a copy of the source file or folder, or of adata where there is none."
+    import h5py, numpy as np, pandas as pd
     if path.suffix == ".npy": return np.save(path, z)
     if path.suffix == ".csv":
         columns = [f"z{i + 1}" for i in range(z.shape[1])]
@@ -170,8 +206,56 @@ def _write_embedding(path, adata, z, key, source):
     if source is None:
         adata.obsm[key] = z
         return adata.write_h5ad(path, compression="gzip")
-    shutil.copyfile(source, path)                                     # all that is in it stays as it is
-    with h5py.File(path, "r+") as file: ad.io.write_elem(file.require_group("obsm"), key, z)
+    if source.suffix == ".zarr": _copy_zarr(source, path)
+    else: shutil.copyfile(source, path)                               # all that is in it stays as it is
+    with h5py.File(path, "r+") as file: _put_into_obsm(file, key, z)
+
+def _put_into_obsm(file, key, z):
+    "Put z into obsm of an open .h5ad file of any age."
+    import anndata as ad, h5py
+    obsm = file.get("obsm")
+    if obsm is None: return ad.io.write_elem(file, "obsm", {key: z})
+    if isinstance(obsm, h5py.Dataset):                                # a table with an entry in each column
+        rows = obsm[:]
+        del file["obsm"]
+        entries = {name: rows[name].reshape(len(rows), -1) for name in rows.dtype.names}
+        return ad.io.write_elem(file, "obsm", {**entries, key: z})
+    for name, value in (("encoding-type", "dict"), ("encoding-version", "0.1.0")):
+        if name not in obsm.attrs: obsm.attrs[name] = value
+    ad.io.write_elem(obsm, key, z)
+
+def _copy_zarr(folder, path):
+    "A .zarr folder of anndata as an .h5ad file: matrices in parts, so that they need not fit into memory."
+    import anndata as ad, h5py, zarr
+    source = zarr.open_group(str(folder), mode="r")
+    with h5py.File(path, "w") as file:
+        file.attrs.update(source.attrs)
+        for name in source:
+            if name == "X": _copy_matrix(source[name], file, name)
+            elif name in ("layers", "raw"): _copy_group(source[name], file, name)
+            else: ad.io.write_elem(file, name, ad.io.read_elem(source[name]))
+
+def _copy_group(source, file, name):
+    "Layers, or raw: of its entries those that are tables are read."
+    import anndata as ad
+    group = file.create_group(name)
+    group.attrs.update(source.attrs)
+    for part in source:
+        if name == "raw" and part != "X": ad.io.write_elem(group, part, ad.io.read_elem(source[part]))
+        else: _copy_matrix(source[part], group, part)
+
+def _copy_matrix(source, group, name, most=1 << 22):
+    "A dense array, or the three of a sparse matrix, so many values at a time."
+    if not hasattr(source, "shape"):
+        parts = group.create_group(name)
+        parts.attrs.update(source.attrs)
+        for part in source: _copy_matrix(source[part], parts, part)
+        return
+    new = group.create_dataset(name, source.shape, source.dtype, compression="gzip" if source.size else None)
+    new.attrs.update(source.attrs)
+    if not source.size: return
+    step = max(1, most * source.shape[0] // source.size)
+    for start in range(0, source.shape[0], step): new[start:start + step] = source[start:start + step]
 
 # %% ../nbs/15_command_line.ipynb #command-sample
 @app.command()

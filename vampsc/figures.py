@@ -12,6 +12,7 @@ import anndata as ad, numpy as np, pandas as pd, scanpy as sc
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from .genes import missing_labels
 
 # %% ../nbs/10_figures.ipynb #picture
 class Picture(Figure):
@@ -70,9 +71,9 @@ def umap_coordinates(z, seed=0, n_neighbors=15):
 UNLABELLED = "lightgrey"
 
 def _categorical(labels):
-    "Labels as a categorical in a stable order; empty strings are missing."
+    "Labels as a categorical in a stable order; blank ones and words for missing ones are missing."
     labels = pd.Series(labels).reset_index(drop=True)
-    labels = labels.mask(labels.astype(str).str.strip() == "")
+    labels = labels.mask(missing_labels(labels))
     if isinstance(labels.dtype, pd.CategoricalDtype): return labels.cat.remove_unused_categories()
     natural = lambda v: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", str(v))]
     return labels.astype(pd.CategoricalDtype(sorted(labels.dropna().unique(), key=natural)))

@@ -28,6 +28,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from . import kernels
+from .genes import missing_labels
 
 # %% ../nbs/09_metrics.ipynb #as-matrix
 def _as_matrix(z, name="embedding"):
@@ -171,18 +172,17 @@ def n_components_split_half(mean_a, mean_b, share=0.95):
 
 # %% ../nbs/09_metrics.ipynb #label-codes
 def _label_codes(labels):
-    "An integer for each cell's label, from 0 in order of appearance; -1 where it is NaN, None or empty."
+    "An integer for each cell's label, from 0 in order of appearance; -1 where it is missing, as `genes.missing_labels` says."
     try: labels = np.array(labels, dtype=object)
     except ValueError: raise ValueError("Labels must be a list with one per cell; got lists of different shapes.") from None
     if labels.ndim != 1: raise ValueError(f"Labels must be a list with one per cell; got shape {labels.shape}.")
-    empty = np.array([isinstance(label, str) and not label.strip() for label in labels], dtype=bool)
-    labels[empty] = None
+    labels[missing_labels(labels)] = None
     try: return pd.factorize(labels)[0]
     except TypeError: raise ValueError(f"Labels must be words or numbers; got {type(labels[0]).__name__}s.") from None
 
 # %% ../nbs/09_metrics.ipynb #n-labelled
 def n_labelled(labels):
-    "Number of cells that have a label: of labels (cells,), those that are not NaN, None or an empty string."
+    "Number of cells that have a label: of labels (cells,), those that are not missing (`genes.missing_labels`)."
     return int((_label_codes(labels) >= 0).sum())
 
 def check_labels(labels, what="Judging by labels"):
@@ -303,7 +303,7 @@ def silhouette_samples(z, labels, block_size=1024):
     Parameters
     ----------
     z : (cells, units) embedding.
-    labels : one per cell; NaN, None or an empty string means unlabelled.
+    labels : one per cell; NaN, None, blank, or a word for a missing one such as "nan" means unlabelled.
     block_size : cells in one side of a tile of distances; memory is about 8 * block_size^2 bytes for each
         core plus a few copies of z. The result does not depend on it.
 
@@ -353,7 +353,7 @@ def silhouette_split_half(mean_a, mean_b, labels, block_size=1024):
 def nmi_ari(z, labels, n_clusters=None, seed=0):
     """Agreement of k-means clusters with the labels: {"nmi": ..., "ari": ...} over the labelled cells.
 
-    z : (cells, units) embedding. labels : one per cell; NaN, None or an empty string means unlabelled.
+    z : (cells, units) embedding. labels : one per cell; NaN, None, blank, or a word for a missing one such as "nan" means unlabelled.
     n_clusters : by default the number of different labels. seed : of the 10 starts of k-means, the best of which counts.
     Two floats: NMI (equation 8) in [0, 1], ARI at most 1 and about 0 by chance. Errors as in `silhouette`; also for n_clusters
     below 1 or above the number of labelled cells.
@@ -368,7 +368,7 @@ def nmi_ari(z, labels, n_clusters=None, seed=0):
 def knn_purity(z, labels, k=15):
     """Share of the k nearest labelled neighbours (Euclidean, the cell itself left out) with the cell's own label.
 
-    z : (cells, units) embedding. labels : one per cell; NaN, None or an empty string means unlabelled.
+    z : (cells, units) embedding. labels : one per cell; NaN, None, blank, or a word for a missing one such as "nan" means unlabelled.
     Returns the mean over the labelled cells, in [0, 1]. Mixed at random it is the sum of the squared shares of the types.
     Errors as in `silhouette`; also for k below 1 or not below the number of labelled cells.
     """

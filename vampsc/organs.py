@@ -10,11 +10,12 @@ __all__ = ['STUDY', 'SOURCE', 'HOW', 'CELLXGENE', 'OrganError', 'registry', 'tab
 import difflib, hashlib, inspect, json, os, re, tomllib, warnings
 from importlib import resources
 from pathlib import Path
-import anndata, numpy as np, pandas as pd
+import anndata, h5py, numpy as np, pandas as pd
+from anndata.experimental import read_dispatched
 from anndata.io import read_elem, sparse_dataset
 from . import downloads, genes
 from .downloads import DownloadError
-from .genes import GeneSpaceError, layer_names, listed, matrix_of
+from .genes import GeneSpaceError, layer_names, listed, matrix_of, missing_labels, native, sparse_of
 from .readers import READERS
 
 # %% ../nbs/11_organs.ipynb #registry
@@ -222,7 +223,7 @@ def harmonised(adata, study, source):
     ------
     OrganError : there is no such column as the source names; the message has those that there are.
     """
-    told = lambda key: adata.obs[key].astype(object).where(adata.obs[key].notna(), "").astype(str).str.strip()
+    def told(key): return adata.obs[key].astype(object).where(~missing_labels(adata.obs[key]), "").astype(str).str.strip()
     for key in filter(None, (source.get("cell_type"), source.get("donor"))):
         if key not in adata.obs: raise OrganError(f"{study['name']}: the cells have no '{key}'; there are {listed(adata.obs)}")
     obs, keep = pd.DataFrame({"study": study["name"], "organ": study["organ"]}, index=adata.obs_names), np.ones(adata.n_obs, bool)
@@ -230,8 +231,8 @@ def harmonised(adata, study, source):
         labels = told(source["cell_type"]).replace({k.strip(): v for k, v in source.get("rename", {}).items()})
         keep = ~labels.isin(source.get("drop", [])).to_numpy()
         labels = labels.where(~labels.str.fullmatch(r"\d+(\.0)?"), study["name"] + " cluster " + labels.str.removesuffix(".0"))
-        obs["cell_type"] = pd.Categorical(labels.where(~labels.isin(["", "nan", *source.get("unlabelled", [])])))
-    if source.get("donor"): obs["donor"] = pd.Categorical(told(source["donor"]))
+        obs["cell_type"] = pd.Categorical(labels.where(~labels.isin(["", *source.get("unlabelled", [])])))
+    if source.get("donor"): obs["donor"] = pd.Categorical(told(source["donor"]).replace("", None))
     keep &= _of_cellxgenes_cells(adata.obs, source.get("cellxgene", {}))
     rest = adata.obs.drop(columns=[c for c in adata.obs if c in obs])
     adata.obs = pd.concat([obs, rest], axis=1)
@@ -285,9 +286,9 @@ def _key(study, source, files, space):
     return digest(json.dumps([plain, source, stats, name, __version__], sort_keys=True).encode())[:12]
 
 def _write(adata, path):
-    "An .h5ad that is there whole or not at all. Columns of mixed objects become text, which the format can hold."
+    "An .h5ad that is there whole or not at all. Columns of mixed objects become text, which the format can hold; what is missing stays so."
     for column in adata.obs:
-        if adata.obs[column].dtype == object: adata.obs[column] = adata.obs[column].astype(str).astype("category")
+        if adata.obs[column].dtype == object: adata.obs[column] = pd.Categorical(adata.obs[column].map(str, na_action="ignore"))
     adata.obs_names_make_unique()
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{os.getpid()}-{path.name}")
@@ -306,7 +307,7 @@ def _read(path, backed=False, elsewhere=False):
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Observation names are not unique")       # a model says it, with how many
-            adata = _read_zarr(path, backed) if path.suffix == ".zarr" else anndata.read_h5ad(path, backed="r" if backed else None)
+            adata = _read_file(path, backed)
     except Exception as error:
         why = (str(error) or repr(error)).splitlines()[0]
         raise OrganError(f"'{path.name}' cannot be read as {path.suffix}: {why}") from None
@@ -320,12 +321,59 @@ def _read(path, backed=False, elsewhere=False):
     except GeneSpaceError as error: raise OrganError(f"'{path.name}': {error}") from None
     return adata
 
-def _read_zarr(path, backed):
-    if not backed: return anndata.read_zarr(path)
+# %% ../nbs/11_organs.ipynb #read-file
+_SMALL = ("obs", "var", "obsm", "varm", "obsp", "varp", "uns")                 # parts of a file that are read whole
+
+def _read_file(path, backed):
+    "An AnnData out of an .h5ad file or a .zarr folder; backed: its matrices stay there."
+    of_zarr = path.suffix == ".zarr"
+    group = _open_group(path)
+    unusual = any(_is_unusual(node) for node in _matrices(group))
+    if backed and (of_zarr or unusual): return _left_in_file(group)
+    try:
+        if unusual: return _converted(group)
+    finally:
+        if not of_zarr: group.close()
+    return anndata.read_zarr(path) if of_zarr else anndata.read_h5ad(path, backed="r" if backed else None)
+
+def _open_group(path):
+    "The root of an .h5ad file or a .zarr folder, to read."
+    if path.suffix != ".zarr": return h5py.File(path)
     import zarr
-    group = zarr.open(str(path), mode="r")
-    X = group["X"] if hasattr(group["X"], "shape") else sparse_dataset(group["X"])
-    return anndata.AnnData(X, obs=read_elem(group["obs"]), var=read_elem(group["var"]))
+    return zarr.open_group(str(path), mode="r")
+
+def _matrices(group):
+    "The matrices of cells and genes in a file: X, the layers, and raw."
+    names = ["X", *(f"layers/{name}" for name in group.get("layers", ())), "raw/X"]
+    return [group[name] for name in names if name in group]
+
+def _is_unusual(node):
+    "Is this a sparse matrix whose values scipy has no type for?"
+    if hasattr(node, "shape") or "data" not in node: return False
+    kind = node["data"].dtype
+    return kind.itemsize == 2 and kind.kind == "f" or not kind.isnative
+
+def _converted(group):
+    "A file's AnnData, whose sparse matrices are of the types that scipy has."
+    def read(function, name, node, spec):
+        kind = spec.encoding_type
+        if kind in ("csr_matrix", "csc_matrix"): return sparse_of(node, kind[:3], node.attrs["shape"])
+        if kind != "anndata": return function(node)
+        return anndata.AnnData(**{part: read_dispatched(node[part], read) for part in node})
+    return read_dispatched(group, read)
+
+def _left_in_file(group):
+    "A file's AnnData, of which the matrices are read only when they are asked for, by rows."
+    parts = {name: read_elem(group[name]) for name in _SMALL if name in group}
+    if "layers" in group: parts["layers"] = {name: _matrix_in(group["layers"][name]) for name in sorted(group["layers"])}
+    if "raw" in group:
+        raw = group["raw"]
+        parts["raw"] = {"X": _matrix_in(raw["X"]), "var": read_elem(raw["var"]), "varm": read_elem(raw["varm"]) if "varm" in raw else {}}
+    return anndata.AnnData(_matrix_in(group["X"]) if "X" in group else None, **parts)
+
+def _matrix_in(node):
+    "A matrix that stays in its file: dense, or sparse."
+    return node if hasattr(node, "shape") else sparse_dataset(node)
 
 # %% ../nbs/11_organs.ipynb #load
 def load(name, backed=False, layer=None, use_raw=False, gene_space="auto", progress=True):
@@ -412,21 +460,21 @@ def describe(name, adata):
         studies are those that the paper probably used.
     """
     labels = adata.obs.get("cell_type", pd.Series(dtype=object))
+    known_labels = ~missing_labels(labels)
     names = [] if Path(str(name)).expanduser().exists() and not _is_known(name) else studies_of(name)
     known = registry()
     organ = known[names[0]]["organ"] if names else Path(str(name)).stem
     likely = _sets({n: e for n, e in known.items() if e["organ"] == organ})["paper"] if names else []
     studies = adata.obs["study"].value_counts().to_dict() if "study" in adata.obs else dict.fromkeys(names, adata.n_obs)
     return {"organ": organ, "title": str(name) if names else Path(str(name)).name, "n_cells": adata.n_obs, "n_genes": adata.n_vars, "studies": studies,
-            "references": {n: known[n].get("reference", "") for n in names}, "n_labelled": int(labels.notna().sum()),
-            "cell_types": int(labels.nunique()), "paper": bool(names) and set(names) == set(likely)}
+            "references": {n: known[n].get("reference", "") for n in names}, "n_labelled": int(known_labels.sum()),
+            "cell_types": int(labels[known_labels].nunique()), "paper": bool(names) and set(names) == set(likely)}
 
 # %% ../nbs/11_organs.ipynb #categorical
 def _categorical(column, key):
-    "A column of obs as a Categorical without unused categories, in which an empty or blank label is missing."
+    "A column of obs as a Categorical without unused categories, in which a blank label, or a word for a missing one, is missing."
     if column.ndim != 1: raise OrganError(f"{column.shape[1]} columns of adata.obs are called '{key}': rename all but one")
-    blank = column.map(lambda label: isinstance(label, str) and not label.strip(), na_action="ignore").eq(True)
-    try: found = pd.Categorical(column.mask(blank)).remove_unused_categories()
+    try: found = pd.Categorical(column.mask(missing_labels(column))).remove_unused_categories()
     except TypeError: raise OrganError(f"column '{key}' of adata.obs holds no labels but {type(column.iloc[0]).__name__}s") from None
     if len(found) and not len(found.categories): raise OrganError(f"column '{key}' of adata.obs: none of {len(found):,} cells has a label")
     return found
@@ -442,7 +490,7 @@ def labels(adata, key="cell_type"):
 
     Returns
     -------
-    pandas.Categorical (cells,); cells whose label is missing, empty or blank are missing values (code -1),
+    pandas.Categorical (cells,); cells whose label is missing (`genes.missing_labels`) are missing values (code -1),
         unused categories are left out.
 
     Raises
@@ -461,4 +509,5 @@ def labels(adata, key="cell_type"):
 def label_key(adata, key="auto"):
     "The column of cell types to judge by: a name as it is; of \"auto\", \"cell_type\" where any cell has a label there, else None."
     if key != "auto": return key
-    return "cell_type" if "cell_type" in adata.obs and adata.obs["cell_type"].notna().any() else None
+    there = "cell_type" in adata.obs and not missing_labels(adata.obs["cell_type"].to_numpy(object).ravel()).all()
+    return "cell_type" if there else None

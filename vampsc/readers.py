@@ -16,6 +16,7 @@ import anndata, h5py, numpy as np, pandas as pd
 from anndata.io import read_elem
 from scipy import sparse
 from scipy.io import mmread
+from .genes import native, other_features, sparse_of
 
 # %% ../nbs/13_readers.ipynb #reading
 class ReaderError(ValueError):
@@ -513,13 +514,20 @@ def _frame(file, key):
             frame[name] = pd.Categorical.from_codes(frame[name], _text(kinds[()]))
     return frame
 
+def _sparse_form(node):
+    "(csr or csc, shape) of a sparse matrix in an .h5ad file of any age."
+    told = node.attrs
+    kind = str(told.get("encoding-type", told.get("h5sparse_format", "csr")))[:3]
+    return kind, told["shape"] if "shape" in told else told["h5sparse_shape"]
+
 def _matrix(node, block=4096):
     "X of an .h5ad file of any age as CSR; a dense one is read in blocks of rows."
     if isinstance(node, h5py.Group):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Element .* was written without encoding metadata")       # older files
-            return sparse.csr_matrix(read_elem(node))
-    blocks = [sparse.csr_matrix(node[i:i + block]) for i in range(0, node.shape[0], block)]
+            kind, shape = _sparse_form(node)
+            return sparse.csr_matrix(sparse_of(node, kind, shape))
+    blocks = [sparse.csr_matrix(native(node[i:i + block])) for i in range(0, node.shape[0], block)]
     return sparse.vstack(blocks).tocsr() if blocks else sparse.csr_matrix(node.shape)
 
 def _matching(obs, where, path):
@@ -539,6 +547,13 @@ def _genes_of(file, key, symbols, ensembl, path):
         return _column(main, name, path).astype(str).reindex(var.index).fillna(pd.Series(var.index, var.index))
     return named(symbols), None if ensembl is None else named(ensembl)
 
+def _of_genes(counts, obs, names, var, path):
+    "The AnnData of counts with their (symbols, identifiers or None), without the features that var says are no genes."
+    genes = np.equal(other_features(var), None)
+    if not genes.any(): raise ReaderError(f"{path.name} has no genes among its {len(genes):,} features")
+    X, said = counts
+    return _assembled((X if genes.all() else X[:, genes], said), obs.index, *(None if n is None else n[genes] for n in names), obs)
+
 def _h5ad(path, totals, symbols, ensembl, where, normalised):
     "One .h5ad file as an AnnData; None if it has no cell that matches."
     reasons = []
@@ -554,7 +569,7 @@ def _h5ad(path, totals, symbols, ensembl, where, normalised):
             X = _matrix(file[x])
             try: counts = _counts(path.name, X if kept.all() else X[kept], n, normalised=normalised and last == 0)
             except ReaderError as error: reasons.append(error)
-            else: return _assembled(counts, obs.index[kept], *_genes_of(file, v, symbols, ensembl, path), obs[kept])
+            else: return _of_genes(counts, obs[kept], _genes_of(file, v, symbols, ensembl, path), _frame(file, v), path)
     raise reasons[-1]
 
 # %% ../nbs/13_readers.ipynb #h5ad
@@ -603,10 +618,10 @@ def tenx_h5(files):
             raise ReaderError(f"{path.name} is no file of Cell Ranger 3 or later: it holds {', '.join(file) or 'nothing'}")
         group = file["matrix"]
         kind, ids, names = (_text(group[f"features/{name}"][:]) for name in ("feature_type", "id", "name"))
-        parts = (group["data"][:].astype("float32"), group["indices"][:], group["indptr"][:])
-        X = sparse.csr_matrix(parts, tuple(group["shape"][:][::-1]))
+        X = sparse_of(group, "csr", group["shape"][:][::-1]).astype("float32")
         cells = _text(group["barcodes"][:])
     genes = np.flatnonzero(kind == "Gene Expression")
+    if not len(genes): raise ReaderError(f"{path.name} has no genes among its {len(kind):,} features")
     if len(genes) < len(kind): X = X[:, genes]
     return _assembled(_counts(path.name, X), cells, names[genes], ids[genes])
 
@@ -743,8 +758,10 @@ def _triplet(path, archive, found, sample):
     if X.shape != (len(cells), len(genes)) or min(map(len, genes)) < 2:
         raise ReaderError(f"{path.name}, {names[0]}: {X.shape[1]} genes x {X.shape[0]} cells, but {len(genes)} features and "
                           f"{len(cells)} barcodes")
+    found = [k for k, gene in enumerate(genes) if gene[2:3] in ([], ["Gene Expression"])]           # the third field came with Cell Ranger 3
+    if not found: raise ReaderError(f"{path.name}, {names[1]}: no genes among {len(genes):,} features")
     obs = pd.DataFrame({"sample": [sample] * len(cells)})
-    return _assembled(_counts(path.name, X), cells, [g[1] for g in genes], [g[0] for g in genes], obs)
+    return _assembled(_counts(path.name, X[:, found]), cells, [genes[k][1] for k in found], [genes[k][0] for k in found], obs)
 
 # %% ../nbs/13_readers.ipynb #cell-files-tar
 SUMMARY = {"no_feature", "ambiguous", "too_low_aQual", "not_aligned", "alignment_not_unique"}
