@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['N_INVENTED', 'TRAINING', 'ONE_CORE', 'QUESTIONS', 'Variant', 'judge_cells', 'judge_invented', 'judge_real', 'run',
-           'listed', 'sweep', 'compare', 'told', 'summary', 'plain', 'gather', 'part_of', 'changes', 'marker_genes',
-           'programmes', 'marker_agreement', 'component_use', 'make']
+           'listed', 'sweep', 'compare', 'told', 'summary', 'plain', 'gather', 'ask', 'part_of', 'changes',
+           'marker_genes', 'programmes', 'marker_agreement', 'component_use', 'make']
 
 # %% ../nbs/19_beyond.ipynb #imports
 import contextlib, dataclasses, functools, json, os, re, time
@@ -18,7 +18,7 @@ from scipy import special, stats
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 from .priors import gaussian_log_densities
-from . import counts, downloads, metrics, models, organs, study, tables, training
+from . import counts, files, metrics, models, organs, study, tables, training
 
 # %% ../nbs/19_beyond.ipynb #variant
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _kept(path, how):
     "What a file of JSON holds; where there is none, it is made, by one process of those that want it."
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with downloads.alone(path):
+        with files.alone(path):
             if not path.exists(): study._write_whole(path, json.dumps(how(), indent=1))
     return json.loads(path.read_text())
 
@@ -280,14 +280,26 @@ def gather(question, names, variants, out="runs/beyond", seeds="0,1,2,3,4", prof
         sets, with the others in the csv.
     """
     profile, frames, failed, n = training.get_profile(profile, n_genes=n_genes, max_epochs=max_epochs), [], [], 0
+    ask(out, question, names)
     for data, name in _data_sets(names, label_key).items():
         adata, folder = organs.load(name), Path(out) / data
         rows, wrong, tried = _sweep(adata, variants(adata) if callable(variants) else variants, folder, seeds, profile, label_key, jobs, **settings)
         failed, n = failed + [f"{data}, {sentence}" for sentence in wrong], n + tried
-        if rows: pd.DataFrame(rows).drop(columns="folder").to_csv(folder / f"{question}.csv", index=False)
+        table = files.claim(folder, question, [f"{question}.csv"]) / f"{question}.csv"
+        if rows: pd.DataFrame(rows).drop(columns="folder").to_csv(table, index=False)
         frames.append(pd.DataFrame(rows).assign(data=data))
     if failed: raise ValueError(_told_failed(failed, n))
     return pd.concat(frames, ignore_index=True)
+
+def ask(out, question, names, overwrite=False):
+    """Stop where the numbers of a question, out/<data set>/<question>.csv, would replace somebody else's file.
+
+    out, question, names : as in `gather`. overwrite : they may, and this is noted for it. FileExistsError : by name.
+    """
+    file = f"{question}.csv"
+    for folder in (Path(out) / plain(name) for name in listed(names)):
+        if overwrite and (folder / file).exists(): files.claim(folder, question, [file], overwrite)
+        files.ask(folder / file, file in files.written(folder))
 
 def part_of(frame, data):
     "The runs of one data set, with those columns of the frame that say something of it: of cells without labels, none about types."
@@ -366,13 +378,14 @@ def component_use(model, labels=None):
 # %% ../nbs/19_beyond.ipynb #make
 QUESTIONS = ("kl_weight", "both", "linear_decoder", "active_units", "pseudo_inputs", "peers")
 
-def make(question, out="runs/beyond", **parameters):
+def make(question, out="runs/beyond", overwrite=False, **parameters):
     """Run the notebook of a question into out/<question>.ipynb and .html.
 
     Parameters
     ----------
     question : one of QUESTIONS. out : the folder for runs, tables and pages. **parameters : of the notebook, such as organs="pancreas,my.h5ad", seeds="0,1,2".
         What the notebook says of the data sets that it is shown for is left out.
+    overwrite : replace files of these names that were not written here before.
 
     Returns
     -------
@@ -380,7 +393,9 @@ def make(question, out="runs/beyond", **parameters):
 
     Raises
     ------
-    ValueError : an unknown question or parameter, or whatever the notebook could not do, in one line.
+    ValueError : an unknown question or parameter, or whatever the notebook could not do, in one line. FileExistsError : a file that is somebody else's.
     """
     if question not in QUESTIONS: raise ValueError(f"question {question!r} is not known; there are {', '.join(QUESTIONS)}.")
-    return study._fill_in(study.TEMPLATE.with_name(f"{question}.ipynb"), Path(out) / f"{question}.ipynb", {**parameters, "out": Path(out).as_posix()}, leave_out=["md-what-one-sees"])
+    out, template = Path(out).expanduser(), study.TEMPLATE.with_name(f"{question}.ipynb")
+    ask(out, question, parameters.get("organs", ""), overwrite)
+    return study._fill_in(template, out / f"{question}.ipynb", {**parameters, "out": out.as_posix()}, leave_out=["md-what-one-sees"], overwrite=overwrite)

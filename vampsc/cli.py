@@ -108,7 +108,7 @@ def fit(data: str = typer.Argument(help=DATA),
         batch_size: int = option(None, "Instead of the profile's."),
         kl_warmup: int = option(None, "Epochs over which the weight of the KL term rises from 0; none if not given."),
         backed: bool = flag("--backed", "Leave the counts in their file: for data larger than memory."),
-        overwrite: bool = flag("--overwrite", "Replace a run of other settings or data, finished or not."),
+        overwrite: bool = flag("--overwrite", "Replace a run of other settings or data, finished or not, and files that are not a run's."),
         as_json: bool = JSON):
     """Train one model on counts, judge it, and record it in a folder.
 
@@ -209,6 +209,7 @@ def report(source: str = typer.Argument(help="The folder of one or several runs;
            gene_space: str = option("auto", "Of data: auto, none, a name or a csv of genes."),
            n_genes: int = option(None, "Of data: keep so many variable genes; the profile decides if not given."),
            max_epochs: int = option(None, "Of data: instead of the profile's."),
+           overwrite: bool = flag("--overwrite", "Replace files of these names that are not a report's, and runs of other settings."),
            as_json: bool = JSON):
     """One self-contained HTML page: settings, curves, table and figures.
 
@@ -222,11 +223,11 @@ def report(source: str = typer.Argument(help="The folder of one or several runs;
     with told(as_json) as said:
         kind = Path(source).suffix
         if Path(source).is_dir() and kind != ".zarr":
-            page = study.run_page(source, out)
+            page = study.run_page(source, out, overwrite)
             return said.append(({"page": page}, f"open {page.as_posix()}"))
         import pandas as pd
         out, given = out or Path("runs/report"), {"data": source} if kind in (".h5ad", ".zarr") else {"organ": source}
-        page = study.report(out, **given, models=models, profile=profile, seed=seed, max_epochs=max_epochs, layer=layer,
+        page = study.report(out, overwrite, **given, models=models, profile=profile, seed=seed, max_epochs=max_epochs, layer=layer,
                             use_raw=use_raw, batch_key=batch_key, n_genes=n_genes, label_key=None if label_key == "none" else label_key,
                             gene_space=None if gene_space == "none" else gene_space)
         frame, files = pd.read_csv(out / "table.csv", index_col="model"), sorted(p for p in out.iterdir() if p.is_file() and not p.name.startswith("."))
@@ -236,15 +237,17 @@ def report(source: str = typer.Argument(help="The folder of one or several runs;
 # %% ../nbs/15_command_line.ipynb #command-tables
 @app.command()
 @ends_well
-def tables(folder: Path = typer.Argument(help="The folder of a study: FOLDER/<organ>/<model>-seed<seed>."), as_json: bool = JSON):
-    """Tables 1 and 2 and Figures 1 and 2 of all organs in a folder, beside the paper's; trains nothing.
+def tables(folder: Path = typer.Argument(help="The folder of a study, FOLDER/<organ>/<model>-seed<seed>; or of one organ, as fit leaves it."),
+           overwrite: bool = flag("--overwrite", "Replace files of these names that were not written here before."),
+           as_json: bool = JSON):
+    """Tables 1 and 2 and Figures 1 and 2 of all organs in a folder, those of the paper beside its numbers; trains nothing.
 
     \b
     vampsc tables runs/quick
     """
     from vampsc import tables
     with told(as_json) as said:
-        page = tables.make(folder)
+        page = tables.make(folder, overwrite=overwrite)
         said.append(({"page": page}, f"open {page.as_posix()}"))
 
 # %% ../nbs/15_command_line.ipynb #command-beyond
@@ -260,6 +263,7 @@ def beyond(question: str = typer.Argument(help="kl_weight, both, linear_decoder,
            max_epochs: int = option(None, "Instead of the profile's."),
            jobs: int = option(None, "Runs side by side, of one core each; as many as there are cores if not given."),
            settings: list[str] = typer.Option([], "--set", help="NAME=VALUE of another parameter of the notebook, such as weights=1,1e-3; may be repeated."),
+           overwrite: bool = flag("--overwrite", "Replace files of these names that were not written here before."),
            as_json: bool = JSON):
     """One of the paper's open questions on your data: an executed notebook, a page, and the numbers of all runs.
 
@@ -273,7 +277,7 @@ def beyond(question: str = typer.Argument(help="kl_weight, both, linear_decoder,
     if empty := [name for name, value in more.items() if value is None]: raise ValueError(f"--set {empty[0]}: a value is missing, as in --set weights=1,1e-3.")
     given = {name: value for name, value in dict(profile=profile, n_genes=n_genes, max_epochs=max_epochs, jobs=jobs).items() if value is not None}
     with told(as_json) as said:
-        page = beyond.make(question, out, organs=organs, seeds=seeds, label_key=label_key, **given,
+        page = beyond.make(question, out, overwrite, organs=organs, seeds=seeds, label_key=label_key, **given,
                            **{name: int(value) if value.isdigit() else value for name, value in more.items()})
         said.append(({"page": page}, f"open {page.as_posix()}"))
 

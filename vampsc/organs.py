@@ -14,6 +14,7 @@ import anndata, numpy as np, pandas as pd
 from anndata.io import read_elem, sparse_dataset
 from . import downloads, genes
 from .downloads import DownloadError
+from .files import whole
 from .genes import GeneSpaceError, layer_names, listed, matrix_of
 from .readers import READERS
 
@@ -156,7 +157,7 @@ def _of_cellxgene(study, wanted, ask=True):
     if not urls: raise DownloadError(f"CELLxGENE's collection {wanted['collection']} has {len(found)} datasets and none that is looked for")
     files = {role: {"name": url.rsplit("/", 1)[1], "urls": [url]} for role, url in urls.items()}
     note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(files, indent=1))
+    with whole(note) as new: new.write_text(json.dumps(files, indent=1))
     return files
 
 # %% ../nbs/11_organs.ipynb #obtain
@@ -290,9 +291,7 @@ def _write(adata, path):
         if adata.obs[column].dtype == object: adata.obs[column] = adata.obs[column].astype(str).astype("category")
     adata.obs_names_make_unique()
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{os.getpid()}-{path.name}")
-    adata.write_h5ad(new, compression="lzf")
-    new.replace(path)
+    with whole(path) as new: adata.write_h5ad(new, compression="lzf")
 
 # %% ../nbs/11_organs.ipynb #read-h5ad
 def _read(path, backed=False, elsewhere=False):

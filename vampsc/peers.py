@@ -17,7 +17,7 @@ from joblib import cpu_count
 from keras import layers, ops
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
-from . import beyond, counts, metrics, models, organs, study, training
+from . import beyond, counts, files, metrics, models, organs, study, training
 
 # %% ../nbs/20_peers.ipynb #task
 @dataclasses.dataclass(frozen=True)
@@ -308,6 +308,7 @@ def gather(names, methods=tuple(METHODS), out="runs/beyond", seeds="0,1,2,3,4", 
     methods, seeds = beyond._once(beyond.listed(methods), "methods"), beyond._seeds(seeds)
     if unknown := [m for m in methods if m not in METHODS]: raise ValueError(f"method {unknown[0]!r} is not known; there are {', '.join(METHODS)}.")
     python, settings, frames, failed, n = environment(python, methods), {**settings, "hidden": [*hidden]}, [], [], 0
+    beyond.ask(out, "peers", names)
     for data, name in beyond._data_sets(names, label_key).items():
         adata, folder = organs.load(name), Path(out) / data
         _, labels = study._labels_to_judge(adata, label_key)
@@ -320,7 +321,7 @@ def gather(names, methods=tuple(METHODS), out="runs/beyond", seeds="0,1,2,3,4", 
         if not done: continue
         scores = _scores(python, [run for (*_, run), _ in done], progress)
         frame = pd.DataFrame([{"method": m, "variant": METHODS[m][0], "seed": seed, **numbers, **more} for ((m, seed, _), numbers), more in zip(done, scores)])
-        frame.to_csv(folder / "peers.csv", index=False)
+        frame.to_csv(files.claim(folder, "peers", ["peers.csv"]) / "peers.csv", index=False)
         frames.append(frame.assign(data=data))
     if failed: raise ValueError(beyond._told_failed(failed, n))
     return pd.concat(frames, ignore_index=True)
@@ -329,8 +330,7 @@ def gather(names, methods=tuple(METHODS), out="runs/beyond", seeds="0,1,2,3,4", 
 def _write_cells(adata, path, seed, n_genes, label_key):
     if path.exists(): return
     path.parent.mkdir(parents=True, exist_ok=True)
-    prepare(adata, seed, n_genes, label_key).write_h5ad(new := path.with_suffix(".new"))
-    new.replace(path)
+    with files.whole(path) as new: prepare(adata, seed, n_genes, label_key).write_h5ad(new)
 
 def _scores(python, runs, progress):
     "The numbers of `score`, one dict for each run, empty without scib-metrics; from one process, as its imports take longer than a run's numbers."
