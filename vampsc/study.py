@@ -9,7 +9,7 @@ __all__ = ['IN_A_RUN', 'COLUMNS', 'TEMPLATE', 'KINDS', 'KERNEL', 'IN_A_REPORT', 
            'find_runs', 'settings_of', 'run_page']
 
 # %% ../nbs/14_study.ipynb #imports
-import base64, dataclasses, hashlib, html, io, json, re, sys, time, warnings
+import base64, contextlib, dataclasses, hashlib, html, io, json, os, re, signal, subprocess, sys, threading, time, warnings
 from pathlib import Path
 import anndata as ad, nbformat, numpy as np, pandas as pd
 from . import counts, figures, files, genes, metrics, models, organs, training
@@ -344,14 +344,59 @@ def _fill_in(template, target, parameters, leave_out=(), others=(), overwrite=Fa
     names = (target.name, target.with_suffix(".html").name, *others)
     files.claim(target.parent, target.stem, names, overwrite, ours=_is_of(template, target))
     try:
-        papermill.execute_notebook(str(template), str(target), parameters, stdout_file=sys.stdout, progress_bar=False, kernel_name="python3",
-                                   extra_arguments=KERNEL)
+        with _kernels_of_this_python() as kernels:
+            papermill.execute_notebook(str(template), str(target), parameters, stdout_file=sys.stdout, progress_bar=False, kernel_name="python3",
+                                       extra_arguments=KERNEL, kernel_manager_class=kernels)
     except papermill.PapermillExecutionError as error:
         raise KINDS.get(error.ename, ValueError)(error.evalue) from None
+    except RuntimeError as error:                                        # Jupyter's, of a process that is no more
+        raise ValueError(f"the process that ran the notebook ended before its time ({error}); perhaps for want of memory. {sys.executable} ran it.") from None
     done = nbformat.read(target, 4)
     done.cells = [cell for cell in done.cells if cell.id not in leave_out]
     nbformat.write(done, target)
     return to_html(target, overwrite=True)                               # which was asked above
+
+@contextlib.contextmanager
+def _kernels_of_this_python():
+    """A class of Jupyter kernels that are this very Python, whatever is installed by their name.
+
+    They end with this context, however it ends, and what they have started ends with them; SIGTERM ends it, too.
+    """
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+    started = []
+    class OfThisPython(AsyncKernelManager):
+        @property
+        def kernel_spec(self):
+            return KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], display_name="Python 3", language="python")
+        async def _async_launch_kernel(self, *args, **kwargs):
+            await super()._async_launch_kernel(*args, **kwargs)
+            started.append(self.provisioner.process)
+    with _sigterm_ends(started):
+        try: yield OfThisPython
+        finally:
+            for process in started: _end_group(process)
+
+def _end_group(process, patience=5.0):
+    "End a process that leads a group, and with it the group: first asked, then not. One that has ended is left alone, since its number may be another's."
+    for number in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
+        if process.poll() is not None: return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if hasattr(os, "killpg"): os.killpg(process.pid, number)
+            else: process.send_signal(number)
+        with contextlib.suppress(subprocess.TimeoutExpired): process.wait(patience)
+
+@contextlib.contextmanager
+def _sigterm_ends(processes):
+    "Within, SIGTERM ends these, a list that may grow, and then this process. Where somebody else handles it, it is left to them."
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    def stop(number, _):
+        for process in processes: _end_group(process)
+        raise SystemExit(128 + number)
+    if ours: signal.signal(signal.SIGTERM, stop)
+    try: yield
+    finally:
+        if ours: signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 def _is_of(template, target):
     "Was this notebook made of that template? Then what lies beside it by the names of its files is ours."
