@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['IN_A_RUN', 'COLUMNS', 'TEMPLATE', 'KINDS', 'KERNEL', 'IN_A_REPORT', 'NO_ALT', 'MEANINGS', 'STYLE', 'embed',
            'compactness', 'judge', 'hash_of', 'data_hash', 'Run', 'read_run', 'configuration', 'difference', 'preset',
-           'run', 'ask_run', 'cells_of', 'table', 'show_table', 'findings', 'refuse_unknown', 'report', 'to_html',
-           'find_runs', 'settings_of', 'run_page']
+           'run', 'transfer', 'ask_run', 'cells_of', 'table', 'show_table', 'findings', 'refuse_unknown', 'report',
+           'to_html', 'find_runs', 'settings_of', 'run_page']
 
 # %% ../nbs/14_study.ipynb #imports
 import base64, contextlib, dataclasses, hashlib, html, io, json, os, re, signal, subprocess, sys, threading, time, warnings
@@ -175,11 +175,49 @@ def run(adata, model, out, profile="quick", seed=0, label_key=None, progress=Tru
     model = model.lower()
     folder = ask_run(Path(out).expanduser() / f"{model}-seed{seed}", overwrite)
     label_key, labels = _labels_to_judge(adata, label_key)
-    profile = training.get_profile(profile)
-    if profile.max_epochs < 1: raise ValueError(f"max_epochs must be at least 1 for a run that is judged, not {profile.max_epochs}.")
+    profile = _to_judge(profile)
     config = configuration(adata, model, profile, seed, label_key, settings)
     if done := _as_wanted(folder, config, overwrite): return done
     net = preset(model)(adata, seed=seed, **{"n_genes": profile.n_genes, **settings})                    # first, since it may fail
+    return _alone_in(folder, net, config, profile, labels, progress, overwrite)
+
+def transfer(source, adata, out, profile="quick", seed=None, label_key=None, progress=True, overwrite=False):
+    """One run that begins with the weights of a trained model and goes on training them on other cells; judged and recorded as `run` does.
+
+    Parameters
+    ----------
+    source : folder of a run, or of a saved model; it decides model, genes, where the counts are, and the column of batches.
+    adata : AnnData of raw counts. out : the run goes into out/<model>-seed<seed>. seed : that of the model if not given.
+    profile, label_key, progress, overwrite : as in `run`.
+
+    Returns
+    -------
+    Run, finished. Raises what `run` raises; ValueError : out would replace the run that it begins with.
+    """
+    source, profile = Path(source).expanduser(), _to_judge(profile)
+    saved = source / "model" if (source / "model").is_dir() else source
+    origin = models.load(saved)
+    model, seed = type(origin).__name__.lower(), origin.seed if seed is None else seed
+    folder = Path(out).expanduser() / f"{model}-seed{seed}"
+    if folder.resolve() in (source.resolve(), saved.resolve().parent):
+        raise ValueError(f"{folder} is the run that this one begins with; choose another folder (out), or another seed.")
+    ask_run(folder, overwrite)
+    label_key, labels = _labels_to_judge(adata, label_key)
+    settings = {"layer": origin.layer, "use_raw": origin.use_raw, "batch_key": origin.batch_key, "n_genes": len(origin.genes)}
+    begins_with = hash_of((saved / models.CHECKSUMS).read_text())
+    config = {**configuration(adata, model, profile, seed, label_key, settings), "begins_with": begins_with}
+    if done := _as_wanted(folder, config, overwrite): return done
+    net = origin.transfer(adata, profile, seed=seed, progress=False, max_epochs=0, kl_warmup=0)          # first, since it may fail
+    return _alone_in(folder, net, config, profile, labels, progress, overwrite)
+
+def _to_judge(profile):
+    "The training.Profile; ValueError where it trains nothing that could be judged."
+    profile = training.get_profile(profile)
+    if profile.max_epochs < 1: raise ValueError(f"max_epochs must be at least 1 for a run that is judged, not {profile.max_epochs}.")
+    return profile
+
+def _alone_in(folder, net, config, profile, labels, progress, overwrite):
+    "Train and record where nobody else does."
     folder.mkdir(parents=True, exist_ok=True)
     with files.alone(folder):                                                                            # whoever waited here finds it done
         return _as_wanted(folder, config, overwrite) or _train_and_record(net, folder, config, profile, labels, progress, overwrite)
