@@ -110,6 +110,13 @@ def test_orders_of_nothing_has_its_columns():
     assert len(nothing) == 0 and "what can be compared" in nothing and "pairs alike" in nothing
 
 
+def test_sentences_where_there_is_nothing(own):
+    runs, _ = tables.gather(own.parent)
+    assert "numbers for mine" in tables.why_nothing_beside(runs) and tables.why_no_verdict(tables.verdicts(runs)) is None
+    assert "liver has no run with a number" in tables.why_nothing_beside(runs.assign(paper_organ="liver", title="liver"))
+    assert "None of the claims" in tables.why_no_verdict(tables.verdicts(runs[runs["model"] == "AE"]))
+
+
 def test_own_data_beside_an_organ_of_the_papers(own, tmp_path):
     "Only the organ that the paper has is set beside it; the page says nothing else is missing."
     copied(own, tmp_path / "liver")

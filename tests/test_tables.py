@@ -395,7 +395,7 @@ def test_the_page_of_a_study(tmp_path):
     make_study(make_study(tmp_path), "spleen", 1, models=("vae", "vamp", "vampiaf"), labels=False)
     (tmp_path / "liver" / "ae-seed2" / "latent.npy").write_bytes(b"")
     page = tables.make(tmp_path)
-    names = {p.name for p in tmp_path.iterdir() if p.is_file()}
+    names = {p.name for p in tmp_path.iterdir() if p.is_file() and not p.name.startswith(".")}
     assert names == {"tables.ipynb", "tables.html", "table1.csv", "table2.csv", "beside_the_paper.csv", "verdicts.csv",
                      "figure1.png", "figure2.png"}
     assert page == tmp_path / "tables.html"

@@ -8,7 +8,7 @@ import sys
 
 _MODELS = ("CountAutoencoder", "AE", "VAE", "IAF", "VAMP", "VAMPIAF", "HVAMP", "load")
 _ROOMS = ("genes", "counts", "likelihood", "networks", "posteriors", "flows", "priors", "models", "training",
-          "metrics", "figures", "downloads", "readers", "organs", "study", "tables", "devices", "beyond", "cli")
+          "metrics", "figures", "files", "downloads", "readers", "organs", "study", "tables", "devices", "beyond", "cli")
 __all__ = [*_MODELS, *_ROOMS]
 
 

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['N_INVENTED', 'TRAINING', 'ONE_CORE', 'QUESTIONS', 'Variant', 'judge_cells', 'judge_invented', 'judge_real', 'run',
-           'listed', 'sweep', 'compare', 'told', 'summary', 'plain', 'gather', 'part_of', 'changes', 'marker_genes',
-           'programmes', 'marker_agreement', 'component_use', 'make']
+           'listed', 'end_with', 'sweep', 'compare', 'told', 'summary', 'plain', 'gather', 'ask', 'part_of', 'changes',
+           'marker_genes', 'programmes', 'marker_agreement', 'component_use', 'make']
 
 # %% ../nbs/19_beyond.ipynb #imports
-import contextlib, dataclasses, functools, json, os, re, time
+import contextlib, dataclasses, functools, json, os, re, threading, time
 from importlib import resources
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -18,7 +18,7 @@ from scipy import special, stats
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 from .priors import gaussian_log_densities
-from . import counts, downloads, metrics, models, organs, study, tables, training
+from . import counts, downloads, files, metrics, models, organs, study, tables, training
 
 # %% ../nbs/19_beyond.ipynb #variant
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _kept(path, how):
     "What a file of JSON holds; where there is none, it is made, by one process of those that want it."
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with downloads.alone(path):
+        with files.alone(path):
             if not path.exists(): study._write_whole(path, json.dumps(how(), indent=1))
     return json.loads(path.read_text())
 
@@ -145,6 +145,20 @@ def _seeds(seeds):
 
 # %% ../nbs/19_beyond.ipynb #one-core
 ONE_CORE = dict.fromkeys(("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+
+_watched = set()
+
+def end_with(parent, every=1.0):
+    """From now on this process ends when its parent does, so that no worker trains on for nobody.
+
+    parent : its number; nothing is done where it is this process itself. every : seconds between looks.
+    """
+    if parent == os.getpid() or parent in _watched: return
+    _watched.add(parent)
+    def watch():
+        while os.getppid() == parent: time.sleep(every)
+        os._exit(143)
+    threading.Thread(target=watch, daemon=True).start()
 
 @contextlib.contextmanager
 def _environment(**variables):
@@ -197,7 +211,7 @@ def _sweep(adata, variants, out, seeds, profile, label_key, jobs, progress=True,
         if jobs > 1: within.enter_context(_environment(**ONE_CORE, TF_CPP_MIN_LOG_LEVEL="3"))
         pool = within.enter_context(Parallel(jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs", max_nbytes=None))
         try:
-            for n, (i, (row, seconds)) in enumerate(pool(delayed(_numbered)(i, task) for i, task in enumerate(tasks)), 1):
+            for n, (i, (row, seconds)) in enumerate(pool(delayed(_numbered)(i, task, os.getpid()) for i, task in enumerate(tasks)), 1):
                 name = f"{tasks[i]['variant'].name}, seed {tasks[i]['seed']}"
                 if isinstance(row, str): failed.append(f"{name}: {row}")
                 else: rows[i] = row
@@ -206,7 +220,9 @@ def _sweep(adata, variants, out, seeds, profile, label_key, jobs, progress=True,
             raise ValueError(f"a process was ended from outside, most likely for want of memory; what is finished is kept, and the same call with fewer jobs than {jobs} goes on") from None
     return [row for row in rows if row is not None], failed, len(tasks)
 
-def _numbered(i, task): return i, _try(task)
+def _numbered(i, task, parent):
+    end_with(parent)
+    return i, _try(task)
 
 def _told_failed(failed, n):
     return f"{len(failed)} of {n} runs failed: {'; '.join(failed[:3])}{'; ...' * (len(failed) > 3)}. The others are kept; the same call tries these again, other seeds may do without them."
@@ -280,14 +296,26 @@ def gather(question, names, variants, out="runs/beyond", seeds="0,1,2,3,4", prof
         sets, with the others in the csv.
     """
     profile, frames, failed, n = training.get_profile(profile, n_genes=n_genes, max_epochs=max_epochs), [], [], 0
+    ask(out, question, names)
     for data, name in _data_sets(names, label_key).items():
         adata, folder = organs.load(name), downloads.user_path(out) / data
         rows, wrong, tried = _sweep(adata, variants(adata) if callable(variants) else variants, folder, seeds, profile, label_key, jobs, **settings)
         failed, n = failed + [f"{data}, {sentence}" for sentence in wrong], n + tried
-        if rows: pd.DataFrame(rows).drop(columns="folder").to_csv(folder / f"{question}.csv", index=False)
+        table = files.claim(folder, question, [f"{question}.csv"]) / f"{question}.csv"
+        if rows: pd.DataFrame(rows).drop(columns="folder").to_csv(table, index=False)
         frames.append(pd.DataFrame(rows).assign(data=data))
     if failed: raise ValueError(_told_failed(failed, n))
     return pd.concat(frames, ignore_index=True)
+
+def ask(out, question, names, overwrite=False):
+    """Stop where the numbers of a question, out/<data set>/<question>.csv, would replace somebody else's file.
+
+    out, question, names : as in `gather`. overwrite : they may, and this is noted for it. FileExistsError : by name.
+    """
+    file = f"{question}.csv"
+    for folder in (Path(out) / plain(name) for name in listed(names)):
+        if overwrite and (folder / file).exists(): files.claim(folder, question, [file], overwrite)
+        files.ask(folder / file, file in files.written(folder))
 
 def part_of(frame, data):
     "The runs of one data set, with those columns of the frame that say something of it: of cells without labels, none about types."
@@ -366,13 +394,14 @@ def component_use(model, labels=None):
 # %% ../nbs/19_beyond.ipynb #make
 QUESTIONS = ("kl_weight", "both", "linear_decoder", "active_units", "pseudo_inputs", "peers")
 
-def make(question, out="runs/beyond", **parameters):
+def make(question, out="runs/beyond", overwrite=False, **parameters):
     """Run the notebook of a question into out/<question>.ipynb and .html.
 
     Parameters
     ----------
     question : one of QUESTIONS. out : the folder for runs, tables and pages. **parameters : of the notebook, such as organs="pancreas,my.h5ad", seeds="0,1,2".
         What the notebook says of the data sets that it is shown for is left out.
+    overwrite : replace files of these names that were not written here before.
 
     Returns
     -------
@@ -380,8 +409,10 @@ def make(question, out="runs/beyond", **parameters):
 
     Raises
     ------
-    ValueError : an unknown question or parameter, or whatever the notebook could not do, in one line.
+    ValueError : an unknown question or parameter, or whatever the notebook could not do, in one line. FileExistsError : a file that is somebody else's.
     """
     if question not in QUESTIONS: raise ValueError(f"question {question!r} is not known; there are {', '.join(QUESTIONS)}.")
     out = downloads.user_path(out)
-    return study._fill_in(study.TEMPLATE.with_name(f"{question}.ipynb"), out / f"{question}.ipynb", {**parameters, "out": out.as_posix()}, leave_out=["md-what-one-sees"])
+    template = study.TEMPLATE.with_name(f"{question}.ipynb")
+    ask(out, question, parameters.get("organs", ""), overwrite)
+    return study._fill_in(template, out / f"{question}.ipynb", {**parameters, "out": out.as_posix()}, leave_out=["md-what-one-sees"], overwrite=overwrite)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CODES', 'app', 'organs_app', 'DATA', 'JSON', 'KINDS', 'ends_well', 'told', 'new_file', 'option', 'flag', 'vampsc',
-           'fit', 'embed', 'sample', 'report', 'tables', 'beyond', 'organs_list', 'organs_fetch', 'organs_callback',
-           'main']
+           'fit', 'transfer', 'embed', 'sample', 'report', 'tables', 'beyond', 'organs_list', 'organs_fetch',
+           'organs_callback', 'main']
 
 # %% ../nbs/15_command_line.ipynb #imports
 import contextlib, functools, json, os, shutil, sys, tempfile
@@ -90,13 +90,25 @@ def _version(asked):
 def vampsc(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version.")): pass
 
 # %% ../nbs/15_command_line.ipynb #command-fit
+def _or_none(word): return None if word == "none" else word
+
+def _folder(out):
+    if out.is_file(): raise NotADirectoryError(f"--out {out} is a file; name a folder.")
+    return out
+
+def _done(said, run):
+    "Say what a finished run found."
+    from vampsc import study
+    text = study.show_table(study.table([run])).T.to_string(header=False)
+    said.append(({"folder": run.folder, "model": run.name, "metrics": run.metrics}, f"{text}\n\nwritten to {run.folder}"))
+
 @app.command()
 @ends_well
 def fit(data: str = typer.Argument(help=DATA),
         model: str = option("vamp", "ae, vae, iaf, vamp, vampiaf or hvamp."),
         out: Path = option(Path("runs"), "The run goes into OUT/<model>-seed<seed>."),
         profile: str = option("quick", "quick, or paper for the paper's settings."),
-        label_key: str = option(None, "Column of obs with cell types, for silhouette, NMI, ARI and purity; auto: cell_type if there is one."),
+        label_key: str = option(None, "Column of obs with cell types, for silhouette, NMI, ARI and purity; auto: cell_type if there is one; none."),
         batch_key: str = option(None, "Column of obs with donors or studies, which the decoder is told."),
         seed: int = option(0, "Decides split, weights, order and noise."),
         layer: str = option(None, "Layer with the counts, if they are not in X."),
@@ -109,7 +121,7 @@ def fit(data: str = typer.Argument(help=DATA),
         kl_warmup: int = option(None, "Epochs over which the weight of the KL term rises from 0; none if not given."),
         backed: bool = flag("--backed", "Leave the counts in their file: for data larger than memory."),
         drop_empty: bool = flag("--drop-empty", "Leave out cells without a count in the genes used, and say how many."),
-        overwrite: bool = flag("--overwrite", "Replace a run of other settings or data, finished or not."),
+        overwrite: bool = flag("--overwrite", "Replace a run of other settings or data, finished or not, and files that are not a run's."),
         as_json: bool = JSON):
     """Train one model on counts, judge it, and record it in a folder.
 
@@ -122,16 +134,15 @@ def fit(data: str = typer.Argument(help=DATA),
     data is not replaced without --overwrite.
     """
     from vampsc import organs, study, training
-    settings = {"layer": layer, "gene_space": None if gene_space == "none" else gene_space, "use_raw": use_raw, "batch_key": batch_key}
+    settings = {"layer": layer, "gene_space": _or_none(gene_space), "use_raw": use_raw, "batch_key": batch_key}
     if n_genes is not None: settings["n_genes"] = n_genes
     with told(as_json) as said:
         profile = training.get_profile(profile, max_epochs=max_epochs, learning_rate=learning_rate, batch_size=batch_size, kl_warmup=kl_warmup)
-        if out.is_file(): raise NotADirectoryError(f"--out {out} is a file; name a folder.")
+        study.preset(model)
+        study.ask_run(_folder(out) / f"{model.lower()}-seed{seed}", overwrite)                   # before the data are read
         adata = organs.load(data, backed, layer, use_raw, settings["gene_space"])
-        def train(cells): return study.run(cells, model, out, profile, seed, label_key, overwrite=overwrite, **settings)
-        done = _without_empty(adata, train) if drop_empty else train(adata)
-        text = study.show_table(study.table([done])).T.to_string(header=False)
-        said.append(({"folder": done.folder, "model": done.name, "metrics": done.metrics}, f"{text}\n\nwritten to {done.folder}"))
+        def train(cells): return study.run(cells, model, out, profile, seed, _or_none(label_key), overwrite=overwrite, **settings)
+        _done(said, _without_empty(adata, train) if drop_empty else train(adata))
 
 def _without_empty(adata, train):
     "train(adata), again without the cells for which it says that they have no count, until there are none."
@@ -147,6 +158,37 @@ def _without_empty(adata, train):
 def _some_cells(names):
     "How many cells these are, and the first, for a message."
     return f"{len(names):,} {'cell' if len(names) == 1 else 'cells'} (first: {names[0]})"
+
+@app.command()
+@ends_well
+def transfer(source: Path = typer.Argument(metavar="RUN", help="A run's folder, or a saved model's."),
+             data: str = typer.Argument(help=DATA),
+             out: Path = option(Path("transferred"), "The run goes into OUT/<model>-seed<seed>."),
+             profile: str = option("quick", "quick, or paper for the paper's settings."),
+             label_key: str = option(None, "Column of obs with cell types, for silhouette, NMI, ARI and purity; auto: cell_type if there is one; none."),
+             seed: int = option(None, "Decides split, order and noise; the model's if not given."),
+             max_epochs: int = option(None, "Instead of the profile's."),
+             learning_rate: float = option(None, "Instead of the profile's."),
+             batch_size: int = option(None, "Instead of the profile's."),
+             kl_warmup: int = option(None, "Epochs over which the weight of the KL term rises from 0; none if not given."),
+             backed: bool = flag("--backed", "Leave the counts in their file: for data larger than memory."),
+             overwrite: bool = flag("--overwrite", "Replace a run of other settings or data, finished or not, and files that are not a run's."),
+             as_json: bool = JSON):
+    """Go on training a model on other cells, judge it, and record it in a folder, as fit does.
+
+    \b
+    vampsc transfer runs/vamp-seed0 new.h5ad --out runs/new
+
+    Genes are matched by name. Where the model knows donors or studies, new ones are added. The run that it begins with stays as it is.
+    """
+    from vampsc import organs, study, training
+    with told(as_json) as said:
+        profile = training.get_profile(profile, max_epochs=max_epochs, learning_rate=learning_rate, batch_size=batch_size, kl_warmup=kl_warmup)
+        origin = _model_in(source)
+        if seed is None: seed = origin.seed
+        study.ask_run(_folder(out) / f"{type(origin).__name__.lower()}-seed{seed}", overwrite)   # before the data are read
+        adata = organs.load(data, backed, origin.layer, origin.use_raw)
+        _done(said, study.transfer(source, adata, out, profile, seed, _or_none(label_key), overwrite=overwrite))
 
 # %% ../nbs/15_command_line.ipynb #command-embed
 def _model_in(folder, adata=None):
@@ -293,6 +335,7 @@ def report(source: str = typer.Argument(help="The folder of one or several runs;
            gene_space: str = option("auto", "Of data: auto, none, a name or a csv of genes."),
            n_genes: int = option(None, "Of data: keep so many variable genes; the profile decides if not given."),
            max_epochs: int = option(None, "Of data: instead of the profile's."),
+           overwrite: bool = flag("--overwrite", "Replace files of these names that are not a report's, and runs of other settings."),
            as_json: bool = JSON):
     """One self-contained HTML page: settings, curves, table and figures.
 
@@ -307,13 +350,13 @@ def report(source: str = typer.Argument(help="The folder of one or several runs;
         source = str(Path(source).expanduser()) if source.startswith("~") else source
         kind = Path(source).suffix
         if Path(source).is_dir() and kind != ".zarr":
-            page = study.run_page(source, out)
+            page = study.run_page(source, out, overwrite)
             return said.append(({"page": page}, f"open {page.as_posix()}"))
         import pandas as pd
         out, given = (out or Path("runs/report")).expanduser(), {"data": source} if kind in (".h5ad", ".zarr") else {"organ": source}
-        page = study.report(out, **given, models=models, profile=profile, seed=seed, max_epochs=max_epochs, layer=layer,
-                            use_raw=use_raw, batch_key=batch_key, n_genes=n_genes, label_key=None if label_key == "none" else label_key,
-                            gene_space=None if gene_space == "none" else gene_space)
+        page = study.report(out, overwrite, **given, models=models, profile=profile, seed=seed, max_epochs=max_epochs, layer=layer,
+                            use_raw=use_raw, batch_key=batch_key, n_genes=n_genes, label_key=_or_none(label_key),
+                            gene_space=_or_none(gene_space))
         frame, files = pd.read_csv(out / "table.csv", index_col="model"), sorted(p for p in out.iterdir() if p.is_file() and not p.name.startswith("."))
         said.append(({"page": page, "table": frame.to_dict("index"), "files": files},
                      "\n".join(["", study.show_table(frame).T.to_string(), "", *(p.as_posix() for p in files), f"\nopen {page.as_posix()}"])))
@@ -321,15 +364,17 @@ def report(source: str = typer.Argument(help="The folder of one or several runs;
 # %% ../nbs/15_command_line.ipynb #command-tables
 @app.command()
 @ends_well
-def tables(folder: Path = typer.Argument(help="The folder of a study: FOLDER/<organ>/<model>-seed<seed>."), as_json: bool = JSON):
-    """Tables 1 and 2 and Figures 1 and 2 of all organs in a folder, beside the paper's; trains nothing.
+def tables(folder: Path = typer.Argument(help="The folder of a study, FOLDER/<organ>/<model>-seed<seed>; or of one organ, as fit leaves it."),
+           overwrite: bool = flag("--overwrite", "Replace files of these names that were not written here before."),
+           as_json: bool = JSON):
+    """Tables 1 and 2 and Figures 1 and 2 of all organs in a folder, those of the paper beside its numbers; trains nothing.
 
     \b
     vampsc tables runs/quick
     """
     from vampsc import tables
     with told(as_json) as said:
-        page = tables.make(folder)
+        page = tables.make(folder, overwrite=overwrite)
         said.append(({"page": page}, f"open {page.as_posix()}"))
 
 # %% ../nbs/15_command_line.ipynb #command-beyond
@@ -340,11 +385,12 @@ def beyond(question: str = typer.Argument(help="kl_weight, both, linear_decoder,
            out: Path = option(Path("runs/beyond"), "The folder for runs, tables and the page."),
            seeds: str = option("0,1,2,3,4", "With commas; each decides split, weights, order and noise."),
            profile: str = option(None, "brisk, quick, or paper for the paper's settings; the notebook has its own."),
-           label_key: str = option("auto", "Column of obs with cell types; auto: cell_type if there is one."),
+           label_key: str = option("auto", "Column of obs with cell types; auto: cell_type if there is one; none."),
            n_genes: int = option(None, "Keep so many variable genes; the profile decides if not given."),
            max_epochs: int = option(None, "Instead of the profile's."),
            jobs: int = option(None, "Runs side by side, of one core each; as many as there are cores if not given."),
            settings: list[str] = typer.Option([], "--set", help="NAME=VALUE of another parameter of the notebook, such as weights=1,1e-3; may be repeated."),
+           overwrite: bool = flag("--overwrite", "Replace files of these names that were not written here before."),
            as_json: bool = JSON):
     """One of the paper's open questions on your data: an executed notebook, a page, and the numbers of all runs.
 
@@ -358,7 +404,7 @@ def beyond(question: str = typer.Argument(help="kl_weight, both, linear_decoder,
     if empty := [name for name, value in more.items() if value is None]: raise ValueError(f"--set {empty[0]}: a value is missing, as in --set weights=1,1e-3.")
     given = {name: value for name, value in dict(profile=profile, n_genes=n_genes, max_epochs=max_epochs, jobs=jobs).items() if value is not None}
     with told(as_json) as said:
-        page = beyond.make(question, out, organs=organs, seeds=seeds, label_key=label_key, **given,
+        page = beyond.make(question, out, overwrite, organs=organs, seeds=seeds, label_key=_or_none(label_key), **given,
                            **{name: int(value) if value.isdigit() else value for name, value in more.items()})
         said.append(({"page": page}, f"open {page.as_posix()}"))
 
@@ -397,7 +443,7 @@ def organs_fetch(name: str = typer.Argument(help="An organ, such as liver, liver
     """
     from vampsc import organs
     with told(as_json) as said:
-        adata = organs.load(name, gene_space=None if gene_space == "none" else gene_space)
+        adata = organs.load(name, gene_space=_or_none(gene_space))
         about = organs.describe(name, adata)
         lines = [f"{study}: {n:,} cells" for study, n in about["studies"].items()]
         said.append((about, "\n".join([*lines, f"{about['title']}: {about['n_cells']:,} cells x {about['n_genes']:,} genes, "

@@ -4,17 +4,16 @@
 
 # %% auto #0
 __all__ = ['RECORDS', 'TRIES', 'PAUSE', 'TIMEOUT', 'CHUNK', 'SAID', 'BROKEN', 'DownloadError', 'cache_folder', 'user_path',
-           'mirrored', 'sha256', 'records', 'verify', 'alone', 'fetch', 'fetch_json']
+           'mirrored', 'sha256', 'records', 'verify', 'fetch', 'fetch_json']
 
 # %% ../nbs/12_downloads.ipynb #imports
 import errno, hashlib, json, os, shutil, sys, time
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 import requests, urllib3
-from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 from tqdm import tqdm
+from .files import alone, whole
 
 # %% ../nbs/12_downloads.ipynb #cache-folder
 class DownloadError(OSError):
@@ -62,12 +61,10 @@ def records(folder):
 
 def _record(path, digest, address):
     stat = path.stat()
-    with FileLock(path.with_name(f".{RECORDS}.lock")):
+    with alone(path.parent / RECORDS):
         known = records(path.parent)
         known[path.name] = {"sha256": digest, "size": stat.st_size, "time": stat.st_mtime_ns, "address": address}
-        new = path.with_name(f"{RECORDS}.{os.getpid()}")
-        new.write_text(json.dumps(known, indent=1, sort_keys=True))
-        new.replace(path.parent / RECORDS)
+        with whole(path.parent / RECORDS) as new: new.write_text(json.dumps(known, indent=1, sort_keys=True))
 
 def verify(path, expected=None, address=None):
     """The file, if it is what it was when it first came; a file without a record gets one.
@@ -173,20 +170,6 @@ def _fetch_from(address, part, progress):
             except requests.RequestException as error: raise DownloadError(f"{_why(error)}: {address}") from None
 
 # %% ../nbs/12_downloads.ipynb #fetch
-@contextmanager
-def alone(path):
-    """A context in which nobody else works on the same path; who comes second waits, and says so.
-
-    The lock is a file `.NAME.lock` beside it, and ends with its process, however that ends.
-    """
-    lock = FileLock(Path(path).with_name(f".{Path(path).name}.lock"))
-    try: lock.acquire(timeout=0)
-    except Timeout:
-        print(f"{Path(path).name}: another process is at it; waiting", file=sys.stderr)
-        lock.acquire()
-    try: yield
-    finally: lock.release()
-
 def fetch(addresses, path, expected=None, progress=True):
     """A file from the first of its addresses that gives it, unless it is there already.
 

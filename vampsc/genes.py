@@ -10,7 +10,7 @@ __all__ = ['MISSING_WORDS', 'MIN_RECOGNISED', 'KNOWN', 'ENSEMBL', 'NO_GENE', 'TY
            'cells_with', 'with_counts', 'project', 'mapping', 'resolve']
 
 # %% ../nbs/00_genes.ipynb #imports
-import dataclasses, gzip, os, re, warnings, zlib
+import dataclasses, gzip, re, warnings, zlib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -18,6 +18,7 @@ import anndata, numpy as np, pandas as pd
 from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
 from . import downloads
+from .files import whole
 
 # %% ../nbs/00_genes.ipynb #gene-space-error
 class GeneSpaceError(ValueError):
@@ -174,9 +175,7 @@ def _ensembl(release):
         try: table = protein_coding(downloads.fetch(address, path.with_name(address.rsplit("/", 1)[1])))
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise GeneSpaceError(f"{path.with_name(address.rsplit('/', 1)[1])} is damaged ({error}); delete it, and it is fetched again") from None
-        new = path.with_name(f".{path.name}.{os.getpid()}")
-        table.to_csv(new, index=False)
-        new.replace(path)
+        with whole(path) as new: table.to_csv(new, index=False)
     return path
 
 # %% ../nbs/00_genes.ipynb #load-space

@@ -19,6 +19,7 @@ from . import devices, genes, kernels, training
 from .counts import (Batches, CountsError, Split, cell_positions, check_counts, check_split, checked_counts, choice, column_name,
                            column_of, flag, real_number, split_cells, whole_number, whole_numbers)
 from .downloads import user_path
+from .files import only
 from .flows import IAFPosterior
 from .likelihood import nb_log_prob_sum
 from .networks import LIMIT, TARGET_SUM, Decoder, hidden_layers, log_normalise, new_seeds, size_factors, soft_bound
@@ -890,8 +891,7 @@ def _new_folder(path, overwrite):
     "A folder to write into, which takes its name when all is written; if anything fails, what was there stays."
     path = user_path(path)
     if path.exists() and not overwrite: raise FileExistsError(f"{path} exists; save elsewhere, or with overwrite=True.")
-    ours = path.is_dir() and (not any(path.iterdir()) or any((path / name).exists() for name in ("model.json", "model.weights.h5")))
-    if path.exists() and not ours: raise FileExistsError(f"{path} is there and is no saved model, so it is not replaced; save elsewhere.")
+    only(path, (*PARTS, CHECKSUMS), "saved model")
     path.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f"{path.name}.", dir=path.parent))
     try:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAPER_MODELS', 'GENERATIVE', 'METRICS', 'IN_TABLE_1', 'IN_TABLE_2', 'READ', 'NO_RUNS', 'PAPER_GENES', 'PAPERS_DATA',
            'CAVEATS', 'INTERVAL', 'BESIDE', 'ORDERS', 'VAE_AND_IAF', 'FEWER', 'CLAIMS', 'HOLDS', 'FAILS', 'OPEN',
-           'NOT_HERE', 'TEMPLATE', 'Metric', 'printed', 'paper_tables', 'co_variation', 'profile_of',
+           'NOT_HERE', 'TEMPLATE', 'WRITTEN', 'Metric', 'printed', 'paper_tables', 'co_variation', 'profile_of',
            'unlike_the_paper', 'paper_organ', 'gather', 'missing', 'overview', 'caveats', 'interval', 'summarise',
            'marks', 'table_1', 'table_2', 'Html', 'show_words', 'show', 'beside_the_paper', 'why_nothing_beside',
            'orders', 'show_beside', 'Claim', 'decide', 'verdicts', 'over_organs', 'why_no_verdict', 'figure_1',
@@ -773,13 +773,16 @@ def figure_2(runs, organ=None):
 # %% ../nbs/16_tables.ipynb #make
 TEMPLATE = study.TEMPLATE.with_name("tables.ipynb")
 
-def make(folder, organs=None):
+WRITTEN = ("table1.csv", "table2.csv", "beside_the_paper.csv", "verdicts.csv", "figure1.png", "figure2.png")
+
+def make(folder, organs=None, overwrite=False):
     """Tables, verdicts and figures of a folder of runs: tables.ipynb, tables.html, and csv and png files, in that folder.
 
     Parameters
     ----------
     folder : as in `gather`.
     organs : names of organs, a list or with commas; None for all.
+    overwrite : replace files of these names that were not written here before.
 
     Returns
     -------
@@ -787,10 +790,11 @@ def make(folder, organs=None):
 
     Raises
     ------
-    ValueError : no such folder or organ, no finished run, or an error of the notebook, in one line.
+    ValueError : no such folder or organ, no finished run, or an error of the notebook, in one line. FileExistsError : a file
+        of one of these names is there that is somebody else's.
     """
     folder = downloads.user_path(folder)
     found = _organ_folders(folder, organs)                       # fails before a kernel starts
     if not found: raise ValueError(NO_RUNS.format(folder.as_posix()))
     given = {"runs": folder.as_posix(), "organs": None if organs is None else ",".join(found)}
-    return study._fill_in(TEMPLATE, folder / "tables.ipynb", given)
+    return study._fill_in(TEMPLATE, folder / "tables.ipynb", given, others=WRITTEN, overwrite=overwrite)

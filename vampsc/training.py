@@ -10,10 +10,11 @@ __all__ = ['PROFILES', 'CHECKPOINT_FORMAT', 'COUNTERS', 'JUMP', 'Profile', 'get_
 
 # %% ../nbs/08_training.ipynb #imports
 import contextlib, dataclasses, itertools, json, os, sys, time, warnings, zipfile
+from pathlib import Path
 import keras, numpy as np, pandas as pd
 from keras import backend, ops
 from tqdm import tqdm
-from . import devices, kernels
+from . import devices, files, kernels
 from .counts import Batches, as_counts, check_split, flag, real_number, whole_number
 from .downloads import user_path
 
@@ -177,16 +178,13 @@ def write_checkpoint(path, notes, arrays):
     path = user_path(path)
     if path.is_dir(): raise IsADirectoryError(f"{path} is a folder; name a file for the checkpoint.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    new, notes = path.with_name(path.name + ".new"), json.dumps({"format": CHECKPOINT_FORMAT, **notes}).encode()
+    notes = json.dumps({"format": CHECKPOINT_FORMAT, **notes}).encode()
     try:
-        with open(new, "wb") as file:
+        with files.whole(path) as new, open(new, "wb") as file:
             np.savez(file, notes=np.frombuffer(notes, "uint8"), **{str(i): a for i, a in enumerate(arrays)})
             file.flush()
             os.fsync(file.fileno())
-        new.replace(path)
-    except OSError as error:
-        new.unlink(missing_ok=True)
-        raise type(error)(error.errno, error.strerror, str(path)) from None
+    except OSError as error: raise type(error)(error.errno, error.strerror, str(path)) from None
 
 # %% ../nbs/08_training.ipynb #read-checkpoint
 def read_checkpoint(path):
@@ -197,7 +195,7 @@ def read_checkpoint(path):
             if notes["format"] <= CHECKPOINT_FORMAT: return notes, [file[str(i)] for i in range(len(file.files) - 1)]
     except (FileNotFoundError, IsADirectoryError, PermissionError): raise
     except (zipfile.BadZipFile, EOFError, KeyError, ValueError, NotImplementedError, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it to begin anew.") from None
+        raise ValueError(f"{path} is damaged, or no checkpoint ({error}); name another file, or remove it to begin anew.") from None
     raise ValueError(f"{path} was written in format {notes['format']}, newer than {CHECKPOINT_FORMAT}; update vampsc.")
 
 # %% ../nbs/08_training.ipynb #checkpoint
@@ -425,10 +423,16 @@ class Run:
         """Train to the end. The network ends with its best weights, also where Ctrl-C interrupts; `interrupted` then is true.
 
         Raises ValueError where the checkpoint is damaged or of another run, OSError where it cannot be written, and
-        FloatingPointError where the loss goes wrong, and does so again at half the learning rate.
+        FloatingPointError where the loss goes wrong, and does so again at half the learning rate. BlockingIOError : another
+        process writes to the checkpoint.
         """
-        devices.spread(self._go)(self.network)
+        with self._alone(): devices.spread(self._go)(self.network)
         return self
+
+    def _alone(self):
+        "A context in which the checkpoint, if there is one, is this process's."
+        path = self.checkpoint[0]
+        return contextlib.nullcontext() if path is None or not devices.is_first() else files.alone(path, wait=False)
 
     def _go(self, network):
         self._prepare()
