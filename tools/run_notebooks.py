@@ -143,31 +143,50 @@ def finish(notebook, folder, code, update):
     return result
 
 
+@dataclass
+class Running:
+    "A notebook's process, the folder that it writes into, and since when it runs."
+    notebook: Path
+    folder: Path
+    process: multiprocessing.Process
+    since: float = field(default_factory=time.monotonic)
+
+    def ended(self): return self.process.exitcode is not None
+
+    def takes_too_long(self): return time.monotonic() - self.since > LIMIT
+
+    def end(self):
+        self.process.kill()
+        self.process.join()
+
+
+def begin(notebook, scratch):
+    "A process of its own for a notebook."
+    folder = Path(scratch) / notebook.stem
+    folder.mkdir()
+    process = how_to_start().Process(target=execute, args=(notebook, folder))
+    process.start()
+    return Running(notebook, folder, process)
+
+
 def run(notebooks, jobs=1, update=False):
     "A Result for each notebook, as they end; so many at a time, in the order given."
-    waiting, running = list(notebooks), {}
+    waiting = list(notebooks)
+    running = []
     with tempfile.TemporaryDirectory() as scratch:
         try:
             while waiting or running:
-                while waiting and len(running) < jobs:
-                    notebook = waiting.pop(0)
-                    folder = Path(scratch) / notebook.stem
-                    folder.mkdir()
-                    process = how_to_start().Process(target=execute, args=(notebook, folder))
-                    process.start()
-                    running[process.sentinel] = process, notebook, folder, time.monotonic()
-                for sentinel in wait(list(running), timeout=1):
-                    process, notebook, folder, _ = running.pop(sentinel)
-                    process.join()
-                    yield finish(notebook, folder, process.exitcode, update)
-                for sentinel, (process, notebook, _, start) in list(running.items()):
-                    if time.monotonic() - start < LIMIT: continue
-                    process.kill()
-                    process.join()
-                    del running[sentinel]
-                    yield Result(notebook.name, error=f"took over {LIMIT} s")
+                while waiting and len(running) < jobs: running.append(begin(waiting.pop(0), scratch))
+                wait([one.process.sentinel for one in running], timeout=1)
+                for one in [r for r in running if r.ended() or r.takes_too_long()]:
+                    running.remove(one)
+                    if one.ended():
+                        yield finish(one.notebook, one.folder, one.process.exitcode, update)
+                    else:
+                        one.end()
+                        yield Result(one.notebook.name, error=f"took over {LIMIT} s")
         finally:
-            for process, *_ in running.values(): process.kill()
+            for one in running: one.end()
 
 
 # What is known from last time ----------------------------------------------------------------------------------------
@@ -223,16 +242,20 @@ def has_code(notebook):
 
 def results(notebooks, jobs, update=False, again=False, path=RECORD):
     "A Result for each notebook that has code: what is known of the same state, then what runs find; these are recorded."
-    around, record = surroundings(), read_record(path)
-    notebooks = [n for n in notebooks if has_code(n)]
-    keys = {n.name: key(n, around) for n in notebooks}
-    known = [n for n in notebooks if not (update or again) and record.get(n.name, {}).get("key") == keys[n.name]]
-    for n in known:
-        yield Result(n.name, record[n.name]["seconds"], record[n.name]["cells"], record[n.name]["wrong"], recorded=True)
-    unknown = [n for n in longest_first(notebooks, record) if n not in known]
+    around = surroundings()
+    record = read_record(path)
+    unknown = []
+    keys = {}
+    for notebook in filter(has_code, notebooks):
+        keys[notebook.name] = key(notebook, around)
+        known = record.get(notebook.name, {})
+        if update or again or known.get("key") != keys[notebook.name]:
+            unknown.append(notebook)
+        else:
+            yield Result(notebook.name, known["seconds"], known["cells"], known["wrong"], recorded=True)
     if not unknown: return
     load_libraries(unknown)
-    for result in run(unknown, jobs, update):
+    for result in run(longest_first(unknown, record), jobs, update):
         if not result.error:
             # What --update has just kept was not compared with a second run, so it has no key.
             found = {"key": None if update else keys[result.name], "seconds": result.seconds, "cells": result.cells, "wrong": result.wrong}
@@ -240,7 +263,7 @@ def results(notebooks, jobs, update=False, again=False, path=RECORD):
         yield result
 
 
-def main():
+def arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", help="beginnings of the names of notebooks; none: all")
     parser.add_argument("--update", action="store_true", help="keep the new outputs")
@@ -248,20 +271,31 @@ def main():
     parser.add_argument("--again", action="store_true", help="run also what has run in the same state")
     parser.add_argument("--cells", action="store_true", help="tell the cells that take a second or more")
     parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 4), help="so many at a time")
-    chosen = parser.parse_args()
+    return parser.parse_args()
+
+
+def tell(result, cells):
+    "Print what came of a notebook."
+    print(f"{result.name:28s} {result.seconds:6.1f} s" + " as recorded" * result.recorded)
+    for line in [*result.wrong, *result.error.splitlines()]: print("   ", line)
+    slowest = sorted(result.cells.items(), key=lambda cell: -cell[1])
+    for name, seconds in slowest:
+        if cells and seconds >= 1: print(f"    {seconds:6.1f} s in {name}")
+    sys.stdout.flush()
+
+
+def main():
+    chosen = arguments()
     notebooks = [n for n in sorted((ROOT / "nbs").glob("*.ipynb")) if not chosen.names or n.name.startswith(tuple(chosen.names))]
     if not notebooks: sys.exit(f"no notebook in nbs begins with {' or '.join(chosen.names)}")
-    start, all_results = time.time(), []
+    start = time.time()
+    told = []
     for result in results(notebooks, chosen.jobs, chosen.update, chosen.again):
-        all_results.append(result)
-        print(f"{result.name:28s} {result.seconds:6.1f} s" + " as recorded" * result.recorded, flush=True)
-        for line in [*result.wrong, *result.error.splitlines()]: print("   ", line, flush=True)
-        slow = sorted(result.cells.items(), key=lambda item: -item[1])
-        if chosen.cells: print(*[f"    {seconds:6.1f} s in {cell}" for cell, seconds in slow if seconds >= 1], sep="\n", flush=True)
-    total = sum(result.seconds for result in all_results)
-    print(f"{len(all_results)} notebooks in {time.time() - start:.0f} s; {total:.0f} s of processors' time in them")
-    broken = [result.name for result in all_results if result.error]
-    changed = [result.name for result in all_results if result.wrong and not chosen.update]
+        tell(result, chosen.cells)
+        told.append(result)
+    print(f"{len(told)} notebooks in {time.time() - start:.0f} s; {sum(r.seconds for r in told):.0f} s of processors' time in them")
+    broken = [r.name for r in told if r.error]
+    changed = [r.name for r in told if r.wrong and not chosen.update]
     if changed: print(f"not what is kept: {', '.join(changed)}; look at the lines above, and keep the new outputs with --update")
     if broken: sys.exit(f"stopped by an error: {', '.join(broken)}")
     if changed and chosen.strict: sys.exit(1)
