@@ -35,11 +35,84 @@ def test_a_cell_says_how_far_its_numbers_may_go():
     assert not differences("#| volatile: true\nprint(x)", "10 s", "an hour")
 
 
-def test_an_error_stops_a_notebook(tmp_path):
+def notebook(path, *sources):
     import nbformat
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0", id="bad")]), tmp_path / "bad.ipynb")
-    name, _, wrong, error = run_notebooks.run(tmp_path / "bad.ipynb", update=False)
-    assert name == "bad.ipynb" and not wrong and "ZeroDivisionError" in error
+    cells = [nbformat.v4.new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(sources)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    return path
+
+
+def test_an_error_stops_a_notebook_and_no_other(tmp_path):
+    bad = notebook(tmp_path / "bad.ipynb", "1 / 0")
+    good = notebook(tmp_path / "good.ipynb", "import os", "n = sum(range(10**7))\nprint(os.getcwd())")
+    found = {result.name: result for result in run_notebooks.run([bad, good], jobs=2)}
+    assert "ZeroDivisionError" in found["bad.ipynb"].error and not found["bad.ipynb"].wrong
+    assert not found["good.ipynb"].error and str(tmp_path) in found["good.ipynb"].wrong[0]
+    assert found["good.ipynb"].seconds > 0 and set(found["good.ipynb"].cells) == {"cell-0", "cell-1"}
+
+
+def test_notebooks_share_nothing_but_what_is_imported(tmp_path):
+    first = notebook(tmp_path / "first.ipynb", "import json, os\njson.mark = 1\nos.environ['A_MARK'] = '1'")
+    second = notebook(tmp_path / "second.ipynb", "import json, os\nassert not hasattr(json, 'mark') and 'A_MARK' not in os.environ")
+    assert not any(result.error for result in run_notebooks.run([first, second], jobs=1))
+
+
+def test_a_notebook_that_takes_too_long_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_notebooks, "LIMIT", 0)
+    result, = run_notebooks.run([notebook(tmp_path / "slow.ipynb", "import time", "time.sleep(60)")])
+    assert "took over 0 s" in result.error
+
+
+def test_processes_are_copied_only_where_no_other_thread_runs():
+    import threading
+    stop = threading.Event()
+    other = threading.Thread(target=stop.wait)
+    other.start()
+    assert run_notebooks.how_to_start().get_start_method() == "spawn"
+    stop.set()
+    other.join()
+
+
+def test_what_ran_in_the_same_state_is_told_again_without_running(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_notebooks, "load_libraries", lambda notebooks: None)
+    ran = tmp_path / "ran"
+    path, record = tmp_path / "a.ipynb", tmp_path / "record.json"
+
+    def results(source, **how):
+        notebook(path, f"open({str(ran)!r}, 'a').write('x')", source)
+        found, = run_notebooks.results([path], 1, path=record, **how)
+        return found, len(ran.read_text())
+
+    first, times = results("print('said')")
+    assert not first.recorded and times == 1 and "now says 'said'" in first.wrong[-1]
+    again, times = results("print('said')")
+    assert again.recorded and times == 1 and again.wrong == first.wrong and again.seconds == first.seconds
+    assert results("print('said')", again=True)[1] == 2
+    changed, times = results("print('otherwise')")
+    assert not changed.recorded and times == 3
+    assert results("1 / 0")[0].error and results("1 / 0")[0].error, "an error is not recorded"
+    monkeypatch.setattr(run_notebooks, "READ", ())
+    assert not results("print('otherwise')")[0].recorded, "the package is another"
+
+
+def test_a_record_that_cannot_be_kept_stops_nothing(tmp_path):
+    run_notebooks.write_record({"a": 1}, tmp_path / "nowhere" / "record.json")
+    assert run_notebooks.read_record(tmp_path / "nowhere" / "record.json") == {}
+    (tmp_path / "damaged.json").write_text("{")
+    assert run_notebooks.read_record(tmp_path / "damaged.json") == {}
+
+
+def test_the_longest_begin_first_and_those_of_which_nothing_is_known_before(tmp_path):
+    short, long, new = (notebook(tmp_path / f"{name}.ipynb", "1") for name in ("short", "long", "new"))
+    known = {"short.ipynb": {"seconds": 1.0}, "long.ipynb": {"seconds": 9.0}}
+    assert run_notebooks.longest_first([short, long, new], known) == [new, long, short]
+
+
+def test_a_page_without_code_has_nothing_to_run(tmp_path):
+    import nbformat
+    page = tmp_path / "page.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Words", id="words")]), page)
+    assert not run_notebooks.has_code(page) and run_notebooks.has_code(notebook(tmp_path / "a.ipynb", "1"))
 
 
 def found(*cells): return list(check_notebooks.unfit_outputs("n", {"cells": list(cells)}))
