@@ -156,6 +156,23 @@ def test_the_fused_step_is_the_plain_step(adata, name):
     assert moved > 0.8 * len(one.network.trainable_variables)
 
 
+def test_one_step_of_adam_with_its_penalties_by_hand():
+    "In float64 from the formulas; the two penalties differ, so that they cannot be taken for each other."
+    rng = np.random.default_rng(0)
+    w, g, m = rng.normal(0, 1, (3, 50)).astype("float32")
+    v = rng.gamma(1.0, 1.0, 50).astype("float32")
+    l1, l2, rate, low = 0.3, 0.07, 0.2, -0.5
+    gradient = g.astype("float64") + l1 * np.sign(w) + 2 * l2 * w
+    first = 0.9 * m + 0.1 * gradient
+    second = 0.999 * v + 0.001 * gradient**2
+    moved = np.maximum(w - rate * first / (np.sqrt(second) + 1e-7), low)
+    penalty = l1 * np.abs(w).sum(dtype="float64") + l2 * np.square(w).sum(dtype="float64")
+    assert kernels._penalty(w, np.float32(l1), np.float32(l2)) == pytest.approx(penalty, rel=1e-5)
+    kernels._adam_stretch(w, g, m, v, *map(np.float32, (rate, 0.1, 0.001, 1e-7, l1, l2, low)))
+    for found, truth in ((m, first), (v, second), (w, moved)): np.testing.assert_allclose(found, truth, rtol=1e-5, atol=1e-6)
+    assert (moved == low).any() and (moved > low).any()
+
+
 def test_the_penalty_counts_in_value_and_step(adata):
     "With no likelihood to speak of, the weights must shrink as the penalty says."
     weak, strong = (trained(adata, "VAE", "compiled", l1=l, l2=l) for l in (0.0, 10.0))

@@ -150,6 +150,11 @@ def test_activity_closed_forms():
     with pytest.raises(ValueError, match="one shape"): activity_split_half(z, z[:5])
 
 
+def test_units_are_active_above_a_variance_of_a_hundredth():
+    z = np.outer(np.tile([-1.0, 1.0], 20), np.sqrt([0.0099, 0.0101, 0.09, 2.0]))
+    assert active_units(z) == active_units_split_half(z, z) == 3
+
+
 @pytest.mark.parametrize("samples", [5, 50])
 def test_split_half_is_unbiased(samples):
     rng = np.random.default_rng(1)

@@ -1,0 +1,232 @@
+"""Would the tests notice? Slips that a person could make in the formulas of chapters 2 to 9, one at a time.
+
+    python tools/slips.py                          # all, by the test named beside each: some 3 minutes
+    python tools/slips.py no-log-k gate-swapped    # these two
+    python tools/slips.py --all                    # by all tests that `make test` runs: hours
+
+Each slip is put into a copy of the package. It is caught when a test fails that passes on the package as it is. The
+exit status is 1 if one is missed. Every run is a process of its own, forked from one that has imported TensorFlow.
+"""
+import argparse
+import json
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import shutil
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ONE_CORE = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+IMPORTED_ONCE = ["tensorflow", "scanpy", "hypothesis", "mpmath"]          # slow to import, and no slip changes them
+EVERYTHING = [str(ROOT / "tests"), "-m", "not slow"]                            # as `make test` runs it
+LIMIT = 1800                                                                    # seconds for one run of the tests
+
+
+class Slip(NamedTuple):
+    "In vampsc/`module`, the text `old`, which is there once, becomes `new`; `test`, in tests/, must then fail."
+    name: str
+    module: str
+    old: str
+    new: str
+    test: str
+
+
+SLIPS = [Slip(*slip) for slip in (
+    # 2: likelihood, and its compiled twin of chapter 17
+    ("counting-term-dropped", "likelihood.py", "- stirling_error(x)", "",
+     "test_likelihood.py::test_against_scipy"),
+    ("mean-and-dispersion-swapped", "likelihood.py", "ops.softplus(m - r)", "ops.softplus(r - m)",
+     "test_likelihood.py::test_against_scipy"),
+    ("gradient-lacks-a-term", "likelihood.py", "- digamma_error(theta)) - far_theta", "- digamma_error(theta))",
+     "test_likelihood.py::test_non_integer_counts"),
+    ("compiled-counting-term-dropped", "kernels.py", "- _stirling_error(x[k])", "",
+     "test_kernels.py::test_shapes_and_densities"),
+    ("compiled-penalties-swapped", "kernels.py", "l1 * total + l2 * squares", "l2 * total + l1 * squares",
+     "test_kernels.py::test_one_step_of_adam_with_its_penalties_by_hand"),
+    ("compiled-size-without-log", "kernels.py", "_log(_sum(x[i]) / target_sum)", "_sum(x[i]) / target_sum",
+     "test_kernels.py::test_shapes_and_densities"),
+    # 3: networks
+    ("size-factors-of-1000", "networks.py", "TARGET_SUM = 1e4", "TARGET_SUM = 1e3",
+     "test_networks.py::test_log_normalise"),
+    ("no-log1p", "networks.py", "ops.log1p(counts", "(counts",
+     "test_networks.py::test_log_normalise"),
+    ("size-without-log", "networks.py", "soft_bound(a) + log_size", "soft_bound(a) + ops.exp(log_size)",
+     "test_networks.py::test_decoder"),
+    # 4: posteriors
+    ("variance-for-deviation", "posteriors.py", "ops.exp(0.5 * log_var) * noise", "ops.exp(log_var) * noise",
+     "test_posteriors.py::test_log_q_is_the_density_at_the_sample"),
+    ("kl-sign-of-log-variance", "posteriors.py", "ops.expm1(log_var) - log_var", "ops.expm1(log_var) + log_var",
+     "test_posteriors.py::test_closed_kl_is_the_integral"),
+    ("variance-for-precision", "posteriors.py", "ops.exp(-log_var) + log_var", "ops.exp(log_var) + log_var",
+     "test_bounds.py::test_log_prob_of_the_posterior_is_that_of_its_draws"),
+    # 5: flows
+    ("gate-swapped", "flows.py", "gate * z + (1.0 - gate) * m", "(1.0 - gate) * z + gate * m",
+     "test_flows.py::test_step_formula"),
+    ("order-not-reversed", "flows.py", "ops.flip(z, axis=-1)", "z",
+     "test_flows.py::test_order_is_reversed_between_steps"),
+    ("mask-off-by-one", "flows.py", "degrees[-1][:, None] < degrees[0]", "degrees[-1][:, None] <= degrees[0]",
+     "test_flows.py::test_masks"),
+    ("log-determinant-sign", "flows.py", "log_q - log_gate", "log_q + log_gate",
+     "test_flows.py::test_log_q_is_the_density_of_the_bent_sample"),
+    # 6: priors
+    ("no-log-k", "priors.py", "-math.log(self.pseudo_inputs.shape[0])", "0.0",
+     "test_priors.py::test_copies_of_a_component_are_one_component"),
+    ("product-of-mixtures", "priors.py",
+     "ops.logsumexp(gaussian_log_densities(z, means, log_vars) + log_weights, axis=-1)",
+     "sum(ops.logsumexp(gaussian_log_densities(*(v[:, d:d + 1] for v in (z, means, log_vars))) + log_weights, axis=-1) "
+     "for d in range(means.shape[1]))",
+     "test_priors.py::test_sum_over_units_is_inside"),
+    ("draws-with-the-variance", "priors.py", "np.exp(0.5 * log_vars[k])", "np.exp(log_vars[k])",
+     "test_priors.py::test_sample_moments"),
+    # 7: models
+    ("pseudo-inputs-in-training-mode", "models.py", "self.encode(u, batch", "self.encode(u, True, batch",
+     "test_priors.py::test_pseudo_inputs_pass_in_inference_mode_also_in_training"),
+    ("loss-at-the-mean", "models.py",
+     "self.reconstruction(cells, z, training), self.kl(",
+     "self.reconstruction(cells, parameters[0], training), self.kl(",
+     "test_bounds.py::test_log_weight_is_minus_the_terms"),
+    ("beta-on-the-reconstruction", "models.py",
+     "reconstruction + (self.beta if y is None else y) * kl",
+     "(self.beta if y is None else y) * reconstruction + kl",
+     "test_by_hand.py::test_the_loss_weighs_the_kl_term_and_it_alone"),
+    ("bound-without-log-n", "models.py", "return first - np.log(n)", "return first",
+     "test_bounds.py::test_many_small_weights_are_not_lost"),
+    ("genes-by-test-cells", "models.py", "n_genes, 1), split.train, seed)", "n_genes, 1), None, seed)",
+     "test_by_hand.py::test_genes_are_chosen_by_the_training_cells"),
+    # 8: training
+    ("stops-by-training-loss", "training.py", 'EarlyStopping(monitor="val_loss"', 'EarlyStopping(monitor="loss"',
+     "test_by_hand.py::test_the_rate_is_halved_and_training_ends_by_the_validation_loss"),
+    ("last-weights-kept", "training.py", "restore_best_weights=True", "restore_best_weights=False",
+     "test_by_hand.py::test_the_best_weights_come_back_though_the_last_epoch_was_worse"),
+    ("halves-an-epoch-late", "training.py", "Halving(profile.lr_patience,", "Halving(profile.lr_patience + 1,",
+     "test_by_hand.py::test_the_rate_is_halved_and_training_ends_by_the_validation_loss"),
+    # 9: metrics
+    ("active-above-0.1", "metrics.py",
+     "def active_units_split_half(mean_a, mean_b, threshold=0.01)",
+     "def active_units_split_half(mean_a, mean_b, threshold=0.1)",
+     "test_metrics.py::test_units_are_active_above_a_variance_of_a_hundredth"),
+    ("plain-for-split-half", "metrics.py", "(a * b).mean(0)", "((a + b) / 2).var(0)",
+     "test_metrics.py::test_split_half_is_unbiased"),
+    ("components-off-by-one", "metrics.py", "int(enough.argmax()) + 1", "int(enough.argmax())",
+     "test_metrics.py::test_components_closed_forms"),
+    ("farthest-type-for-nearest", "metrics.py", "means.min(1)", "np.where(np.isinf(means), 0, means).max(1)",
+     "test_metrics.py::test_silhouette_block_sizes"),
+    ("cell-its-own-neighbour", "metrics.py", "np.maximum(sizes[codes] - 1, 1)", "sizes[codes]",
+     "test_metrics.py::test_silhouette_block_sizes"),
+)]
+
+
+def changed(slip, text):
+    "The text of the slip's module with the slip in it. ValueError unless what it changes is there once."
+    times = text.count(slip.old)
+    if times != 1:
+        raise ValueError(f"{slip.name}: {slip.old!r} is {times} times in vampsc/{slip.module} and must be there once; "
+                         "write its present wording into tools/slips.py.")
+    return text.replace(slip.old, slip.new)
+
+
+def copy_package(folder, slip=None):
+    "Put the package into the folder, with the slip if there is one; compiled kernels come along where they are valid."
+    shutil.copytree(ROOT / "vampsc", folder / "vampsc", ignore=shutil.ignore_patterns("data"))
+    (folder / "vampsc" / "data").symlink_to(ROOT / "vampsc" / "data")
+    if slip:
+        module = folder / "vampsc" / slip.module
+        module.write_text(changed(slip, module.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+class Failures:
+    "A pytest plugin that remembers what failed."
+    def __init__(self):
+        self.names = []
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed: self.names.append(report.nodeid)
+
+    pytest_collectreport = pytest_runtest_logreport
+
+
+def run_tests(folder, arguments):
+    "In a process of its own: run pytest on the package in the folder; what it said and what failed is left there."
+    with open(folder / "said", "w") as said:
+        for stream in (1, 2): os.dup2(said.fileno(), stream)
+    os.chdir(ROOT)
+    os.environ["PYTHONPATH"] = str(folder)
+    sys.path.insert(0, str(folder))
+    import vampsc
+    if not Path(vampsc.__file__).is_relative_to(folder): sys.exit(f"imported {vampsc.__file__} instead of the copy")
+    failures = Failures()
+    status = pytest.main(arguments, [failures])
+    (folder / "report.json").write_text(json.dumps([int(status), *failures.names]))
+
+
+def outcome(context, tests, slip=None):
+    "(pytest's exit status, None where it did not end; the first test that failed, or None; seconds; what pytest said)."
+    quiet = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    start = time.time()
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder).resolve()
+        copy_package(folder, slip)
+        process = context.Process(target=run_tests, args=(folder, [*tests, *quiet]))
+        process.start()
+        process.join(LIMIT)
+        process.kill()
+        report = folder / "report.json"
+        status, *failed = json.loads(report.read_text()) if report.exists() else [None]
+        said = (folder / "said").read_text(errors="replace")
+    return status, next(iter(failed), None), time.time() - start, said
+
+
+def server():
+    "A context whose processes are forked from one that has imported what is slow, silently."
+    # With CI, hypothesis draws the same examples each time and keeps none.
+    os.environ.update(dict.fromkeys(ONE_CORE, "1"), KERAS_BACKEND="tensorflow", CI="true")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED_ONCE)
+    shown = os.dup(2)
+    with open(os.devnull, "w") as nowhere: os.dup2(nowhere.fileno(), 2)
+    try: multiprocessing.forkserver.ensure_running()
+    finally: os.dup2(shown, 2)
+    return context
+
+
+def missed(context, slips, jobs, everything=False):
+    "The names of the slips that no test notices; a line for each slip is printed."
+    def tests_of(slips):
+        return EVERYTHING if everything else sorted({str(ROOT / "tests" / slip.test) for slip in slips})
+
+    def judge(slip): return outcome(context, tests_of([slip]), slip)
+
+    status, failed, seconds, said = outcome(context, tests_of(slips))
+    if status != 0: sys.exit(f"{said}\nThe package as it is does not pass the tests that should tell a slip: {failed}")
+    print(f"{'the package as it is':32s} passes, {seconds:.0f} s", flush=True)
+    names = []
+    with ThreadPoolExecutor(jobs) as workers:
+        for slip, (status, failed, seconds, _) in zip(slips, workers.map(judge, slips)):
+            by = failed or "the tests did not end" if status != 0 else "MISSED"
+            print(f"{slip.name:32s} {by}, {seconds:.0f} s", flush=True)
+            if status == 0: names.append(slip.name)
+    return names
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", help="of slips; none: all")
+    parser.add_argument("--all", action="store_true", help="run all tests not marked slow, instead of the one named")
+    parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 4), help="so many at a time")
+    chosen = parser.parse_args()
+    if unknown := {*chosen.names} - {slip.name for slip in SLIPS}:
+        sys.exit(f"no slip is named {' or '.join(sorted(unknown))}; there are {', '.join(slip.name for slip in SLIPS)}")
+    slips = [slip for slip in SLIPS if not chosen.names or slip.name in chosen.names]
+    names = missed(server(), slips, chosen.jobs, chosen.all)
+    print(f"{len(slips) - len(names)} of {len(slips)} slips are caught")
+    if names: sys.exit(f"missed: {', '.join(names)}; a test is wanting")
+
+
+if __name__ == "__main__": main()
