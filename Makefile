@@ -65,6 +65,8 @@ docs: $(READY)
 
 # The packages compared with are no part of .venv.
 .venv-benchmarks/installed: benchmarks/requirements.txt settings.ini | $(BIN)/python
+	@$(BIN)/python -c 'import sys; sys.version_info < (3, 12) and sys.exit("scvi-tools 1.5 needs Python 3.12 or newer, and .venv has " \
+		+ sys.version.split()[0] + ": make clean, then make bench with such a Python")'
 	$(BIN)/python -m venv --clear .venv-benchmarks
 	.venv-benchmarks/bin/python -m pip install -qq --no-input -r benchmarks/requirements.txt --editable .
 	@touch $@
