@@ -1,12 +1,21 @@
 # `make` lists what there is. Everything runs in .venv, which the first call makes.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all docs bench clean
+.PHONY: help demo test test-all test-oldest docs bench clean
 .DELETE_ON_ERROR:
 
-# The first of these that runs, is 3.11 to 3.13 and can make environments. Your own: make PYTHON=/path/to/python test
+# The newest of these that runs and can make environments. Your own: make PYTHON=/path/to/python test
+# Pythons of pyenv are also looked for where it keeps them: its commands on the PATH run only the versions that were chosen.
 PYTHON ?=
-CANDIDATES := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
-USABLE := import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+VERSIONS := 3.13 3.12 3.11
+PYENV := $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions
+places = python$(1) $(wildcard $(PYENV)/$(1)*/bin/python$(1))
+CANDIDATES := $(or $(PYTHON),$(foreach version,$(VERSIONS),$(call places,$(version))) python3)
+USABLE := (3, 11) <= sys.version_info[:2] <= (3, 13)
+OLDEST := sys.version_info[:2] == (3, 11)
+# The first of some Pythons ($1) of which something ($2) is true, in the shell.
+first = for python in $(1); do \
+		if $$python -c 'import sys, ensurepip; sys.exit(not $(2))' >/dev/null 2>&1; then echo $$python; break; fi; \
+	done
 
 BIN := .venv/bin
 READY := .venv/installed
@@ -39,11 +48,25 @@ test-all: $(READY)
 	$(MAKE) test-oldest
 	$(BIN)/python tools/build_site.py
 
+# The oldest versions that settings.ini names, on the oldest Python.
+OLDEST_CANDIDATES := $(PYTHON) $(call places,3.11) python3
+OLDEST_TESTS ?= tests -m "not slow"
+test-oldest:
+	@found=$$($(call first,$(OLDEST_CANDIDATES),$(OLDEST))); \
+	if [ -z "$$found" ]; then \
+		echo "Skipped: the oldest versions are tested on Python 3.11, and none was found among: $(OLDEST_CANDIDATES)"; \
+	else \
+		$(MAKE) --no-print-directory .venv-oldest/installed OLDEST_PYTHON=$$found && \
+		.venv-oldest/bin/python -m pytest $(OLDEST_TESTS) -rs $(SIDE_BY_SIDE); \
+	fi
+
 docs: $(READY)
 	$(BIN)/python tools/build_site.py --with $(RENDERER)
 
 # The packages compared with are no part of .venv.
 .venv-benchmarks/installed: benchmarks/requirements.txt settings.ini | $(BIN)/python
+	@$(BIN)/python -c 'import sys; sys.version_info < (3, 12) and sys.exit("scvi-tools 1.5 needs Python 3.12 or newer, and .venv has " \
+		+ sys.version.split()[0] + ": make clean, then make bench with such a Python")'
 	$(BIN)/python -m venv --clear .venv-benchmarks
 	.venv-benchmarks/bin/python -m pip install -qq --no-input -r benchmarks/requirements.txt --editable .
 	@touch $@
@@ -56,15 +79,14 @@ bench: .venv-benchmarks/installed
 	.venv-benchmarks/bin/python benchmarks/time_to_quality.py --seeds 0
 
 clean:
-	rm -rf .venv .venv-benchmarks _docs _proc build dist *.egg-info .pytest_cache .hypothesis nbs/nbdev.yml
+	rm -rf .venv .venv-oldest .venv-benchmarks _docs _proc build dist *.egg-info .pytest_cache .hypothesis nbs/nbdev.yml
 	find nbs tests tools vampsc -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:
-	@found=; for python in $(CANDIDATES); do \
-		if $$python -c '$(USABLE)' >/dev/null 2>&1; then found=$$python; break; fi; \
-	done; \
+	@found=$$($(call first,$(CANDIDATES),$(USABLE))); \
 	if [ -z "$$found" ]; then \
 		echo "vampsc needs Python 3.11, 3.12 or 3.13 with venv and pip, and found none among: $(CANDIDATES)." \
+			"(TensorFlow has no release for 3.14 yet.)" \
 			"Install one (on Debian or Ubuntu also python3-venv) or name it: make PYTHON=/path/to/python" >&2; \
 		exit 1; \
 	fi; \
@@ -74,4 +96,11 @@ $(BIN)/python:
 $(READY): settings.ini setup.py | $(BIN)/python
 	@echo "Installing into .venv ($$($(BIN)/python --version)), about 2 minutes, once"
 	@$(BIN)/python -m pip install -qq --no-input --disable-pip-version-check --editable '.[dev,jax,pipeline,r]'
+	@touch $@
+
+.venv-oldest/installed: settings.ini setup.py tools/oldest.txt
+	@test -x .venv-oldest/bin/python || $(OLDEST_PYTHON) -m venv --clear .venv-oldest
+	@echo "Installing the oldest versions into .venv-oldest ($$(.venv-oldest/bin/python --version)), about 2 minutes, once"
+	@.venv-oldest/bin/python -m pip install -qq --no-input --disable-pip-version-check --constraint tools/oldest.txt \
+		--editable '.[dev,jax,pipeline,r]'
 	@touch $@

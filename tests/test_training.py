@@ -124,7 +124,7 @@ def penalties(history, weight): return (history["loss"] - history["reconstructio
 
 
 def test_the_weight_rises_as_in_scvi_tools():
-    "Reference: scvi.train._trainingplans._compute_kl_weight, 1.4.2, written out: weight epoch / n_epochs_kl_warmup, counted from 0, then the whole."
+    "Reference: scvi.train._trainingplans._compute_kl_weight, 1.4.2 and 1.5.1, written out: weight epoch / n_epochs_kl_warmup, counted from 0, then the whole."
     for epoch in range(7): assert training.rising_weight(epoch, 1.0, 5) == (epoch / 5 if epoch < 5 else 1.0)
     assert training.rising_weight(3, 0.25, 6) == 0.125 and training.rising_weight(0, 0.25, 0) == 0.25
 
