@@ -85,6 +85,7 @@ class Ends:
     def __reduce__(self): return os._exit, (1,)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_said(tmp_path):
     with pytest.raises(ValueError, match="ended from outside, most likely for want of memory; .*fewer jobs than 2"):
         beyond.sweep(Ends(), TWO, tmp_path, seeds=[0, 1], jobs=2, progress=False, **TINY)
@@ -109,6 +110,7 @@ def test_real_cells_are_judged_anew_by_other_labels_splits_and_genes():
                 changed(settings={**config["settings"], "n_genes": 61})}) == 5
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_numbers(adata, swept, tmp_path):
     frame = beyond.sweep(adata, TWO[:1], tmp_path, seeds=(0, 1), jobs=2, progress=False, **TINY)
     for column in ("test_nats_per_cell", "test_kl"): np.testing.assert_allclose(frame[column], swept[1][column][:2], rtol=2e-3)
@@ -208,20 +210,32 @@ def test_component_use_of_a_prior_that_uses_two_of_its_components(linear):
 
 # ---- the notebooks
 
-SMALL = dict(seeds="0,1", max_epochs=1, n_genes=60, hidden="8", n_latent=4, n_pseudo_inputs=10, jobs=1)
-OWN = {"kl_weight": {"weights": "1,1e-4"}, "active_units": {"samples": "2,10", "heavier": "10"}, "pseudo_inputs": {"sizes": "10,20"},
-       "peers": {"methods": "vae,vamp,pca", "python": sys.executable}}
+SMALL = dict(max_epochs=1, n_genes=60, hidden="8", n_latent=4, n_pseudo_inputs=10, jobs=1)
+OWN = {
+    "kl_weight": {"weights": "1,1e-4"},
+    "active_units": {"samples": "2,10", "heavier": "10"},
+    "pseudo_inputs": {"sizes": "10,20"},
+    "peers": {"methods": "vae,vamp", "python": sys.executable},
+}
+# Of these a data set without labels is asked, too; of pseudo_inputs and peers one seed only, which gives no interval.
+MIXED = ("both", "linear_decoder", "pseudo_inputs", "peers")
+SEEDS = {"pseudo_inputs": "0", "peers": "0"}
 
 
 @pytest.fixture(scope="module")
-def cells_in_a_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("cells") / "some cells.h5ad"
-    organs.load("pancreas")[::3].copy().write_h5ad(path)
-    return path
+def files(tmp_path_factory):
+    "A file of cells with labels, and one of the same without."
+    folder = tmp_path_factory.mktemp("cells")
+    cells = organs.load("pancreas")[::4].copy()
+    cells.write_h5ad(folder / "some cells.h5ad")
+    del cells.obs["cell_type"]
+    cells.write_h5ad(folder / "bare.h5ad")
+    return folder
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory): return tmp_path_factory.mktemp("beyond")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("beyond")
 
 
 def summary(notebook):
@@ -243,22 +257,35 @@ def test_pages_say_in_ten_lines_what_was_asked_and_found_and_how_sure(question):
     assert "pancreas" in short and "blood-facs" in short
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("question", beyond.QUESTIONS)
-def test_notebook_of_a_question(question, folder, cells_in_a_file):
-    given = {**SMALL, **OWN.get(question, {})}
-    if question == "active_units": del given["n_pseudo_inputs"]                                          # no VAMP among its models
-    page = beyond.make(question, folder, organs=str(cells_in_a_file), **given)
-    raw = pd.read_csv(folder / "some-cells" / f"{question}.csv")
-    assert set(raw.seed) == {0, 1} and raw[raw.variant != "PCA"].test_nats_per_cell.notna().all()
-    done = nbformat.read(folder / f"{question}.ipynb", 4)
-    short, said = summary(done)
-    assert "some-cells" in short and "**some-cells" in said and lines_of(short) <= 10
-    assert page.suffix == ".html" and "nan" not in (short + said).lower()
-    assert "What one sees" not in page.read_text() and "Summary" in page.read_text()                     # that is of the cells that the book shows
-    for more in {"pseudo_inputs": ["pseudo_inputs_components"], "active_units": ["active_units_by_samples"], "linear_decoder": ["linear_decoder_markers"]}.get(question, []):
-        assert set(pd.read_csv(folder / "some-cells" / f"{more}.csv").seed) == {0, 1}
+def test_notebook_of_a_question(question, folder, files):
+    "What cannot be said of a data set is left out, of that one alone."
+    given = {**SMALL, "seeds": SEEDS.get(question, "0,1"), **OWN.get(question, {})}
+    if question == "active_units":
+        del given["n_pseudo_inputs"]                                                                      # no VAMP among its models
+    names = ["some cells.h5ad"] + ["bare.h5ad"] * (question in MIXED)
+    page = beyond.make(question, folder, organs=",".join(str(files / name) for name in names), **given)
+    seeds = {int(seed) for seed in given["seeds"].split(",")}
+
+    for data_set in ["some-cells"] + ["bare"] * (question in MIXED):
+        raw = pd.read_csv(folder / data_set / f"{question}.csv")
+        assert set(raw.seed) == seeds
+        assert raw[raw.variant != "PCA"].test_nats_per_cell.notna().all()
+    short, said = summary(nbformat.read(folder / f"{question}.ipynb", 4))
+    assert "some-cells" in short and lines_of(short) <= 10
+    assert "**some-cells" in said and ("bare" in said) == (question in MIXED)
+    assert "nan" not in (short + said).lower()
+    assert page.suffix == ".html" and "Summary" in page.read_text()
+    assert "What one sees" not in page.read_text()                                                       # that is of the cells that the book shows
+    if question == "peers":
+        assert "of our own models clearly better than the VAMP" in said and "peers clearly" not in said
+    tables = {"pseudo_inputs": "pseudo_inputs_components", "active_units": "active_units_by_samples", "linear_decoder": "linear_decoder_markers"}
+    if question in tables:
+        assert set(pd.read_csv(folder / "some-cells" / f"{tables[question]}.csv").seed) == seeds
 
 
+@pytest.mark.slow
 def test_questions_share_their_runs(folder):
     assert len(list((folder / "some-cells").glob("vae/vae-seed*/metrics.json"))) == 2                  # a VAE of weight 1 has but this one folder
     for variant, as_it_was_called in (("VAE", "VAE x 1"), ("VAMP", "VAMP x 1")):
@@ -287,32 +314,10 @@ def test_changes_name_what_is_clear_data_set_by_data_set():
     assert beyond.changes(frame[frame.seed == 0], "a", "b", judged) == "not clearly better or worse in anything"
 
 
-def test_cells_without_labels(tmp_path):
-    bare = organs.load("pancreas")[::4].copy()
-    del bare.obs["cell_type"]
-    bare.write_h5ad(tmp_path / "bare.h5ad")
-    page = beyond.make("kl_weight", tmp_path / "out", organs=str(tmp_path / "bare.h5ad"), **{**SMALL, "max_epochs": 2, "seeds": "0"}, weights="1,1e-4", warmup="0.1,1")
+@pytest.mark.slow
+def test_cells_without_labels(files, tmp_path):
+    given = {**SMALL, "max_epochs": 2, "seeds": "0"}
+    page = beyond.make("kl_weight", tmp_path / "out", organs=str(files / "bare.h5ad"), **given, weights="1,1e-4", warmup="0.1,1")
     raw = pd.read_csv(tmp_path / "out" / "bare" / "kl_weight.csv")
     assert "asw" not in raw and raw[raw.kl_warmup == 1].variant.tolist() == ["VAE, warm-up 1", "VAMP, warm-up 1"]        # both shares are one epoch of two
     assert "bare, a weight that rises</strong> over 1 of 2 epochs" in page.read_text()
-
-
-@pytest.fixture(scope="module")
-def mixed(tmp_path_factory):
-    "A folder with cells that have labels and some that have none."
-    path, cells = tmp_path_factory.mktemp("mixed"), organs.load("pancreas")[::4].copy()
-    cells.write_h5ad(path / "named.h5ad")
-    del cells.obs["cell_type"]
-    cells.write_h5ad(path / "bare.h5ad")
-    return path
-
-
-@pytest.mark.parametrize("question", ["both", "linear_decoder", "pseudo_inputs", "peers"])
-def test_one_seed_of_cells_with_labels_and_of_some_without(question, mixed):
-    "What cannot be said of a data set is left out, of that one alone."
-    given = {**SMALL, **OWN.get(question, {}), "seeds": "0"} | ({"methods": "vae,vamp"} if question == "peers" else {})
-    beyond.make(question, mixed / "out", organs=f"{mixed / 'named.h5ad'},{mixed / 'bare.h5ad'}", **given)
-    done = nbformat.read(mixed / "out" / f"{question}.ipynb", 4)
-    short, said = summary(done)
-    assert "named" in said and "bare" in said and "nan" not in (short + said).lower()
-    if question == "peers": assert "of our own models clearly better than the VAMP" in said and "peers clearly" not in said
