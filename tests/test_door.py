@@ -42,6 +42,7 @@ def test_numbers_of_numpy_are_pythons_in_an_architecture():
     assert given == expected
     for name in plain: assert type(getattr(given, name)) is type(getattr(expected, name)), name
     assert {type(width) for width in given.hidden} == {int}
+    assert models.Architecture(hidden=pd.Series([8, 4])).hidden == models.Architecture(hidden=range(8, 3, -4)).hidden == (8, 4)
 
 
 def test_a_model_of_numpys_numbers_trains_saves_and_comes_back(adata, tmp_path):
@@ -130,7 +131,8 @@ def test_batches_have_one_name_whatever_their_type(values):
 
 
 def test_labels_that_are_no_whole_numbers_stay_as_they_are():
-    assert [models.batch_name(v) for v in ("d1.0", "1.5", "01", 1e3, -2.0, True, "a b")] == ["d1.0", "1.5", "01", "1000", "-2", "True", "a b"]
+    assert [models.batch_name(v) for v in ("d1.0", "1.5", "01", 1e3, -2.0, True, "a b", b"d0", 1e16)] == [
+        "d1.0", "1.5", "01", "1000", "-2", "True", "a b", "d0", str(10**16)]
 
 
 def test_names_of_older_versions_are_known_again():
@@ -205,7 +207,7 @@ def test_an_identifier_may_have_a_version():
     ("get_latent_representation", dict(batch_size=0), "batch_size"), ("get_elbo", dict(n_mc_samples=0), "n_mc_samples"), ("get_elbo", dict(indexes=[0]), "no argument 'indexes'; it has adata, indices"),
     ("get_marginal_ll", dict(per_cell="yes"), "per_cell must be True or False"), ("get_marginal_ll", dict(proposal=1), "proposal=1"), ("sample_prior", dict(n_samples=1e3), "n_samples must be a whole number"),
     ("sample_prior", dict(n_samples=0), "n_samples must be a whole number of at least 1"), ("posterior_predictive_sample", dict(n_samples=True), "n_samples"),
-    ("save", dict(path="x", overwrite="yes"), "overwrite")])
+    ("save", dict(path="x", overwrite="yes"), "overwrite"), ("embed", dict(adata=None, key=["X"]), "key must be the name")])
 def test_arguments_of_verbs_are_refused_by_name(model, verb, wrong, words):
     with pytest.raises((ValueError, TypeError), match=words): getattr(model, verb)(**wrong)
 

@@ -67,6 +67,10 @@ def test_a_copy_shares_the_counts_and_goes_through_joblib(model, tmp_path):
     same(model, joblib.load(tmp_path / "m.joblib")["best"])
 
 
+def test_a_network_alone_says_what_to_copy(model):
+    with pytest.raises(NotImplementedError, match=r"copy.deepcopy\(model\) and model.save"): copy.deepcopy(model.network)
+
+
 def test_copies_of_a_model_without_its_cells(model, tmp_path):
     model.save(tmp_path / "m")
     for other in (copy.deepcopy(models.load(tmp_path / "m")), pickle.loads(pickle.dumps(models.load(tmp_path / "m")))):

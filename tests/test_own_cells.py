@@ -150,3 +150,12 @@ def test_a_mask_with_missing_entries_says_so(model):
         model.get_latent_representation(indices=pd.Series([True, None] * 30, dtype="boolean"))
     whole = pd.Series([True, False] * 30, dtype="boolean")
     assert model.get_latent_representation(indices=whole).shape == (30, 3)
+
+
+def test_batches_that_were_changed_since_are_said(folder, adata):
+    moved = adata[::-1].copy()
+    again = models.load(folder, moved)
+    assert np.array_equal(again.library, again.X.totals[again.split.train])                   # beside the cells that have them
+    assert np.array_equal(again.library_batch, again.X.batch[0][again.split.train])
+    moved.obs["donor"] = "d0"
+    with pytest.warns(UserWarning, match=r"\d+ of 48 training cells are of another donor"): models.load(folder, moved)

@@ -193,6 +193,7 @@ def transfer(source: Path = typer.Argument(metavar="RUN", help="A run's folder, 
 # %% ../nbs/15_command_line.ipynb #command-embed
 def _model_in(folder, adata=None):
     from vampsc import models
+    folder = folder.expanduser()
     return models.load(folder / "model" if (folder / "model").exists() else folder)
 
 KINDS = (".h5ad", ".csv", ".npy")

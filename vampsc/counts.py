@@ -515,9 +515,9 @@ def choice(name, value, known):
     return str(value)
 
 def whole_numbers(name, values, least=1):
-    "values, a tuple, list or array of whole numbers, as a tuple of ints, or a CountsError that names them."
-    if not isinstance(values, (tuple, list, np.ndarray)) or np.ndim(values) != 1:
-        raise CountsError(f"{name} must be a tuple of whole numbers, such as (512, 256); got {values!r}")
+    "values, a row of whole numbers (a tuple, list, array, range), as a tuple of ints, or a CountsError that names them."
+    is_row = not isinstance(values, (str, bytes, dict, set, frozenset)) and np.iterable(values)
+    if not is_row: raise CountsError(f"{name} must be a tuple of whole numbers, such as (512, 256); got {values!r}")
     return tuple(whole_number(f"each of {name}", value, least) for value in values)
 
 def column_name(name, key):

@@ -137,6 +137,10 @@ class Network(keras.Model):
         yield "the reconstruction loss", self.reconstruction(cells, z, training)
         yield "the KL term", self.kl(parameters, z, log_q, components)
 
+    def get_config(self):
+        raise NotImplementedError("a network cannot be described to Keras, which keras.Model.save, clone_model and copies of it need: "
+                                  "copy or save the model that it belongs to, as in copy.deepcopy(model) and model.save(path).")
+
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         "y : the weight of the KL term, (cells,), while it rises; None: beta."
         for tracker, term in zip(self.trackers, y_pred): tracker.update_state(term)
@@ -270,6 +274,8 @@ def variable_genes(X, n_genes, cells=None, seed=0):
 # %% ../nbs/07_models.ipynb #batch-codes
 def batch_name(value):
     "What a batch is called: text without blanks around it; whole numbers alike, be they 1, 1.0 or \"1.0\"."
+    if isinstance(value, bytes): value = value.decode(errors="replace")
+    if isinstance(value, (float, np.floating)) and float(value).is_integer(): value = int(value)
     return re.sub(r"^(-?\d+)\.0+$", r"\1", str(value).strip())
 
 def _alike(name, others):
@@ -486,6 +492,7 @@ class Inference:
         key : name of the entry of obsm. **settings : of get_latent_representation, but not `indices`.
         """
         key = f"X_{type(self).__name__.lower()}" if key is None else key
+        if not isinstance(key, str): raise ValueError(f"key must be the name of an entry of obsm, such as 'X_vae', not {key!r}.")
         adata.obsm[key] = self.get_latent_representation(adata, **settings)
         return key
 
@@ -1066,8 +1073,19 @@ class Persistence:
         "Give a loaded model the cells it was trained on, so that split and default arguments mean something."
         X, mapping = self._take(adata)
         places = _places_by_library(X, self.split, self.library) if self._marks is None else self._marks.places_in(X)
+        train = places[self.split.train]
+        in_order = np.argsort(train)                        # library sizes stay beside the training cells that have them
+        self.library = self.library[in_order]
+        if self.batches: self._take_batches(X, train[in_order], self.library_batch[in_order])
         self.split = Split(*(places[part] for part in self.split._parts()))
         self._own(X, adata, mapping)
+
+    def _take_batches(self, X, train, batches):
+        "Keep the batches (cells,) of the training cells at these positions; warn where they have others now."
+        self.library_batch = batches
+        if changed := int((X.batch[0][train] != batches).sum()):
+            warnings.warn(f"{changed:,} of {len(train):,} training cells are of another {self.batch_key} than when the model was "
+                          "trained; they are decoded as of the one that they have now.", stacklevel=4)
 
 # %% ../nbs/07_models.ipynb #load
 def load(path, adata=None):

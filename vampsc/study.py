@@ -134,7 +134,8 @@ def configuration(adata, model, profile, seed, label_key, settings):
 
 def _by_content(value):
     "A setting that JSON has no word for: a Split or a GeneSpace by what is in it."
-    return f"{type(value).__name__} {hash_of(json.dumps(value.to_dict()))}" if hasattr(value, "to_dict") else str(value)
+    if hasattr(value, "to_dict"): return f"{type(value).__name__} {hash_of(json.dumps(value.to_dict()))}"
+    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else str(value)             # numpy's numbers as Python's
 
 def difference(old, new):
     "The first setting in which two configurations differ, in words, or None. The version of the package is not one."
@@ -173,7 +174,7 @@ def run(adata, model, out, profile="quick", seed=0, label_key=None, progress=Tru
     ValueError : unsuitable data or settings; a checkpoint of other settings. KeyboardInterrupt : Ctrl-C stopped it.
     """
     preset(model)
-    model = model.lower()
+    model, seed = model.lower(), counts.whole_number("seed", seed)
     folder = ask_run(Path(out).expanduser() / f"{model}-seed{seed}", overwrite)
     label_key, labels = _labels_to_judge(adata, label_key)
     profile = _to_judge(profile)
