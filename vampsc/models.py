@@ -898,7 +898,7 @@ def _new_folder(path, overwrite):
     "A folder to write into, which takes its name when all is written; if anything fails, what was there stays."
     path = user_path(path)
     if path.exists() and not overwrite: raise FileExistsError(f"{path} exists; save elsewhere, or with overwrite=True.")
-    only(path, (*PARTS, CHECKSUMS), "saved model")
+    only(path, (*PARTS, CELLS, CHECKSUMS), "saved model")
     path.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f"{path.name}.", dir=path.parent))
     try:
