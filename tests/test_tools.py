@@ -95,6 +95,12 @@ def test_what_ran_in_the_same_state_is_told_again_without_running(tmp_path, monk
     assert not results("print('otherwise')")[0].recorded, "the package is another"
 
 
+def test_what_decides_outputs_is_the_package_and_not_what_tools_leave():
+    names = {file.relative_to(ROOT).as_posix() for file in run_notebooks.sources()}
+    assert {"vampsc/models.py", "nbs/analysis/organ.ipynb", "tools/run_notebooks.py", "settings.ini", "benchmarks/speed.csv"} <= names
+    assert not any("__pycache__" in name or "/." in name for name in names)
+
+
 def test_a_record_that_cannot_be_kept_stops_nothing(tmp_path):
     run_notebooks.write_record({"a": 1}, tmp_path / "nowhere" / "record.json")
     assert run_notebooks.read_record(tmp_path / "nowhere" / "record.json") == {}

@@ -191,15 +191,22 @@ def run(notebooks, jobs=1, update=False):
 
 # What is known from last time ----------------------------------------------------------------------------------------
 
+def sources():
+    "The files that chapters read, in order; without caches and what else tools leave in folders of their own."
+    for name in READ:
+        place = ROOT / name
+        for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            inner = file.relative_to(ROOT).parts
+            if file.is_file() and not any(part == "__pycache__" or part.startswith(".") for part in inner): yield file
+
+
 def surroundings():
-    "A hash of what decides a notebook's outputs, besides itself: the package, what it reads, Python and the libraries."
-    files = [f for name in READ for f in (sorted((ROOT / name).rglob("*")) if (ROOT / name).is_dir() else [ROOT / name])]
+    "A hash of what decides a notebook's outputs, besides itself: the package, what chapters read, Python and the libraries."
     libraries = sorted({f"{d.name} {d.version}" for d in metadata.distributions()})
     digest = hashlib.sha256("\n".join([sys.version, *libraries]).encode())
-    for file in files:
-        if file.is_file() and "__pycache__" not in file.parts:
-            digest.update(f"\n{file.relative_to(ROOT)}\n".encode())
-            digest.update(file.read_bytes())
+    for file in sources():
+        digest.update(f"\n{file.relative_to(ROOT)}\n".encode())
+        digest.update(file.read_bytes())
     return digest
 
 
