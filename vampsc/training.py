@@ -178,7 +178,7 @@ def write_checkpoint(path, notes, arrays):
     path = user_path(path)
     if path.is_dir(): raise IsADirectoryError(f"{path} is a folder; name a file for the checkpoint.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    notes = json.dumps({"format": CHECKPOINT_FORMAT, **notes}).encode()
+    notes = json.dumps({"format": CHECKPOINT_FORMAT, "arrays": len(arrays), **notes}).encode()
     try:
         with files.whole(path) as new, open(new, "wb") as file:
             np.savez(file, notes=np.frombuffer(notes, "uint8"), **{str(i): a for i, a in enumerate(arrays)})
@@ -192,7 +192,8 @@ def read_checkpoint(path):
     try:
         with np.load(user_path(path), allow_pickle=False) as file:           # a zip file checks its parts itself
             notes = json.loads(file["notes"].tobytes())
-            if notes["format"] <= CHECKPOINT_FORMAT: return notes, [file[str(i)] for i in range(len(file.files) - 1)]
+            n = notes.pop("arrays", len(file.files) - 1)                       # the list of a damaged zip file may end early
+            if notes["format"] <= CHECKPOINT_FORMAT: return notes, [file[str(i)] for i in range(n)]
     except (FileNotFoundError, IsADirectoryError, PermissionError): raise
     except (zipfile.BadZipFile, EOFError, KeyError, ValueError, NotImplementedError, OSError) as error:
         raise ValueError(f"{path} is damaged, or no checkpoint ({error}); name another file, or remove it to begin anew.") from None
