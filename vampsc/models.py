@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PRIORS_OF', 'MORE_GENES', 'MANY', 'WHOLE', 'FLAGS', 'INSTEAD', 'MUCH', 'OFTEN', 'LOOKS', 'CHECKSUMS', 'OTHER_CELLS',
-           'CELLS', 'FORMAT', 'PARTS', 'PRESETS', 'Network', 'counts_and_batch', 'Architecture', 'build_network',
-           'mean_log_rates', 'variable_genes', 'batch_name', 'batch_codes', 'verb', 'Inference', 'importance_bound',
-           'Bounds', 'Generative', 'CellMarks', 'Persistence', 'load', 'Trainable', 'CountAutoencoder', 'AE', 'VAE',
-           'IAF', 'VAMP', 'VAMPIAF', 'HVAMP']
+           'CELLS', 'FORMAT', 'PARTS', 'FILES', 'PRESETS', 'Network', 'counts_and_batch', 'Architecture',
+           'build_network', 'mean_log_rates', 'variable_genes', 'batch_name', 'batch_codes', 'verb', 'Inference',
+           'importance_bound', 'Bounds', 'Generative', 'CellMarks', 'Persistence', 'load', 'Trainable',
+           'CountAutoencoder', 'AE', 'VAE', 'IAF', 'VAMP', 'VAMPIAF', 'HVAMP']
 
 # %% ../nbs/07_models.ipynb #imports
 import contextlib, copy, dataclasses, functools, hashlib, inspect, json, re, shutil, sys, tempfile, warnings
@@ -898,7 +898,7 @@ def _new_folder(path, overwrite):
     "A folder to write into, which takes its name when all is written; if anything fails, what was there stays."
     path = user_path(path)
     if path.exists() and not overwrite: raise FileExistsError(f"{path} exists; save elsewhere, or with overwrite=True.")
-    only(path, (*PARTS, CELLS, CHECKSUMS), "saved model")
+    only(path, FILES, "saved model")
     path.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f"{path.name}.", dir=path.parent))
     try:
@@ -983,6 +983,7 @@ def _places_by_library(X, split, library):
 CELLS = "cells.npz"                       # not in folders of older versions
 FORMAT = 3
 PARTS = ("model.json", "model.weights.h5", "history.csv", "library.npy")
+FILES = (*PARTS, CELLS, CHECKSUMS)        # all that the folder of a saved model may hold
 
 class Persistence:
     "Verbs that write and read a folder: mixed into CountAutoencoder."
