@@ -235,7 +235,7 @@ def ask_run(folder, overwrite=False):
     folder = Path(folder)
     ours = (folder / "model" / models.CHECKSUMS).is_file() or _is_configuration(folder / "config.json")
     for name in IN_A_RUN: files.ask(folder / name, ours, overwrite)
-    files.only(folder / "model", (*models.PARTS, models.CHECKSUMS), "part of a saved model")
+    files.only(folder / "model", (*models.PARTS, models.CELLS, models.CHECKSUMS), "part of a saved model")
     return folder
 
 def _is_configuration(path):
