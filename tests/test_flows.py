@@ -147,7 +147,7 @@ def test_gates_start_open():
 
 # ---- the whole flow
 
-@pytest.mark.parametrize("d, steps", [(d, steps) for d in (2, 3, 8, 32) for steps in (1, 2, 5)] + [(128, 2), (256, 1), (3, 9)])
+@pytest.mark.parametrize("d, steps", [(d, steps) for d in (2, 3, 8, 32) for steps in (1, 2, 5)] + [(128, 2), (3, 9)])
 def test_log_determinant_is_that_of_the_jacobian(d, steps):
     made = flow(d, steps)
     found, (log_det,) = jacobian(lambda z: made(z, draws(5, CONTEXT, seed=1)), draws(5, d, scale=2))

@@ -38,7 +38,7 @@ def slow_silhouette(z, labels):
 @pytest.mark.parametrize("block_size", [1, 7, 100, 299, 300, 301, 1024])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_silhouette_block_sizes(block_size, dtype):
-    z, labels = groups()
+    z, labels = groups(300 if block_size > 1 else 60)                  # a tile for every pair of cells is slow
     z = z.astype(dtype)
     assert np.allclose(silhouette_samples(z, labels, block_size), sk.silhouette_samples(z.astype("float64"), labels), atol=1e-6, rtol=0)
     assert abs(silhouette(z, labels, block_size) - sk.silhouette_score(z.astype("float64"), labels)) < 1e-6
@@ -311,11 +311,12 @@ def test_equal_distributions_give_chance_level_and_distance_zero():
     covered, distances, p_values = 0, [], []
     for seed in range(12):
         a, b = poisson_cells(200, seed=2 * seed)[0], poisson_cells(200, seed=2 * seed + 1)[0]
-        found = two_sample_accuracy(a, b, seed=seed)
-        covered += found["low"] <= 0.5 <= found["high"]
+        if seed < 6:                                                              # forests take their time
+            found = two_sample_accuracy(a, b, seed=seed)
+            covered += found["low"] <= 0.5 <= found["high"]
         energy = energy_distance(a, b, seed=seed)
         distances.append(energy["distance"]); p_values.append(energy["p_value"])
-    assert covered >= 9                                                          # 95 % each
+    assert covered >= 5                                                          # of 6, 95 % each
     assert abs(np.mean(distances)) < 3 * np.std(distances) / np.sqrt(12) and min(distances) < 0 < max(distances)
     assert 0.25 < np.mean(p_values) < 0.75
 

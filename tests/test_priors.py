@@ -2,7 +2,7 @@
 import keras
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from keras import layers, ops
 from scipy import special, stats
 
@@ -214,6 +214,7 @@ def two_levels(n_latent=5, k=3, seed=0, **settings):
     return posterior, prior_, (draws(k, n2, seed=1), draws(k, n2, seed=2, scale=0.3), prior_.log_weights())
 
 
+@settings(max_examples=min(25, settings.default.max_examples))                # two networks are made for each
 @given(st.integers(2, 7), st.integers(1, 4), st.integers(1, 5))
 def test_two_level_densities_by_hand(n_latent, k, cells):
     posterior, prior_, parts = two_levels(n_latent, k)
