@@ -102,7 +102,7 @@ def test_good_counts_pass_in_silence():
 def test_empty_cells_and_nothing():
     X = poisson()
     X[[7, 30]] = 0
-    with pytest.raises(CountsError, match=r"2 of 40 cells .*first: n7, n30\).*sc.pp.filter_cells"):
+    with pytest.raises(CountsError, match=r"2 of 40 cells .*first: n7, n30\).*X\[np.asarray"):
         check_counts(X, names=[f"n{i}" for i in range(40)])
     for shape in ((0, 3), (3, 0)):
         with pytest.raises(CountsError, match=f"{shape[0]} cells x {shape[1]} genes"): check_counts(np.zeros(shape))

@@ -222,8 +222,8 @@ def embed(run_folder: Path = typer.Argument(help="A run's folder, or a saved mod
         _write_embedding(path, adata, z, key, Path(data).expanduser() if Path(data).suffix in (".h5ad", ".zarr") else None)
         where = f"obsm[{key!r}] of {out}" if out.suffix == ".h5ad" else f"{out}"
         result = {"out": out, "key": key, "n_cells": len(z), "n_latent": z.shape[1], "n_empty": len(empty), "genes": str(model.query_mapping)}
-        text = f"{len(z):,} cells embedded in {where}\n{model.query_mapping}"
-        if len(empty): text += f"\n{_some_cells(empty)} without a count in the model's genes: their rows are NaN"
+        text = f"{model.query_mapping}\n{len(z):,} cells embedded in {where}"
+        if len(empty): text += f"; {_some_cells(empty)} without a count in the model's genes: their rows are NaN"
         said.append((result, text))
 
 def _embedding(model, adata, drop_empty):

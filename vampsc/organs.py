@@ -354,11 +354,11 @@ def _is_unusual(node):
 
 def _converted(group):
     "A file's AnnData, whose sparse matrices are of the types that scipy has."
-    def read(function, name, node, spec):
-        kind = spec.encoding_type
-        if kind in ("csr_matrix", "csc_matrix"): return sparse_of(node, kind[:3], node.attrs["shape"])
-        if kind != "anndata": return function(node)
-        return anndata.AnnData(**{part: read_dispatched(node[part], read) for part in node})
+    def read(func, elem_name, elem, *, iospec):
+        kind = iospec.encoding_type
+        if kind in ("csr_matrix", "csc_matrix"): return sparse_of(elem, kind[:3], elem.attrs["shape"])
+        if kind != "anndata": return func(elem)
+        return anndata.AnnData(**{part: read_dispatched(elem[part], read) for part in elem})
     return read_dispatched(group, read)
 
 def _left_in_file(group):
