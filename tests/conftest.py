@@ -10,8 +10,10 @@ from hypothesis import settings
 
 # The first call of a compiled function is slow, whatever the example; on a server a failure must repeat.
 # JAX compiles anew for every shape, so that examples of many shapes are dear there.
+# `pytest --hypothesis-profile=thorough` tries more of them.
 settings.register_profile("vampsc", deadline=None, derandomize=bool(os.environ.get("CI")),
-                          max_examples=12 if os.environ.get("KERAS_BACKEND") == "jax" else 100)
+                          max_examples=12 if os.environ.get("KERAS_BACKEND") == "jax" else 30)
+settings.register_profile("thorough", settings.get_profile("vampsc"), max_examples=200)
 settings.load_profile("vampsc")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
