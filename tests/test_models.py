@@ -13,16 +13,17 @@ from vampsc.counts import CountsError
 
 PRESETS = list(models.PRESETS)
 GENERATIVE = [name for name in PRESETS if name != "AE"]
-SMALL = dict(n_genes=300, n_latent=8, hidden=(64, 32), n_pseudo_inputs=40, flow_hidden=(24, 24), n_flow_steps=2)
+SMALL = dict(n_genes=300, n_latent=8, hidden=(32,), n_pseudo_inputs=40, flow_hidden=(24,), n_flow_steps=2)
+HOW = dict(learning_rate=1e-2, batch_size=64, progress=False)
 
 
 @pytest.fixture(scope="module")
-def adata(): return organs.load("pancreas")
+def adata(): return organs.load("pancreas")[:400].copy()
 
 
 @pytest.fixture(scope="module")
 def trained(adata):
-    return {name: models.PRESETS[name](adata, **SMALL).train(max_epochs=8, progress=False) for name in PRESETS}
+    return {name: models.PRESETS[name](adata, **SMALL).train(max_epochs=8, **HOW) for name in PRESETS}
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -33,7 +34,7 @@ def test_training_lowers_the_loss_on_cells_not_trained_on(trained, name):
     untrained = model.get_reconstruction_error(indices=model.split.test)["per_cell"]
     model.network = before
     assert model.get_reconstruction_error(indices=model.split.test)["per_cell"] < 0.8 * untrained
-    assert model.history["val_loss"].iloc[-1] < 0.8 * model.history["val_loss"].iloc[0]
+    assert model.history["val_loss"].iloc[-1] < 0.9 * model.history["val_loss"].iloc[0]
 
 
 def test_presets_are_the_corners_of_posterior_and_prior(trained):
@@ -47,7 +48,7 @@ def test_presets_are_the_corners_of_posterior_and_prior(trained):
 def test_embedding_shape_subset_and_seed(trained, name):
     model = trained[name]
     z = model.get_latent_representation(n_mc_samples=4)
-    assert z.shape == (1937, 8) and z.dtype == np.float32 and np.isfinite(z).all()
+    assert z.shape == (400, 8) and z.dtype == np.float32 and np.isfinite(z).all()
     if model.network.posterior.exact_mean:
         assert np.allclose(model.get_latent_representation(indices=[5, 3]), z[[5, 3]], atol=1e-4)
         assert np.array_equal(z, model.get_latent_representation(n_mc_samples=1, seed=9))
@@ -150,7 +151,7 @@ def test_pseudo_inputs_as_cells(trained, name):
 def test_learned_weights_are_trained_and_saved(adata, tmp_path):
     model = models.VAMP(adata, **SMALL, learn_weights=True)
     np.testing.assert_allclose(model.pseudo_inputs().obs["weight"], 1 / 40, rtol=1e-6)
-    model.train(max_epochs=4, progress=False)
+    model.train(max_epochs=4, **HOW)
     weight = model.pseudo_inputs().obs["weight"]
     assert weight.sum() == pytest.approx(1, rel=1e-5) and weight.max() > 1.02 / 40 and weight.min() < 0.98 / 40
     model.save(tmp_path / "m")
@@ -211,7 +212,7 @@ def test_more_pseudo_inputs_than_cells_are_capped_with_a_word(adata):
 
 FRESH = """
 import sys, numpy as np, vampsc
-adata, folder = vampsc.organs.load("pancreas"), sys.argv[1]
+adata, folder = vampsc.organs.load("pancreas")[:400].copy(), sys.argv[1]
 for name in sys.argv[2:]:
     model = vampsc.load(f"{folder}/{name}", adata)
     found = {"z": model.get_latent_representation(n_mc_samples=3)}
@@ -246,7 +247,7 @@ def test_saving_does_not_overwrite_unasked_and_loading_names_what_is_wrong(train
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "thesis"]                # no half-written folder is left
     with pytest.raises(FileNotFoundError, match="no model"): models.load(tmp_path)
-    with pytest.raises(ValueError, match="1937 cells"): models.load(path, adata[:100])
+    with pytest.raises(ValueError, match="400 cells"): models.load(path, adata[:100])
     with pytest.raises(ValueError, match="adata="): models.load(path).get_latent_representation()
 
 
