@@ -161,7 +161,7 @@ def test_what_the_authors_give_on_request(server, tmp_path):
     source = KNOWN["Kinchen2018"]["source"][0]["files"]["counts"]
     (tmp_path / "hand" / source["name"]).write_bytes(server.files[unquote(re.sub("^https?:/", "", source["urls"][0]))])
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)                    # a library may have others about itself
         assert organs.load("Kinchen2018", progress=False).obs["cell_type"].notna().all()
 
 

@@ -26,6 +26,11 @@ def made_masks(n_latent, hidden):
     return [m.astype("float32") for m in masks]
 
 # %% ../nbs/05_flows.ipynb #masked-dense
+class _Masked(keras.constraints.Constraint):
+    "Keeps a kernel zero where `mask` (in, out) is zero."
+    def __init__(self, mask): self.mask = mask
+    def __call__(self, kernel): return kernel * ops.cast(self.mask, kernel.dtype)
+
 class MaskedDense(layers.Layer):
     """A dense layer whose kernel is multiplied by `mask`: (cells, in) -> (cells, out).
 
@@ -36,8 +41,7 @@ class MaskedDense(layers.Layer):
         glorot = keras.initializers.GlorotUniform(seed)
         # Masked from the start and kept so: what can never act is zero, and the penalty counts only what can.
         start = lambda shape, dtype=None: glorot(shape, dtype) * ops.cast(mask, dtype)
-        self.kernel = self.add_weight(mask.shape, start, regularizer=regularizer, name="kernel",
-                                      constraint=lambda kernel: kernel * ops.cast(mask, kernel.dtype))
+        self.kernel = self.add_weight(mask.shape, start, regularizer=regularizer, name="kernel", constraint=_Masked(mask))
         self.bias = self.add_weight(mask.shape[1:], keras.initializers.Constant(bias), name="bias")
         self.mask = self.add_weight(mask.shape, lambda shape, dtype=None: ops.cast(mask, dtype), trainable=False, name="mask")
         self.built = True

@@ -751,7 +751,7 @@ def _triplet(path, archive, found, sample):
     for name in names:
         if name not in found: raise ReaderError(f"{path.name} lacks {name}")
     matrix, features, barcodes = (_unpacked(path, archive, found[name]) for name in names)
-    try: X = sparse.csr_matrix(mmread(io.BytesIO(matrix)).T).astype("float32")
+    try: X = sparse.csr_matrix(mmread(io.BytesIO(matrix), spmatrix=False).T).astype("float32")
     except Exception as error: raise ReaderError(f"{path.name}, {names[0]}: {error}") from None
     genes = [line.split("\t") for line in features.decode().splitlines() if line]
     cells = [f"{sample}_{line}" for line in barcodes.decode().split()]
