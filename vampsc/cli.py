@@ -355,7 +355,7 @@ def report(source: str = typer.Argument(help="The folder of one or several runs;
             return said.append(({"page": page}, f"open {page.as_posix()}"))
         import pandas as pd
         out, given = (out or Path("runs/report")).expanduser(), {"data": source} if kind in (".h5ad", ".zarr") else {"organ": source}
-        page = study.report(out, overwrite, **given, models=models, profile=profile, seed=seed, max_epochs=max_epochs, layer=layer,
+        page = study.report(out, overwrite=overwrite, **given, models=models, profile=profile, seed=seed, max_epochs=max_epochs, layer=layer,
                             use_raw=use_raw, batch_key=batch_key, n_genes=n_genes, label_key=_or_none(label_key),
                             gene_space=_or_none(gene_space))
         frame, files = pd.read_csv(out / "table.csv", index_col="model"), sorted(p for p in out.iterdir() if p.is_file() and not p.name.startswith("."))
@@ -404,8 +404,9 @@ def beyond(question: str = typer.Argument(help="kl_weight, both, linear_decoder,
     more = dict(text.split("=", 1) if "=" in text else (text, None) for text in settings)
     if empty := [name for name, value in more.items() if value is None]: raise ValueError(f"--set {empty[0]}: a value is missing, as in --set weights=1,1e-3.")
     given = {name: value for name, value in dict(profile=profile, n_genes=n_genes, max_epochs=max_epochs, jobs=jobs).items() if value is not None}
+    if overwrite: given["overwrite"] = True
     with told(as_json) as said:
-        page = beyond.make(question, out, overwrite, organs=organs, seeds=seeds, label_key=_or_none(label_key), **given,
+        page = beyond.make(question, out, organs=organs, seeds=seeds, label_key=_or_none(label_key), **given,
                            **{name: int(value) if value.isdigit() else value for name, value in more.items()})
         said.append(({"page": page}, f"open {page.as_posix()}"))
 
