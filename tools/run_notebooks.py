@@ -35,7 +35,7 @@ TOLERANCE = 0.03
 NUMBER = re.compile(r"(?<![\w.])[-+−]?\d[\d,]*\.?\d*(?:[eE][-+]?\d+)?")
 ONE_CORE = {name: "1" for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")}
 LIMIT = 900                                              # seconds for a notebook
-LIBRARIES = ("execnb.shell", "tensorflow", "scanpy", "sklearn.metrics", "matplotlib.pyplot", "vampsc.models", "vampsc.study")
+LIBRARIES = ("execnb.shell", "scanpy", "sklearn.metrics", "matplotlib.pyplot", "vampsc.study")
 READ = ("vampsc", "nbs/analysis", "benchmarks", "workflow", "settings.ini", "tools/run_notebooks.py")     # by chapters
 RECORD = Path(sys.prefix) / "notebooks.json"
 
@@ -113,6 +113,8 @@ def execute(notebook, folder):
 def load_libraries(notebooks):
     "Import what chapters import, so that it is done once and not by each of them."
     os.environ.update(ONE_CORE, TF_CPP_MIN_LOG_LEVEL="3")
+    vampsc = importlib.import_module("vampsc")
+    getattr(vampsc, "models")                            # with TensorFlow, but without what it says as it starts
     draws = sum("umap" in notebook.read_text(encoding="utf-8") for notebook in notebooks)
     for library in (*LIBRARIES, *["umap"] * (draws > 1)): importlib.import_module(library)
 
