@@ -60,11 +60,10 @@ def test_embedding_shape_subset_and_seed(trained, name):
 @pytest.mark.parametrize("name", GENERATIVE)
 def test_elbo_is_reconstruction_and_kl(trained, name):
     model = trained[name]
-    test = model.split.test
-    elbo = model.get_elbo(indices=test, n_mc_samples=20)
+    elbo = model.get_elbo(n_mc_samples=20)
     assert elbo["elbo"] == pytest.approx(-elbo["reconstruction"] - elbo["kl"])
-    error = model.get_reconstruction_error(indices=test)
-    assert elbo["reconstruction"] == pytest.approx(error["per_cell"], rel=0.02)
+    error = model.get_reconstruction_error()                                    # one draw for each of 400 cells
+    assert elbo["reconstruction"] == pytest.approx(error["per_cell"], rel=0.03)
     assert error["per_gene"] == pytest.approx(error["per_cell"] / 300)
     assert elbo["kl"] > 0 and elbo["standard_error"] > 0
 
