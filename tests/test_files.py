@@ -111,7 +111,7 @@ def test_number_types_in_memory(kind):
 
 def test_number_types_of_a_zarr_folder(tmp_path):
     path = written(full(), tmp_path / "a.zarr")
-    group = zarr.open_group(str(path), mode="r+")
+    group = zarr.open_group(str(path), mode="r+", use_consolidated=False)
     for place in ("layers/counts", "raw/X"):
         values = group[place]["data"][:].astype("float16")
         del group[place]["data"]
@@ -270,3 +270,22 @@ def test_embed_reports_the_genes_as_json(model, tmp_path):
     code, said = embed(model, written(cells(), tmp_path / "a.h5ad"), "--out", tmp_path / "e.npy", "--json")
     result = json.loads(said)
     assert code == 0 and result["n_empty"] == 0 and result["genes"].startswith("30 of the data's 30 genes have a place in own genes")
+
+
+def test_what_is_none_in_a_zarr_folder(model, tmp_path):
+    "anndata may write raw and X that are None as an empty array marked as null."
+    path = written(cells(), tmp_path / "a.zarr")
+    group = zarr.open_group(str(path), mode="r+", use_consolidated=False)
+    if "raw" in group: del group["raw"]
+    ad.io.write_elem(group, "raw", None)
+    zarr.consolidate_metadata(str(path))
+    for flags in ((), ("--backed",)):
+        assert embed(model, path, "--out", tmp_path / f"{len(flags)}.h5ad", *flags)[0] == 0
+        assert ad.read_h5ad(tmp_path / f"{len(flags)}.h5ad").raw is None
+    del group["X"]
+    group["layers"] if "layers" in group else group.create_group("layers")
+    ad.io.write_elem(group["layers"], "counts", sparse.csr_matrix(X))
+    ad.io.write_elem(group, "X", None)
+    zarr.consolidate_metadata(str(path))
+    there = organs.load(path, True, "counts")
+    assert there.X is None and there.raw is None and np.array_equal(Counts(there.layers["counts"])[:].toarray(), X)

@@ -274,6 +274,7 @@ def _copy_zarr(folder, path):
     with h5py.File(path, "w") as file:
         file.attrs.update(source.attrs)
         for name in source:
+            if source[name].attrs.get("encoding-type") == "null": continue             # nothing, as if it were not there
             if name == "X": _copy_matrix(source[name], file, name)
             elif name in ("layers", "raw"): _copy_group(source[name], file, name)
             else: ad.io.write_elem(file, name, ad.io.read_elem(source[name]))

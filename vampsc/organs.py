@@ -343,8 +343,14 @@ def _open_group(path):
 
 def _matrices(group):
     "The matrices of cells and genes in a file: X, the layers, and raw."
-    names = ["X", *(f"layers/{name}" for name in group.get("layers", ())), "raw/X"]
-    return [group[name] for name in names if name in group]
+    found = [group["X"]] if _holds(group, "X") else []
+    if _holds(group, "layers"): found += [group["layers"][name] for name in group["layers"]]
+    if _holds(group, "raw") and "X" in group["raw"]: found.append(group["raw"]["X"])
+    return found
+
+def _holds(group, name):
+    "Is there something of that name? What is None in memory may be an empty array in the file, marked as null."
+    return name in group and group[name].attrs.get("encoding-type") != "null"
 
 def _is_unusual(node):
     "Is this a sparse matrix whose values scipy has no type for?"
@@ -364,11 +370,11 @@ def _converted(group):
 def _left_in_file(group):
     "A file's AnnData, of which the matrices are read only when they are asked for, by rows."
     parts = {name: read_elem(group[name]) for name in _SMALL if name in group}
-    if "layers" in group: parts["layers"] = {name: _matrix_in(group["layers"][name]) for name in sorted(group["layers"])}
-    if "raw" in group:
+    if _holds(group, "layers"): parts["layers"] = {name: _matrix_in(group["layers"][name]) for name in sorted(group["layers"])}
+    if _holds(group, "raw"):
         raw = group["raw"]
         parts["raw"] = {"X": _matrix_in(raw["X"]), "var": read_elem(raw["var"]), "varm": read_elem(raw["varm"]) if "varm" in raw else {}}
-    return anndata.AnnData(_matrix_in(group["X"]) if "X" in group else None, **parts)
+    return anndata.AnnData(_matrix_in(group["X"]) if _holds(group, "X") else None, **parts)
 
 def _matrix_in(node):
     "A matrix that stays in its file: dense, or sparse."
