@@ -128,7 +128,7 @@ def network(posterior, prior):
     return made
 
 
-def evidence(made, counts, half_width=10.0, points=401):
+def evidence(made, counts, half_width=10.0, points=201):
     "log p(x) of each cell as a sum over a fine grid of the plane of z, in float64."
     axis = np.linspace(-half_width, half_width, points)
     z = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2).astype("float32")
@@ -144,7 +144,7 @@ def test_bounds_of_every_model_against_integration(posterior, prior):
     made, draw = network(posterior, prior), np.random.default_rng(2)
     counts = draw.poisson(3.0, (5, 6)).astype("float32") + np.eye(5, 6, dtype="float32")
     truth, parameters = evidence(made, counts), made.encode(log_normalise(counts))
-    weights = log_weights(made, counts, parameters, made.components(), 20_000, draw).astype("float64")
+    weights = log_weights(made, counts, parameters, made.components(), 6000, draw).astype("float64")
     found, error = importance_bound(weights)
     assert (np.abs(found - truth) < 6 * error + 6e-3).all()         # 6e-3: what the grid itself may be off
     assert error.max() < 0.1
@@ -189,7 +189,7 @@ def test_verb_is_the_bound_by_hand():
     assert np.isnan(single["standard_error"]) and np.isfinite(single["marginal_ll"])
     verbs = model.get_elbo, model.get_marginal_ll, model.get_kl_per_unit
     for verb in verbs:
-        with pytest.raises(ValueError, match="n_mc_samples must be at least 1.*got 0"): verb(n_mc_samples=0)
+        with pytest.raises(ValueError, match="n_mc_samples must be a whole number of at least 1, not 0"): verb(n_mc_samples=0)
     for verb in (*verbs, model.get_latent_representation, model.get_reconstruction_error):
         with pytest.raises(ValueError, match="no cells"): verb(indices=np.array([], int))
     with pytest.raises(ValueError, match="no prior"):
@@ -232,7 +232,7 @@ def test_the_verb_with_both_proposals():
     model = models.VAMP(organs.load("pancreas")[:120].copy(), n_genes=200, n_latent=4, hidden=(16,), n_pseudo_inputs=10).train("brisk", max_epochs=5, progress=False)
     one, both = (model.get_marginal_ll(n_mc_samples=200, proposal=p) for p in ("posterior", "both"))
     assert both["marginal_ll"] == pytest.approx(one["marginal_ll"], abs=3) and both["marginal_ll"] != one["marginal_ll"]
-    with pytest.raises(ValueError, match="proposal='prior' is not known; take 'posterior' or 'both'"): model.get_marginal_ll(proposal="prior")
+    with pytest.raises(ValueError, match="proposal='prior' is not known; take one of posterior, both"): model.get_marginal_ll(proposal="prior")
     iaf = models.IAF(organs.load("pancreas")[:120].copy(), n_genes=200, n_latent=4, hidden=(16,))
     with pytest.raises(ValueError, match="IAF has a posterior whose density"): iaf.get_marginal_ll(proposal="both")
     with pytest.raises(ValueError, match="no prior"): models.AE(organs.load("pancreas")[:120].copy(), n_genes=200, n_latent=4, hidden=(16,)).get_marginal_ll(proposal="both")

@@ -56,38 +56,48 @@ def test_what_cannot_be_shared_is_refused():
     with pytest.raises(ValueError, match="3 validation cells are too few for 4"): Sharing(4).check(8, validation=range(3))
 
 
+slow = pytest.mark.slow                       # a process of its own: two devices must be there before TensorFlow starts
+
+
 @pytest.fixture(scope="module")
 def mirrored(): return run(["tensorflow"])[0]
 
 
+@slow
 def test_two_replicas_train_as_one_device(mirrored): assert_same(mirrored["one"], mirrored["all"])
 
 
+@slow
 def test_the_cell_that_is_left_out_hardly_matters(mirrored):
     "Of 243 training and 30 validation cells, two devices leave out one training cell a pass."
     assert np.allclose(mirrored["one, uncut"]["loss"], mirrored["all"]["loss"], rtol=5e-3)
 
 
+@slow
 def test_with_noise_the_curves_differ_as_between_seeds(mirrored):
     "Over 12 seeds of the noise, the standard deviation of an epoch's loss was 1 % of it, on one device and on two."
     assert np.allclose(np.mean(mirrored["noisy one"], 0), mirrored["noisy all"], rtol=0.04)
 
 
+@slow
 def test_a_weight_of_the_kl_term_that_rises_reaches_all_replicas(mirrored):
     "Less the two terms at that weight, the loss is the penalty, which hardly changes; the KL is some ten nats."
     assert np.ptp(mirrored["noisy all, penalty"]) < 0.1 * mirrored["noisy all, penalty"][0] + 0.05
 
 
+@slow
 def test_replicas_draw_noise_and_dropout_of_their_own(mirrored):
     for first, second in mirrored["own draws"]: assert not np.allclose(first, second)
     for first, second in mirrored["shared draws"]: assert np.allclose(first, second)      # Keras; else separate_noise can go
 
 
+@slow
 def test_errors_under_a_strategy_say_what_to_do(mirrored):
     assert "take batch_size=64" in mirrored["odd batch"]
     assert "make or load it within the scope" in mirrored["made outside"]
 
 
+@slow
 def test_two_processes_train_as_one_device(tmp_path):
     if importlib.util.find_spec("jax") is None: pytest.skip("JAX is not installed; pip install 'vampsc[jax]'")
     with socket.socket() as s:

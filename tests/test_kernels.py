@@ -14,11 +14,16 @@ from autodiff import gradients  # noqa: E402
 
 
 @pytest.fixture(scope="module")
-def adata(): return organs.load("pancreas")
+def adata():
+    "100 cells, and the 400 genes that are expressed most."
+    cells = organs.load("pancreas")[:100]
+    return cells[:, np.sort(np.argsort(-np.asarray(cells.X.sum(0)).ravel())[:400])].copy()
 
 
 @pytest.fixture(scope="module")
-def batch(adata): return models.VAE(adata).X[:96].toarray()
+def batch():
+    "32 cells and 4,025 genes, among them many that are hardly expressed."
+    return organs.load("pancreas")[:32, ::5].X.toarray()
 
 
 def twin(x, a, b): return nb_log_prob_sum(x, networks.soft_bound(a) + ops.log(networks.size_factors(x)), networks.soft_bound(b))
@@ -131,13 +136,14 @@ def trained(adata, name, path, steps=4, **settings):
     with kernels.use_path(path):
         model = getattr(models, name)(adata, n_genes=300, n_latent=6, hidden=(32, 16), **settings)
         training.compile_network(model.network, 1e-2)
-        losses = [model.network.train_on_batch(model.X[64 * i:64 * (i + 1)].toarray()) for i in range(steps)]
-        evaluated = model.network.test_on_batch(model.X[:100].toarray())
+        model.before = model.network.get_weights()
+        losses = [model.network.train_on_batch(model.X.dense((np.arange(64) + 20 * i) % 100)) for i in range(steps)]
+        evaluated = model.network.test_on_batch(model.X[:].toarray())
     return model, np.ravel(losses), np.ravel(evaluated)
 
 
-SMALL = {"VAMP": dict(n_pseudo_inputs=9), "VAMPIAF": dict(n_pseudo_inputs=9, flow_hidden=(16,)),
-         "HVAMP": dict(n_pseudo_inputs=9), "IAF": dict(flow_hidden=(16, 16))}
+SMALL = {"VAMP": dict(n_pseudo_inputs=9), "VAMPIAF": dict(n_pseudo_inputs=9, flow_hidden=(16,), n_flow_steps=2),
+         "HVAMP": dict(n_pseudo_inputs=9), "IAF": dict(flow_hidden=(16, 16), n_flow_steps=2)}
 
 
 @pytest.mark.parametrize("name", ["AE", "VAE", "IAF", "VAMP", "VAMPIAF", "HVAMP"])
@@ -145,14 +151,13 @@ def test_the_fused_step_is_the_plain_step(adata, name):
     settings = SMALL.get(name, {})
     (one, losses, evaluated), (other, plain, plainly) = (trained(adata, name, path, **settings) for path in ("compiled", "plain"))
     assert training.is_fused(one.network.optimizer, traced=True)
-    np.testing.assert_allclose(losses, plain, rtol=1e-5)
-    np.testing.assert_allclose(evaluated, plainly, rtol=1e-5)
-    moved = 0
-    for v, w, start in zip(one.network.trainable_variables, other.network.trainable_variables,
-                           getattr(models, name)(adata, n_genes=300, n_latent=6, hidden=(32, 16), **settings).network.trainable_variables):
+    np.testing.assert_allclose(losses, plain, rtol=1e-5, atol=2e-4)            # the loss of a cell is some 900, the KL term some 5
+    np.testing.assert_allclose(evaluated, plainly, rtol=1e-5, atol=2e-4)
+    moved, begun = 0, dict(zip((w.path for w in other.network.weights), other.before, strict=True))
+    for v, w in zip(one.network.trainable_variables, other.network.trainable_variables):
         difference = np.abs(np.asarray(v.value) - np.asarray(w.value))
         assert difference.mean() < 2e-5, v.path                      # Adam can turn the sign of a gradient that is rounding alone
-        moved += np.abs(np.asarray(v.value) - np.asarray(start.value)).max() > 1e-3
+        moved += np.abs(np.asarray(v.value) - begun[w.path]).max() > 1e-3
     assert moved > 0.8 * len(one.network.trainable_variables)
 
 

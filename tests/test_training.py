@@ -1,4 +1,7 @@
 """Training: the optimiser, the schedule and the history."""
+import contextlib
+import io
+
 import keras
 import numpy as np
 import pytest
@@ -9,10 +12,13 @@ from vampsc.counts import Batches
 
 
 @pytest.fixture(scope="module")
-def adata(): return organs.load("pancreas")
+def adata():
+    "200 cells, and the 400 genes that are expressed most."
+    cells = organs.load("pancreas")[:200]
+    return cells[:, np.sort(np.argsort(-np.asarray(cells.X.sum(0)).ravel())[:400])].copy()
 
 
-def small(adata, **more): return models.VAE(adata, n_genes=200, n_latent=4, hidden=(32, 16), **more)
+def small(adata, **more): return models.VAE(adata, n_genes=200, n_latent=4, hidden=(16, 8), **more)
 
 
 def test_the_paper_profile_has_the_papers_numbers():
@@ -23,8 +29,8 @@ def test_the_paper_profile_has_the_papers_numbers():
 def test_fused_adam_makes_the_steps_of_adam_on_a_real_model(adata):
     weights = []
     for optimizer in (training.FusedAdam(1e-3), keras.optimizers.Adam(1e-3)):
-        network = small(adata, dropout=0.0).network
-        x = small(adata).X[:64].toarray()
+        model = small(adata, dropout=0.0)
+        network, x = model.network, model.X[:64].toarray()
         network.compile(optimizer=optimizer, jit_compile=False)
         for _ in range(5): network.train_on_batch(x)
         weights.append(network.get_weights())
@@ -66,19 +72,32 @@ def test_the_best_weights_come_back(adata):
                 for w in self.model.decoder.trainable_variables: w.assign(w * 0.7)
 
     spoil = Spoil()
-    model.train(max_epochs=5, progress=False, callbacks=[spoil])
+    model.train(max_epochs=5, batch_size=32, progress=False, callbacks=[spoil])
     best = int(model.history["val_loss"].idxmin())
     assert best == 3
     kernel = model.network.decoder.log_rate.kernel.numpy()
     assert any(kernel.shape == w.shape and np.array_equal(kernel, w) for w in spoil.best)
 
 
-def test_history_has_a_row_an_epoch(adata):
-    history = small(adata).train(max_epochs=3, progress=False).history
+@pytest.fixture(scope="module")
+def watched(adata):
+    "A run of three epochs: the model, what Progress printed, and of each batch that was read, whether in order of training, and of which epoch."
+    seen, plain, out = [], training.Batches.__getitem__, io.StringIO()
+    def read(batches, b):
+        seen.append((batches.shuffle, batches.epoch))
+        return plain(batches, b)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.setattr(training.Batches, "__getitem__", read)
+        model = small(adata).train(max_epochs=3, progress=False, callbacks=[training.Progress("VAE", every=0.0)])
+    return model, out.getvalue().splitlines(), seen
+
+
+def test_history_has_a_row_an_epoch(watched):
+    history = watched[0].history
     assert list(history.index) == [1, 2, 3] and history.index.name == "epoch"
     assert {"loss", "reconstruction", "kl", "val_loss", "val_reconstruction", "val_kl", "learning_rate", "seconds",
             "cells_seen"} <= set(history)
-    assert list(history["cells_seen"]) == [1549, 3098, 4647]
+    assert list(history["cells_seen"]) == [160, 320, 480]
 
 
 def test_reported_losses_are_means_over_cells(adata):
@@ -95,11 +114,9 @@ def test_reported_losses_are_means_over_cells(adata):
     assert logs["kl"] == pytest.approx(float(np.mean(kl)), rel=1e-5)
 
 
-def test_progress_says_losses_and_time_left(adata, capsys):
-    training_lines = training.Progress("VAE", every=0.0)
-    small(adata).train(max_epochs=2, progress=False, callbacks=[training_lines])
-    out = capsys.readouterr().out.splitlines()
-    assert len(out) == 2 and out[0].startswith("VAE: epoch 1/2, loss ") and "s left" in out[0]
+def test_progress_says_losses_and_time_left(watched):
+    out = watched[1]
+    assert len(out) == 3 and out[0].startswith("VAE: epoch 1/3, loss ") and "s left" in out[0]
 
 
 def test_a_loss_that_is_not_finite_stops_with_advice(adata):
@@ -108,12 +125,10 @@ def test_a_loss_that_is_not_finite_stops_with_advice(adata):
     with pytest.raises(FloatingPointError, match="learning_rate"): model.train(max_epochs=3, progress=False)
 
 
-def test_epoch_k_sees_the_cells_in_order_k(adata, monkeypatch):
-    seen, plain = [], training.Batches.__getitem__
-    monkeypatch.setattr(training.Batches, "__getitem__", lambda self, b: (seen.append((self.shuffle, self.epoch)), plain(self, b))[1])
-    small(adata).train(max_epochs=3, progress=False)
+def test_epoch_k_sees_the_cells_in_order_k(watched):
+    seen = watched[2]
     training_epochs = [epoch for shuffled, epoch in seen if shuffled]
-    n = -(-1549 // 128)
+    n = -(-160 // 128)
     counts = [training_epochs.count(k) for k in range(4)]
     assert counts[1:] == [n, n, 0] and counts[0] - n in (0, 2)           # Keras looks at two batches for their shape
 
@@ -131,7 +146,7 @@ def test_the_weight_rises_as_in_scvi_tools():
 
 @pytest.mark.parametrize("beta", [1.0, 0.25])
 def test_each_epoch_is_trained_at_its_weight_and_validated_at_the_whole(adata, beta):
-    history = small(adata, beta=beta).train(max_epochs=5, kl_warmup=3, batch_size=256, progress=False).history
+    history = small(adata, beta=beta).train(max_epochs=5, kl_warmup=3, batch_size=32, progress=False).history
     assert np.allclose(history["kl_weight"], beta * np.array([0, 1 / 3, 2 / 3, 1, 1]))
     assert np.ptp(penalties(history, history["kl_weight"])) < 0.05 < 0.5 < np.ptp(penalties(history, beta))
     assert np.ptp((history["val_loss"] - history["val_reconstruction"] - beta * history["val_kl"])) < 0.05
@@ -144,20 +159,20 @@ def test_it_trains_as_with_a_weight_that_is_set_by_hand(adata):
         def on_epoch_begin(self, epoch, logs=None): self.beta.assign(min(epoch / 4, 1))
         def on_test_begin(self, logs=None): self.beta.assign(1.0)
 
-    how = dict(max_epochs=6, batch_size=256, progress=False)
+    how = dict(max_epochs=6, batch_size=32, progress=False)
     ours, other = small(adata).train(kl_warmup=4, **how), small(adata).train(callbacks=[ByHand()], **how)
     for column in ("loss", "reconstruction", "kl", "val_loss", "val_kl"):
         assert np.allclose(ours.history[column], other.history[column], rtol=1e-5), column
 
 
 def test_without_a_warm_up_nothing_is_different(adata):
-    one, other = (small(adata).train(max_epochs=2, batch_size=256, progress=False, **how) for how in ({}, {"kl_warmup": 0}))
+    one, other = (small(adata).train(max_epochs=2, batch_size=32, progress=False, **how) for how in ({}, {"kl_warmup": 0}))
     assert "kl_weight" not in one.history and one.history.drop(columns="seconds").equals(other.history.drop(columns="seconds"))
 
 
 def test_halving_and_stopping_wait_until_the_weight_is_whole(adata):
     "Nothing is learnt at this rate: without the warm-up the first halving came after epoch 3, and the end after 5."
-    profile = training.Profile(learning_rate=1e-12, lr_patience=2, patience=4, max_epochs=50, batch_size=256, kl_warmup=6)
+    profile = training.Profile(learning_rate=1e-12, lr_patience=2, patience=4, max_epochs=50, batch_size=32, kl_warmup=6)
     model = small(adata, dropout=0.0)
     model.network.noise_seed = None
     still = np.zeros((1, 4), "float32")
@@ -168,7 +183,7 @@ def test_halving_and_stopping_wait_until_the_weight_is_whole(adata):
 
 def test_the_best_weights_are_of_an_epoch_with_the_whole_weight(adata):
     "A model that knows its cells already is at its best in the first epoch, and made worse on purpose; that epoch is not the one that counts."
-    model = small(adata).train(max_epochs=12, progress=False)
+    model = small(adata).train(max_epochs=12, batch_size=16, progress=False)
     known = np.array(model.network.decoder.log_rate.kernel)
 
     class Spoil(keras.callbacks.Callback):

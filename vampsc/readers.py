@@ -517,7 +517,8 @@ def _frame(file, key):
 def _sparse_form(node):
     "(csr or csc, shape) of a sparse matrix in an .h5ad file of any age."
     told = node.attrs
-    kind = str(told.get("encoding-type", told.get("h5sparse_format", "csr")))[:3]
+    kind = told.get("encoding-type", told.get("h5sparse_format", "csr"))
+    kind = (kind.decode() if isinstance(kind, bytes) else str(kind))[:3]       # old files hold bytes
     return kind, told["shape"] if "shape" in told else told["h5sparse_shape"]
 
 def _matrix(node, block=4096):
