@@ -174,7 +174,7 @@ CASES = {
     "a damaged file": Case(lambda f: data(damaged()), says="column indices outside its columns: it is damaged"),
     "a damaged file, mapped": Case(lambda f: data(damaged()), says="column indices outside its columns: it is damaged", settings=panel),
     # cells
-    "no cells": Case(lambda f: data()[:0], says="no counts in 0 cells x 40 genes"),
+    "no cells": Case(lambda f: data()[:0], says="at least 10 cells, and there are 0"),
     "no genes": Case(lambda f: data(COUNTS[:, :0], []), says="has no genes"),
     "one cell": Case(lambda f: data()[:1], says="at least 10 cells, and there are 1"),
     "fewer cells than a batch": Case(lambda f: data()[:12], COUNTS[:12]),

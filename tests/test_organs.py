@@ -113,12 +113,12 @@ def test_label_key_missing(key):
 
 
 def test_label_key_without_guess():
-    with pytest.raises(OrganError, match="it has: none.$"): organs.labels(small())
+    with pytest.raises(OrganError, match="it has: none. For cells without labels: label_key=None"): organs.labels(small())
     with pytest.raises(OrganError) as error: organs.labels(small(batch=[1, 2]), "annotation")
     assert "batch" in str(error.value) and "Did you mean" not in str(error.value)
     numbered = small(kind=["t", "b"])
     numbered.obs[3] = 1
-    with pytest.raises(OrganError, match="no column 'annotation' in adata.obs; it has: kind, 3.$"): organs.labels(numbered, "annotation")
+    with pytest.raises(OrganError, match="no column 'annotation' in adata.obs; it has: kind, 3. For cells"): organs.labels(numbered, "annotation")
 
 
 def test_blank_labels_are_missing():
