@@ -1,6 +1,7 @@
 """The paper's sentences, each beside what a model that was built with the defaults really has."""
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 from keras import layers, ops
 
@@ -164,7 +165,7 @@ def test_gene_space(built):
     adata = organs.load("pancreas")
     model = PRESETS["AE"](adata)
     assert len(model.genes) == 20_120                      # GENCODE 48; Ensembl 97 is fetched when asked for
-    missing = ~np.isin(model.genes.symbols, adata.var_names) & ~np.isin(model.genes.ids, adata.var_names)
+    missing = ~pd.Index(model.genes.symbols).isin(adata.var_names) & ~pd.Index(model.genes.ids).isin(adata.var_names)
     assert missing.sum() > 1000 and model.X[:][:, missing].nnz == 0
 
 
