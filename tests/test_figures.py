@@ -16,11 +16,14 @@ RNG = np.random.default_rng(0)
 def cells(n=60, units=6): return RNG.normal(size=(n, units)).astype("float32")
 
 
+class Drawn(FigureCanvasAgg):
+    "A canvas that was drawn on; once is enough."
+
+
 def drawn(figure):
     "The figure drawn as it would be saved, and what measures its parts."
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return canvas.get_renderer()
+    if not isinstance(figure.canvas, Drawn): Drawn(figure).draw()
+    return figure.canvas.get_renderer()
 
 
 def inside(figure):
@@ -75,6 +78,7 @@ def test_umap_is_decided_by_its_seed():
     assert gap > one[:40].std(0).max()                                   # two groups stay two groups
 
 
+@pytest.mark.slow
 def test_neighbours_of_so_many_cells_that_they_are_searched_approximately():
     "From 8,192 cells on scanpy leaves the search to pynndescent, and the two must fit together."
     many = ad.AnnData(np.concatenate([cells(4200, 3), cells(4200, 3) + 30]))
