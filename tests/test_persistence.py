@@ -81,6 +81,7 @@ def test_a_full_disk_leaves_what_was_there(model, saved, monkeypatch):
 OTHER = "import sys, vampsc; m = vampsc.load(sys.argv[1]); print(sum(float(abs(w).sum()) for w in m.network.get_weights()))"
 
 
+@pytest.mark.slow
 def test_it_loads_under_another_backend(model, saved):
     pytest.importorskip("jax", reason="JAX is not installed")
     done = subprocess.run([sys.executable, "-c", OTHER, saved], capture_output=True, text=True, env={**os.environ, "KERAS_BACKEND": "jax"})

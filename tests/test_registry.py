@@ -57,8 +57,8 @@ def publish(server, study, source_name, tmp_path):
 def expected(truth, source, study):
     "The truth in the common form, by loops: {cell: {gene id: count}} and {cell: (label, donor)}."
     space, ids = GeneSpace.load("gencode-48"), truth.ensembl or [""] * truth.counts.shape[1]
-    by_symbol = {s: i for s, i in zip(space.symbols, space.ids) if s not in space.ambiguous}
-    own = [i.split(".")[0] if i.split(".")[0] in set(space.ids) else by_symbol.get(s.strip()) for s, i in zip(truth.counts.columns, ids)]
+    by_symbol, known = {s: i for s, i in zip(space.symbols, space.ids) if s not in space.ambiguous}, set(space.ids)
+    own = [i.split(".")[0] if i.split(".")[0] in known else by_symbol.get(s.strip()) for s, i in zip(truth.counts.columns, ids)]
     labels, renamed = truth.cell_type or [None] * len(truth), {k.strip(): v for k, v in source.get("rename", {}).items()}
     counts, told = {}, {}
     for k, cell in enumerate(truth.counts.index):

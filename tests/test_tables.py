@@ -391,6 +391,7 @@ def test_figure_2_is_of_the_colon_or_the_first(tmp_path):
     with pytest.raises(ValueError, match="'liver' has no runs here; there are blood"): tables.figure_2(runs, "liver")
 
 
+@pytest.mark.slow
 def test_the_page_of_a_study(tmp_path):
     make_study(make_study(tmp_path), "spleen", 1, models=("vae", "vamp", "vampiaf"), labels=False)
     (tmp_path / "liver" / "ae-seed2" / "latent.npy").write_bytes(b"")
@@ -409,6 +410,7 @@ def test_the_page_of_a_study(tmp_path):
     assert not any(o.output_type == "error" for c in notebook.cells if c.cell_type == "code" for o in c.outputs)
 
 
+@pytest.mark.slow
 def test_the_notebook_refuses_unknown_parameters(tmp_path):
     with pytest.raises(papermill.PapermillExecutionError) as stop:
         papermill.execute_notebook(str(tables.TEMPLATE), str(tmp_path / "out.ipynb"), {"rnus": str(tmp_path)},
