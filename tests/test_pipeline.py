@@ -35,6 +35,7 @@ def wait_for(seen, child):
     raise AssertionError("nothing happened for five minutes")
 
 
+@pytest.mark.slow
 def test_killed_failed_finished_and_nothing_left(tmp_path):
     runs = tmp_path / "runs" / "quick"
     logs = ad.AnnData(np.log1p(np.random.default_rng(0).poisson(1, (30, 20))).astype("float32"), var=pd.DataFrame(index=[f"g{i}" for i in range(20)]))
@@ -105,6 +106,7 @@ def ask(folder, *config, options=()):
                           cwd=folder, capture_output=True, text=True, timeout=900)
 
 
+@pytest.mark.slow
 def test_a_question_is_asked_again_when_it_is_another(tmp_path):
     cells = ad.read_h5ad(next((ROOT / "vampsc" / "data").glob("*.h5ad")))[::4].copy()
     cells.write_h5ad(tmp_path / "some.h5ad")
@@ -127,6 +129,7 @@ def test_a_question_is_asked_again_when_it_is_another(tmp_path):
     assert "reason: Updated input files: runs/beyond/.both.asked" in again.stdout + again.stderr
 
 
+@pytest.mark.slow
 def test_what_the_questions_do_not_take_is_refused(tmp_path):
     plan = ask(tmp_path, "organs=pancreas", options=["-n"])
     assert re.search(r"^question +5$", plan.stdout + plan.stderr, re.M)

@@ -282,11 +282,13 @@ def test_organ_notebook_writes_table_metrics_figures_and_page(tmp_path):
                    for o in c.outputs)
 
 
+@pytest.mark.slow
 def test_organ_notebook_on_data_without_gene_names(shared_data, tmp_path):
     notebook = execute(tmp_path, data=str(shared_data / "kidney_young_top2000.h5ad"), models="vae", gene_space=None)
     assert "PCs for 95 %" in texts(notebook)
 
 
+@pytest.mark.slow
 def test_organ_notebook_on_sorted_blood(shared_data, tmp_path):
     notebook = execute(tmp_path, data=str(shared_data / "blood_zheng_facs.h5ad"), models="vamp")
     assert "PCs for 95 %" in texts(notebook)
