@@ -295,12 +295,25 @@ def test_questions_share_their_runs(folder):
     assert len(list((folder / "some-cells" / "real").glob("*.json"))) == 2                             # real cells are judged once a seed
 
 
+def checked(question, **given):
+    "Run the notebook's cells up to the check of its parameters, here and without a kernel."
+    names = {}
+    for cell in nbformat.read(study.TEMPLATE.with_name(f"{question}.ipynb"), 4).cells:
+        lines = [line for line in cell.source.splitlines() if not line.startswith("get_ipython()")]
+        if cell.cell_type == "code": exec("\n".join(lines), names)
+        if "parameters" in cell.metadata.get("tags", []): names.update(given)
+        if cell.id == "check-parameters": return
+    raise AssertionError("no check of the parameters")
+
+
 def test_wrong_questions_and_parameters_are_named(tmp_path):
     with pytest.raises(ValueError, match="question 'why' is not known; there are kl_weight"): beyond.make("why", tmp_path)
     with pytest.raises(ValueError, match="parameter 'weihgts' is not known"): beyond.make("kl_weight", tmp_path, weihgts="1")
-    for weights, words in (("1,-1", "-1 is below 0"), ("1", "at least one below 1 is needed"), ("10,1,0.1", "none above"), ("1,much", "weights: '1,much' is no list of numbers")):
-        with pytest.raises(ValueError, match=words): beyond.make("kl_weight", tmp_path, weights=weights)
-    with pytest.raises(ValueError, match="warmup: 20 is no share"): beyond.make("kl_weight", tmp_path, warmup="0.5,20")
+    with pytest.raises(ValueError, match="-1 is below 0"): beyond.make("kl_weight", tmp_path, weights="1,-1")
+    checked("kl_weight")
+    for weights, words in (("1", "at least one below 1 is needed"), ("10,1,0.1", "none above"), ("1,much", "weights: '1,much' is no list of numbers")):
+        with pytest.raises(ValueError, match=words): checked("kl_weight", weights=weights)
+    with pytest.raises(ValueError, match="warmup: 20 is no share"): checked("kl_weight", warmup="0.5,20")
 
 
 def test_changes_name_what_is_clear_data_set_by_data_set():
