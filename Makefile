@@ -45,6 +45,7 @@ test-all: $(READY)
 	$(BIN)/python tools/run_notebooks.py --strict
 	$(BIN)/python -m pytest tests -m slow -rs $(SIDE_BY_SIDE)
 	KERAS_BACKEND=jax $(BIN)/python -m pytest $(STATISTICS) -rs $(SIDE_BY_SIDE)
+	$(BIN)/python tools/slips.py
 	$(MAKE) test-oldest
 	$(BIN)/python tools/build_site.py
 

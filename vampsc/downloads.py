@@ -29,7 +29,14 @@ def cache_folder(*parts):
 
 # %% ../nbs/12_downloads.ipynb #user-path
 def user_path(path):
-    "The path that a user means, as a Path: a `~` at its beginning is the home folder."
+    """The path that a user means, as a Path: a `~` at its beginning is the home folder.
+
+    path : text or a Path. Raises TypeError for what is neither, ValueError where it is empty.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"a path must be text or a Path, not {path!r}")
+    if not str(path):
+        raise ValueError("the path is empty; name a file or a folder, such as 'runs/mine'")
     return Path(path).expanduser()
 
 # %% ../nbs/12_downloads.ipynb #mirrored
