@@ -215,7 +215,7 @@ def test_organs_list_says_size_labels_access_and_licence():
 
 def test_beyond_hands_its_options_to_the_notebook(tmp_path, monkeypatch):
     seen = {}
-    def made(question, out, overwrite, **given):
+    def made(question, out, **given):
         seen.update(given, question=question, out=out)
         return out / "kl_weight.html"
     monkeypatch.setattr(beyond, "make", made)

@@ -19,7 +19,7 @@ TINY = dict(max_epochs=2, n_genes=200)
 
 
 @pytest.fixture(scope="module")
-def adata(): return organs.load("pancreas")
+def adata(): return organs.load("pancreas")[:400].copy()
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def test_a_run_is_recorded_whole(runs):
         assert {p.name for p in run.folder.iterdir()} == {"config.json", "history.csv", "latent.npy", "metrics.json", "model", "cells.csv"}
         assert run.folder.name == f"{run.name}-seed0" and len(run.history) == 2
         z = np.load(run.folder / "latent.npy")
-        assert z.shape == (1937, 128)
-        assert run.metrics["asw"] == pytest.approx(metrics.silhouette(z, organs.load("pancreas").obs["cell_type"]), abs=1e-6)
+        assert z.shape == (400, 128)
+        assert run.metrics["asw"] == pytest.approx(metrics.silhouette(z, organs.load("pancreas").obs["cell_type"][:400]), abs=1e-6)
 
 
 def test_numbers_of_a_run_are_those_of_its_saved_model(runs, adata):
@@ -149,6 +149,7 @@ def test_labels_if_there_are_any(adata):
     assert organs.label_key(none) is None
 
 
+@pytest.mark.slow
 def test_two_at_once_train_once(adata, tmp_path):
     adata[:300].copy().write_h5ad(tmp_path / "few.h5ad")
     line = [sys.executable, "-c", "from vampsc.cli import main; main()", "fit", "few.h5ad", "--model", "vae", "--max-epochs", "8", "--n-genes", "100", "--json"]
@@ -156,7 +157,7 @@ def test_two_at_once_train_once(adata, tmp_path):
     said = [child.communicate(timeout=300) for child in both]
     assert [child.returncode for child in both] == [0, 0]
     assert json.loads(said[0][0]) == json.loads(said[1][0])
-    assert sum("epoch" in err or "another process is at it" in err for _, err in said) >= 1
+    assert sum("epoch" in err or "is at it; waiting" in err for _, err in said) >= 1
     assert not (tmp_path / "runs" / "vae-seed0" / "checkpoint").exists()
 
 
@@ -209,7 +210,7 @@ def test_an_unfinished_run_goes_on_with_more_epochs_but_not_with_other_settings(
 def test_cells_are_named_and_divided(runs, adata):
     cells = runs[0].cells
     assert list(cells.index) == list(adata.obs_names) and (cells["label"] == adata.obs["cell_type"].astype(str)).all()
-    assert cells["split"].value_counts().to_dict() == {"train": 1549, "validation": 194, "test": 194}
+    assert cells["split"].value_counts().to_dict() == {"train": 320, "validation": 40, "test": 40}
 
 
 def test_labels_that_cannot_judge_are_refused_before_training(adata, tmp_path, monkeypatch):
@@ -236,7 +237,7 @@ def test_page_of_several_runs(runs):
     assert page.name == "report.html" and text.count('src="data:image/png;base64,') == 3 and text.count("<img alt=") == 3
     markup = re.sub(r"base64,[\w+/=]*", "", text).replace("http-equiv", "")             # a picture's letters may spell anything
     assert "<script" not in markup and "http" not in markup
-    for word in ("AE", "VAE", "IAF", "VAMP", "learning_rate 0.002", "1,549 for training", "PCs for 95 %", "Higher is better", "keras 3"): assert word in text, word
+    for word in ("AE", "VAE", "IAF", "VAMP", "learning_rate 0.002", "320 for training", "PCs for 95 %", "Higher is better", "keras 3"): assert word in text, word
 
 
 def test_page_of_one_run_elsewhere(runs, tmp_path):
@@ -295,8 +296,13 @@ def test_organ_notebook_on_sorted_blood(shared_data, tmp_path):
 
 
 @pytest.mark.parametrize("parameters, message", [
-    (dict(modles="vae"), "'modles' is not known"), (dict(organ="pancras"), "pancreas"),
-    (dict(label_key="celltype"), "celltype"), (dict(models="vae,gan"), "'gan'"), (dict(profile="slow"), "'slow'"),
+    (dict(modles="vae"), "'modles' is not known"),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        (dict(organ="pancras"), "pancreas"),
+        (dict(label_key="celltype"), "celltype"),
+        (dict(models="vae,gan"), "'gan'"),
+        (dict(profile="slow"), "'slow'"),
+    )),
 ])
 def test_organ_notebook_stops_with_one_line(tmp_path, parameters, message):
     with pytest.raises(papermill.PapermillExecutionError) as stop: execute(tmp_path, **parameters)

@@ -31,7 +31,8 @@ def ask(path, ours=False, overwrite=False):
         raise IsADirectoryError(f"{path} is a folder, where a file is to be written; choose another --out.")
     for above in path.parents:
         if above.is_file(): raise NotADirectoryError(f"{above} is a file, and no folder can be made in it; choose another --out.")
-    if os.path.lexists(path) and not ours and not overwrite:
+    empty = path.is_file() and path.stat().st_size == 0                # as a full disk leaves it: nothing is lost
+    if os.path.lexists(path) and not (ours or empty or overwrite):
         raise FileExistsError(f"{path} is there and was not written by vampsc for this; choose another --out, or replace it with --overwrite "
                               "(in Python overwrite=True).")
     return path

@@ -306,6 +306,7 @@ def _read(path, backed=False, elsewhere=False):
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Observation names are not unique")       # a model says it, with how many
+            warnings.filterwarnings("ignore", ".*very old version of AnnData")          # it is read all the same
             adata = _read_file(path, backed)
     except Exception as error:
         why = (str(error) or repr(error)).splitlines()[0]
