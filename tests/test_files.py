@@ -213,6 +213,7 @@ def without_attributes(path):
     return path
 
 
+@pytest.mark.filterwarnings("ignore:.*very old version of AnnData")                       # which this test reads
 @pytest.mark.parametrize("make, others", [(of_old, {"X_pca", "time"}), (bare, set()), (without_attributes, {"X_pca"})])
 @pytest.mark.parametrize("flags", [(), ("--backed",)])
 def test_embed_into_a_file_of_any_age(make, others, flags, model, tmp_path):

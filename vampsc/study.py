@@ -233,7 +233,7 @@ def ask_run(folder, overwrite=False):
     FileExistsError : a file is there that no run has written, or the folder of its model holds something else.
     """
     folder = Path(folder)
-    ours = (folder / "model" / models.CHECKSUMS).is_file() or _is_configuration(folder / "config.json")
+    ours = (folder / "model" / models.CHECKSUMS).is_file() or _is_configuration(folder / "config.json") or _is_checkpoint(folder / "checkpoint")
     for name in IN_A_RUN: files.ask(folder / name, ours, overwrite)
     files.only(folder / "model", models.FILES, "part of a saved model")
     return folder
@@ -242,6 +242,12 @@ def _is_configuration(path):
     try: said = json.loads(path.read_text())
     except (OSError, ValueError): return False
     return isinstance(said, dict) and {"model", "seed", "training"} <= said.keys()
+
+def _is_checkpoint(path):
+    "Is this the checkpoint of a run, of which a full disk may have left nothing else?"
+    try: training.read_checkpoint(path)
+    except (OSError, ValueError): return False
+    return True
 
 def _labels_to_judge(adata, label_key):
     "(the column of obs to judge by, its labels), None where there is none. label_key : as in `run`. ValueError : no such column, or labels that nothing can be judged by."
