@@ -23,13 +23,28 @@ def adata():
     return cells
 
 
+KINDS = {"without": {}, "decoder": {"batch_key": "lab"}, "both": {"batch_key": "lab", "encode_batch": True}}
+
+
+def vamps(adata, epochs):
+    return {name: models.VAMP(adata, **SMALL, **more).train(max_epochs=epochs, **HOW) for name, more in KINDS.items()}
+
+
 @pytest.fixture(scope="module")
 def trained(adata):
-    return {name: models.VAMP(adata, **SMALL, **more).train(max_epochs=60, **HOW)
-            for name, more in dict(without=dict(), decoder=dict(batch_key="lab"), both=dict(batch_key="lab", encode_batch=True)).items()}
+    "Trained for as long as a test of how things work needs."
+    return vamps(adata, 8)
 
 
-def test_the_embedding_of_a_model_that_knows_the_batch_mixes_them(adata, trained):
+@pytest.fixture(scope="module")
+def trained_longer(adata):
+    "Trained for as long as a test of how good they are needs."
+    return vamps(adata, 60)
+
+
+@pytest.mark.slow
+def test_the_embedding_of_a_model_that_knows_the_batch_mixes_them(adata, trained_longer):
+    trained = trained_longer
     z = {name: m.get_latent_representation() for name, m in trained.items()}
     asw = {name: metrics.silhouette(at, adata.obs["lab"]) for name, at in z.items()}
     neighbours = {name: metrics.knn_purity(at, adata.obs["lab"]) for name, at in z.items()}       # of the same laboratory; mixed: 0.5
@@ -180,8 +195,9 @@ def test_normalized_expression(adata, trained):
     with pytest.raises(ValueError, match="'INSULIN' is not a gene of the model"): model.get_normalized_expression(gene_list=["INSULIN"])
 
 
-def test_denoised_expression_is_near_the_counts_of_its_cell_type(adata, trained):
-    model = trained["without"]
+@pytest.mark.slow
+def test_denoised_expression_is_near_the_counts_of_its_cell_type(adata, trained_longer):
+    model = trained_longer["without"]
     expected = model.get_normalized_expression(library_size="observed").to_numpy()
     beta = (adata.obs["cell_type"] == "beta").to_numpy()
     means = np.log1p(expected[beta].mean(0)), np.log1p(model.X.toarray()[beta].mean(0))

@@ -309,6 +309,7 @@ def test_organ_notebook_stops_with_one_line(tmp_path, parameters, message):
     assert message in stop.value.evalue and "\n" not in stop.value.evalue.strip()
 
 
+@pytest.mark.slow
 def test_organ_notebook_refuses_data_that_are_no_counts(adata, tmp_path):
     logged = adata[:200].copy()
     logged.X = sp.csr_matrix(np.log1p(logged.X.toarray()))
