@@ -1,6 +1,6 @@
 # `make` lists what there is. Everything runs in .venv, which the first call makes.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-oldest docs bench clean
+.PHONY: help demo test test-all test-oldest slips docs bench clean
 .DELETE_ON_ERROR:
 
 # The newest of these that runs and can make environments. Your own: make PYTHON=/path/to/python test
@@ -28,6 +28,7 @@ help:
 	@echo "make demo    train the models on the embedded pancreas data; tables and figures in runs/demo"
 	@echo "make test    what a change must pass: the chapters, the package, its commands; some 10 minutes"
 	@echo "make test-all  the rest: outputs as kept, long processes, JAX, the oldest libraries, the site; some 20 minutes"
+	@echo "make slips   put slips into the formulas, one at a time, and see that the tests catch each; some 5 minutes"
 	@echo "make docs    build the documentation in _docs"
 	@echo "make bench   measure speed beside scvi-tools and plain Keras, in an environment of its own; takes about 2 hours"
 	@echo "make clean   remove what the other commands made, except runs/"
@@ -45,7 +46,6 @@ test-all: $(READY)
 	$(BIN)/python tools/run_notebooks.py --strict
 	$(BIN)/python -m pytest tests -m slow -rs $(SIDE_BY_SIDE)
 	KERAS_BACKEND=jax $(BIN)/python -m pytest $(STATISTICS) -rs $(SIDE_BY_SIDE)
-	$(BIN)/python tools/slips.py
 	$(MAKE) test-oldest
 	$(BIN)/python tools/build_site.py
 
@@ -60,6 +60,10 @@ test-oldest:
 		$(MAKE) --no-print-directory .venv-oldest/installed OLDEST_PYTHON=$$found && \
 		.venv-oldest/bin/python -m pytest $(OLDEST_TESTS) -rs $(SIDE_BY_SIDE); \
 	fi
+
+# Some thirty slips in the formulas, one at a time: each must be caught by the tests.
+slips: $(READY)
+	$(BIN)/python tools/slips.py
 
 docs: $(READY)
 	$(BIN)/python tools/build_site.py --with $(RENDERER)
