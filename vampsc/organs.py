@@ -289,10 +289,18 @@ def _key(study, source, files, space):
 def _write(adata, path):
     "An .h5ad that is there whole or not at all. Columns of mixed objects become text, which the format can hold; what is missing stays so."
     for column in adata.obs:
-        if adata.obs[column].dtype == object: adata.obs[column] = pd.Categorical(adata.obs[column].map(str, na_action="ignore"))
+        adata.obs[column] = _writable(adata.obs[column])
     adata.obs_names_make_unique()
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as new: adata.write_h5ad(new, compression="lzf")
+
+def _writable(values):
+    "A column as every version of anndata writes it: text as a categorical, its categories as Python's text."
+    if values.dtype == object or isinstance(values.dtype, pd.StringDtype):
+        values = values.astype(object).map(str, na_action="ignore").astype("category")
+    if isinstance(values.dtype, pd.CategoricalDtype) and isinstance(values.cat.categories.dtype, pd.StringDtype):
+        values = values.cat.rename_categories(values.cat.categories.astype(object))
+    return values
 
 # %% ../nbs/11_organs.ipynb #read-h5ad
 def _read(path, backed=False, elsewhere=False):
