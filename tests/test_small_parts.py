@@ -203,5 +203,5 @@ def test_a_table_as_text_and_as_html():
 
 def test_rows_of_a_copy_on_the_device(cells):
     pytest.importorskip("jax")
-    read = kernels.rows_on_device(cells.X)
+    read = kernels.RowsOnDevice(cells.X)
     assert np.array_equal(np.asarray(read(np.array([1, 0, 1]))), cells.X[[1, 0, 1]].toarray())

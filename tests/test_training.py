@@ -81,13 +81,13 @@ def test_the_best_weights_come_back(adata):
 
 @pytest.fixture(scope="module")
 def watched(adata):
-    "A run of three epochs: the model, what Progress printed, and of each batch that was read, whether in order of training, and of which epoch."
-    seen, plain, out = [], training.Batches.__getitem__, io.StringIO()
+    "A run of three epochs: the model, what Progress printed, and of each item that was read, whether in order of training, and of which epoch."
+    seen, plain, out = [], training._Inputs.__getitem__, io.StringIO()
     def read(batches, b):
         seen.append((batches.shuffle, batches.epoch))
         return plain(batches, b)
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
-        patch.setattr(training.Batches, "__getitem__", read)
+        patch.setattr(training._Inputs, "__getitem__", read)
         model = small(adata).train(max_epochs=3, progress=False, callbacks=[training.Progress("VAE", every=0.0)])
     return model, out.getvalue().splitlines(), seen
 
@@ -128,9 +128,8 @@ def test_a_loss_that_is_not_finite_stops_with_advice(adata):
 def test_epoch_k_sees_the_cells_in_order_k(watched):
     seen = watched[2]
     training_epochs = [epoch for shuffled, epoch in seen if shuffled]
-    n = -(-160 // 128)
-    counts = [training_epochs.count(k) for k in range(4)]
-    assert counts[1:] == [n, n, 0] and counts[0] - n in (0, 2)           # Keras looks at two batches for their shape
+    counts = [training_epochs.count(k) for k in range(4)]                # one item holds all steps of an epoch
+    assert counts[1:] == [1, 1, 0] and counts[0] - 1 in (0, 1)           # Keras looks at one for its shape
 
 
 # ---- a weight of the KL term that rises

@@ -40,6 +40,7 @@ class Network(keras.Model):
         self.beta, self.noise_seed = beta, keras.random.SeedGenerator(seed)
         self.n_batches, self.encode_batch, self.pseudo_batch = n_batches, encode_batch and n_batches > 0, None
         self.trackers = [keras.metrics.Mean(name, dtype="float32") for name in ("reconstruction", "kl")]
+        self.reading = None                               # while training: a kernels.Reading, where one call does many steps
 
     def build(self, shape):
         if self.encode_batch and hasattr(self.prior, "pseudo_inputs"):           # each pseudo-input is of a batch, too
@@ -49,6 +50,7 @@ class Network(keras.Model):
         self.encoder.build(seen)
         self.posterior.build(self.encoder.compute_output_shape(seen))
         self.decoder.build((shape[0], self.n_latent))
+        if self.prior is not None: self.prior.built = True       # its weights are there since it was made
         self.built = True
 
     @property
@@ -136,6 +138,9 @@ class Network(keras.Model):
         yield from zip(("the decoder's log-rates", "the decoder's log-dispersions"), self.decoder.heads(z, training, batch))
         yield "the reconstruction loss", self.reconstruction(cells, z, training)
         yield "the KL term", self.kl(parameters, z, log_q, components)
+
+    def train_step(self, *arguments): return kernels.each_minibatch(self, super().train_step, *arguments)
+    def test_step(self, *arguments): return kernels.each_minibatch(self, super().test_step, *arguments, lone=True)
 
     def get_config(self):
         raise NotImplementedError("a network cannot be described to Keras, which keras.Model.save, clone_model and copies of it need: "

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PROFILES', 'CHECKPOINT_FORMAT', 'READ_ERRORS', 'COUNTERS', 'JUMP', 'Profile', 'get_profile', 'with_defaults',
            'FusedAdam', 'is_fused', 'Progress', 'rising_weight', 'Record', 'write_checkpoint', 'read_checkpoint',
-           'Checkpoint', 'Diverged', 'Guard', 'Examine', 'not_finite', 'Halving', 'compile_network',
-           'checked_callbacks', 'quiet_about_tracing', 'Run', 'fit']
+           'Checkpoint', 'Diverged', 'Guard', 'Examine', 'not_finite', 'Halving', 'compile_network', 'forget_compiled',
+           'checked_callbacks', 'watches_steps', 'quiet_about_tracing', 'Run', 'fit']
 
 # %% ../nbs/08_training.ipynb #imports
 import contextlib, dataclasses, itertools, json, os, sys, time, tokenize, warnings, zipfile, zlib
@@ -343,19 +343,30 @@ class Halving(keras.callbacks.ReduceLROnPlateau):
 
 # %% ../nbs/08_training.ipynb #inputs
 class _Inputs(Batches):
-    "Batches as Keras' fit takes them also when they are no numpy arrays; with several devices, this process's share of each."
-    def __getitem__(self, b):
-        cells = super().__getitem__(b)
-        return (cells, np.full(len(self.cells(b)), self.kl_weight(self.epoch), "float32")) if self.kl_weight else (cells,)
+    """Batches as Keras' fit takes them; with several devices, this process's share of each.
 
-    def __init__(self, *args, kl_weight=None, **kwargs):
-        self.kl_weight = kl_weight                       # a function of the epoch, or None: the network's own, always
+    kl_weight : a function of the epoch, handed on for each cell; None: the network's own, always. steps : so many minibatches are an item,
+    which holds the positions of their cells, and `reading`'s arrays; 0: an item is one minibatch, its counts.
+    """
+    def __init__(self, *args, kl_weight=None, steps=0, reading=None, **kwargs):
+        self.kl_weight = kl_weight
+        self.steps, self.reading = steps, reading
         self.sharing = devices.sharing()                 # of here: the thread that reads batches knows of no strategy
         super().__init__(*args, **kwargs)
 
-    def cells(self, b): return self.sharing.part(super().cells(b))
+    def __getitem__(self, i):
+        cells = self.cells(i)
+        x = (np.asarray(cells, "int32"), *self.reading.arrays) if self.steps else super().__getitem__(i)
+        return (x, np.full(len(cells), self.kl_weight(self.epoch), "float32")) if self.kl_weight else (x,)
+
+    def cells(self, i):
+        "Positions of the cells of item i."
+        if not self.steps: return self.sharing.part(super().cells(i))
+        size = self.steps * self.batch_size
+        return self.order[i * size:None if i == len(self) - 1 else (i + 1) * size]
 
     def __len__(self):
+        if self.steps: return -(-super().__len__() // self.steps)
         if self.sharing.n == 1: return super().__len__()
         full, rest = divmod(len(self.indices), self.batch_size)
         return full + (rest >= self.sharing.n)
@@ -365,6 +376,11 @@ def compile_network(network, learning_rate):
     "Keras' compile with a built FusedAdam and the settings that are fastest for this backend; learning_rate: at the start."
     network.compile(optimizer=FusedAdam(learning_rate, adds_penalty=True), jit_compile=backend.backend() == "jax")
     network.optimizer.build(network.trainable_variables)
+
+def forget_compiled(network):
+    "Let go of what only training needs: the compiled steps, some megabytes, and the counts that they read."
+    network.reading = None
+    network.train_function = network.test_function = None
 
 # %% ../nbs/08_training.ipynb #callbacks
 def checked_callbacks(callbacks):
@@ -382,6 +398,12 @@ def checked_callbacks(callbacks):
                              "in .weights.h5; or let train(checkpoint='runs/x.checkpoint') keep the whole run, and model.save the "
                              "model")
     return given
+
+def watches_steps(callback):
+    "Does somebody's callback look at each step? Progress only counts them."
+    if isinstance(callback, Progress): return False
+    names = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end", "on_test_batch_begin", "on_test_batch_end")
+    return any(getattr(type(callback), name, None) is not getattr(keras.callbacks.Callback, name, None) for name in names)
 
 @contextlib.contextmanager
 def quiet_about_tracing():
@@ -431,7 +453,9 @@ class Run:
         FloatingPointError where the loss goes wrong, and does so again at half the learning rate. BlockingIOError : another
         process writes to the checkpoint.
         """
-        with self._alone(): devices.spread(self._go)(self.network)
+        try:
+            with self._alone(): devices.spread(self._go)(self.network)
+        finally: forget_compiled(self.network)
         return self
 
     def _alone(self):
@@ -466,10 +490,19 @@ class Run:
         self.state, rows = state, kernels.row_reader(self.X) if sharing.n == 1 else self.X.dense
         seed = self.seed + len(state.notes["earlier"])
         kl_weight = (lambda epoch: rising_weight(epoch, self.network.beta, profile.kl_warmup)) if profile.kl_warmup else None
-        self.train = _Inputs(self.X, split.train, profile.batch_size, shuffle=True, seed=seed, rows=rows, kl_weight=kl_weight)
-        self.validation = _Inputs(self.X, split.validation, profile.batch_size, rows=rows)
+        how = dict(rows=rows, steps=self._steps_at_once(), reading=self.network.reading)
+        self.train = _Inputs(self.X, split.train, profile.batch_size, shuffle=True, seed=seed, kl_weight=kl_weight, **how)
+        self.validation = _Inputs(self.X, split.validation, profile.batch_size, **how)
         in_step = keras.callbacks.LambdaCallback(on_epoch_begin=self._begin_epoch)
         self.callbacks = [in_step, Record(len(split.train), kl_weight), Guard(lambda: state.rows), schedule, stopping]
+
+    def _steps_at_once(self):
+        "How many steps one compiled call does; 0: it is handed the counts of one minibatch. The numbers are the same."
+        n = kernels.steps_at_once(self.network.count_params(), self.profile.batch_size)
+        in_between = any(watches_steps(callback) for callback in self.shown)
+        alone = n == 1 or in_between or devices.sharing().n > 1
+        self.network.reading = None if alone else kernels.reading_of(self.X, self.profile.batch_size)
+        return n if self.network.reading else 0
 
     def _begin_epoch(self, epoch, logs):
         self.train.epoch = epoch              # Keras advances a data set once before the first
@@ -507,6 +540,7 @@ class Run:
         bad = len(self.state.rows) + 1
         self.state.restore()
         examine, self.state.frozen = Examine(self.state._variables(), self.train), True
+        self.train.steps = 0                                         # one by one
         try: self._fit([examine], bad)
         except Diverged: return f", first in {examine.first_bad(self.network)}"
         finally: self.state.frozen = False
