@@ -340,7 +340,7 @@ def row_reader(X, on_device=None):
 # %% ../nbs/17_speed.ipynb #adam-kernel
 @_inlined
 def _adam_stretch(w, g, m, v, alpha, keep_m, keep_v, epsilon, l1, l2, low):
-    "One step of Adam with the penalty's gradient, for a stretch of weights, in place."
+    "One step of Adam with the penalty's gradient, for a stretch of weights, in place; no weight ends below `low`."
     for i in range(len(w)):
         x = w[i]
         d = g[i] + (l1 if x > 0 else (-l1 if x < 0 else F(0))) + F(2) * l2 * x

@@ -6,7 +6,7 @@
 __all__ = ['PROFILES', 'CHECKPOINT_FORMAT', 'READ_ERRORS', 'COUNTERS', 'JUMP', 'Profile', 'get_profile', 'with_defaults',
            'FusedAdam', 'is_fused', 'Progress', 'rising_weight', 'Record', 'write_checkpoint', 'read_checkpoint',
            'Checkpoint', 'Diverged', 'Guard', 'Examine', 'not_finite', 'Halving', 'compile_network', 'forget_compiled',
-           'checked_callbacks', 'watches_steps', 'quiet_about_tracing', 'Run', 'fit']
+           'SeveralSteps', 'checked_callbacks', 'watches_steps', 'quiet_about_tracing', 'Run', 'fit']
 
 # %% ../nbs/08_training.ipynb #imports
 import contextlib, dataclasses, itertools, json, os, sys, time, tokenize, warnings, zipfile, zlib
@@ -382,6 +382,53 @@ def forget_compiled(network):
     network.reading = None
     network.train_function = network.test_function = None
 
+# %% ../nbs/08_training.ipynb #several-steps
+class SeveralSteps:
+    """Keras' fit for data that are positions of cells, without a data pipeline; TensorFlow only.
+
+    Keras makes a tf.data pipeline for each epoch, whose start takes longer than an epoch of a few thousand cells.
+    network : compiled, with a `reading`. weighted : a weight for each cell is handed on.
+    """
+    def __init__(self, network, weighted):
+        self.network = network
+        self.train_step = self._compiled(network.train_step, weighted)
+        self.test_step = self._compiled(network.test_step, False)
+
+    def _compiled(self, step, weighted):
+        import tensorflow as tf
+        positions = (tf.TensorSpec([None], tf.int32),)
+        weights = (tf.TensorSpec([None], tf.float32),)
+        return tf.function(step, input_signature=[(positions, *weights) if weighted else (positions,)], autograph=False)
+
+    def fit(self, train, validation, epochs, initial_epoch, callbacks):
+        "train, validation : `_Inputs` of positions. The callbacks are called as by Keras, for a batch once a call."
+        network = self.network
+        called = keras.callbacks.CallbackList(callbacks, model=network, epochs=epochs, steps=len(train))
+        network.stop_training = False
+        called.on_train_begin()
+        logs = {}
+        for epoch in range(initial_epoch, epochs):
+            called.on_epoch_begin(epoch)
+            logs = self._pass(self.train_step, train, called.on_train_batch_begin, called.on_train_batch_end)
+            called.on_test_begin()
+            watched = self._pass(self.test_step, validation, called.on_test_batch_begin, called.on_test_batch_end)
+            called.on_test_end(watched)
+            logs.update({f"val_{name}": value for name, value in watched.items()})
+            called.on_epoch_end(epoch, logs)
+            if network.stop_training: break
+        called.on_train_end(logs)
+
+    def _pass(self, step, items, before, after):
+        "One pass over the items; the means over their cells, by name, as floats."
+        self.network.reset_metrics()
+        for i in range(len(items)):
+            before(i)
+            found = step(items[i])
+            logs = {name: float(found[name]) for name in sorted(found)}
+            after(i, logs)
+            if self.network.stop_training: break
+        return logs
+
 # %% ../nbs/08_training.ipynb #callbacks
 def checked_callbacks(callbacks):
     """A list of Keras callbacks, of one or of several.
@@ -437,6 +484,7 @@ class Run:
         self.split = check_split(split, len(self.X))
         self.profile, self.seed, self.label = profile, whole_number("seed", seed), label
         bar = [Progress(label)] if flag("progress", progress) and devices.is_first() else []
+        self.compiled = None
         self.shown, self.resume = [*bar, *checked_callbacks(callbacks)], flag("resume", resume)
         self.checkpoint, self.state, self.interrupted = (checkpoint, identity, earlier), None, False
 
@@ -455,7 +503,9 @@ class Run:
         """
         try:
             with self._alone(): devices.spread(self._go)(self.network)
-        finally: forget_compiled(self.network)
+        finally:
+            forget_compiled(self.network)
+            self.compiled = None
         return self
 
     def _alone(self):
@@ -513,9 +563,14 @@ class Run:
     def _fit(self, callbacks, epochs):
         done = len(self.state.rows)
         if self.state.notes["stopped"] or done >= epochs: return self.state.restore_best()
+        callbacks = [*self.callbacks, *callbacks, self.state]
         with quiet_about_tracing():
-            self.network.fit(self.train, validation_data=self.validation, epochs=epochs, initial_epoch=done,
-                             callbacks=[*self.callbacks, *callbacks, self.state], verbose=0, shuffle=False)
+            if self.train.steps and backend.backend() == "tensorflow":
+                self.compiled = self.compiled or SeveralSteps(self.network, self.train.kl_weight is not None)
+                self.compiled.fit(self.train, self.validation, epochs, done, callbacks)
+            else:
+                self.network.fit(self.train, validation_data=self.validation, epochs=epochs, initial_epoch=done,
+                                 callbacks=callbacks, verbose=0, shuffle=False)
 
     def _go_or_try_again(self):
         try: return self._fit(self.shown, self.profile.max_epochs)
