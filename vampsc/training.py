@@ -421,6 +421,13 @@ class _Inputs(Batches):
         size = self.steps * self.batch_size
         return self.order[i * size:None if i == len(self) - 1 else (i + 1) * size]
 
+    def let_go(self):
+        "Forget the counts: TensorFlow keeps what has once fed it as long as the process lives."
+        self.X = None
+        self.rows = None
+        self.reading = None
+        self.kl_weight = None                            # a function that knows the whole run
+
     def __len__(self):
         if self.steps: return -(-super().__len__() // self.steps)
         if self.sharing.n == 1: return super().__len__()
@@ -495,6 +502,7 @@ class Run:
         bar = [Progress(label)] if flag("progress", progress) and devices.is_first() else []
         self.shown, self.resume = [*bar, *checked_callbacks(callbacks)], flag("resume", resume)
         self.checkpoint, self.state, self.interrupted = (checkpoint, identity, earlier), None, False
+        self.inputs = ()
 
     @property
     def history(self):
@@ -511,7 +519,9 @@ class Run:
         """
         try:
             with self._alone(): devices.spread(self._go)(self.network)
-        finally: forget_compiled(self.network)
+        finally:
+            forget_compiled(self.network)
+            for batches in self.inputs: batches.let_go()
         return self
 
     def _alone(self):
@@ -549,6 +559,7 @@ class Run:
         how = dict(rows=rows, steps=self._steps_at_once(), reading=self.network.reading)
         self.train = _Inputs(self.X, split.train, profile.batch_size, shuffle=True, seed=seed, kl_weight=kl_weight, **how)
         self.validation = _Inputs(self.X, split.validation, profile.batch_size, **how)
+        self.inputs = (self.train, self.validation)
         in_step = keras.callbacks.LambdaCallback(on_epoch_begin=self._begin_epoch)
         self.callbacks = [in_step, Record(len(split.train), kl_weight), Guard(lambda: state.rows), schedule, stopping]
 
