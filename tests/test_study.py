@@ -213,7 +213,7 @@ def limit_files(size): resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource
 
 @pytest.mark.parametrize("limit, file", [(20_000, "model"), (2_000, "latent.npy")])
 def test_a_full_disk_at_the_end_loses_no_training(adata, tmp_path, monkeypatch, limit, file):
-    "The file that cannot be written is named; the same call, when there is room, has the same result without an epoch more."
+    "The file that cannot be written is named; the same call, when there is room, ends without an epoch more."
     few = adata[:200, np.sort(np.argsort(-np.asarray(adata[:200].X.sum(0)).ravel())[:100])].copy()
     profile = training.get_profile("quick", **TINY)
     settings = dict(profile=profile, progress=False, gene_space=None, n_genes=60, hidden=(8,), n_latent=4)
@@ -225,7 +225,8 @@ def test_a_full_disk_at_the_end_loses_no_training(adata, tmp_path, monkeypatch, 
         return model
     monkeypatch.setattr(models.CountAutoencoder, full.__name__, then_full)
     try:
-        with pytest.raises(OSError, match=f"File too large.*{folder / file}"): study.run(few, "ae", tmp_path, **settings)
+        with pytest.raises(OSError, match=f"File too large.*{folder / file}"):
+            study.run(few, "ae", tmp_path, **settings)
     finally: limit_files(resource.RLIM_INFINITY)
     monkeypatch.undo()
     assert (folder / "checkpoint").is_file() and not (folder / "metrics.json").exists()
