@@ -42,7 +42,7 @@ def of_an_older_version(folder, tmp_path):
     shutil.copytree(folder, old)
     (old / models.CELLS).unlink()
     (old / models.CHECKSUMS).unlink()
-    models._write_checksums(old)
+    (old / models.CHECKSUMS).write_bytes(models._checksums({p.name: p.read_bytes() for p in old.iterdir()}))
     return old
 
 

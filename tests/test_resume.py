@@ -257,6 +257,83 @@ def test_a_damaged_checkpoint_is_noticed(begun):
     for at in range(len(whole) - 100, len(whole)): unchanged_or_refused(begun, flipped(at, 4), before)   # the end of a zip file's list
 
 
+# ---- a whole file of another content
+
+def without(name):
+    def change(notes, arrays): del notes[name]
+    return change
+
+
+def noted(**values):
+    def change(notes, arrays): notes.update(values)
+    return change
+
+
+def shorter(notes, arrays): del arrays[-3:]
+
+
+def without_the_best(notes, arrays):
+    del arrays[-notes["n_best"]:]
+    notes["n_best"] = 0
+
+
+def with_array(at, change):
+    def put(notes, arrays): arrays[at] = change(arrays[at])
+    return put
+
+
+def counted(**values):
+    def change(notes, arrays): notes["counters"][0].update(values)
+    return change
+
+
+KERNEL = 1                                                       # of the first layer: (150 genes, 8)
+OTHER_CONTENTS = [(without(name), f"it has no {name}")
+                  for name in ("identity", "earlier", "rows", "counters", "retried", "stopped", "n_best")]
+OTHER_CONTENTS += [(shorter, "it has .* arrays, and .* need"), (without_the_best, "n_best is 0, and the best weights"),
+                   (noted(n_best=1), "n_best is 1"), (noted(n_best=-1), "n_best is -1"),
+                   (noted(n_best="2"), "n_best is '2'"),
+                   (noted(stopped="no"), "stopped is 'no'"), (noted(rows=["a"]), "rows is not"),
+                   (noted(rows=[{"loss": "low", "val_loss": 1.0}]), "rows is not"),
+                   (noted(rows=[{"loss": 1.0}]), "rows is not"),
+                   (noted(counters=[]), "counters are not"), (counted(wait="3"), "counters are not"),
+                   (counted(model=3), "counters are not"),
+                   (with_array(KERNEL, np.transpose), r"kernel is float32 \(8, 150\) there"),
+                   (with_array(KERNEL, np.float64), "kernel is float64 .* there, and float32"),
+                   (with_array(KERNEL, lambda a: a * np.nan), "kernel is not finite"),
+                   (with_array(-1, lambda a: a * np.inf), "is not finite there")]
+
+
+@pytest.mark.parametrize("change, words", OTHER_CONTENTS)
+def test_a_whole_file_of_another_content_is_refused(adata, begun, change, words):
+    notes, arrays = training.read_checkpoint(begun)
+    change(notes, arrays)
+    training.write_checkpoint(begun, notes, arrays)
+    model = new(adata)
+    start = weights(model)
+    wanted = f"{begun} does not hold what a run needs to go on: .*{words}.*; name another"
+    with pytest.raises(ValueError, match=wanted) as error:
+        model.train(max_epochs=2, checkpoint=begun, resume=True, **HOW)
+    assert "\n" not in str(error.value) and all(map(np.array_equal, weights(model), start))
+
+
+def test_more_or_fewer_arrays_than_the_file_says_are_refused(begun):
+    notes, arrays = training.read_checkpoint(begun)
+    for n in (len(arrays) - 1, len(arrays) + 1, "all"):
+        training.write_checkpoint(begun, {**notes, "arrays": n}, arrays)
+        wanted = f"{begun} is damaged, or no checkpoint .it has {len(arrays)} arrays, not {n}"
+        with pytest.raises(ValueError, match=wanted):
+            training.read_checkpoint(begun)
+
+
+def test_other_files_are_no_checkpoints(tmp_path):
+    with open(tmp_path / "array", "wb") as file: np.save(file, np.zeros(3))
+    with open(tmp_path / "list", "wb") as file: np.savez(file, notes=np.frombuffer(b"[1]", "uint8"))
+    with open(tmp_path / "text", "wb") as file: np.savez(file, notes=np.frombuffer(b'{"format": "1"}', "uint8"))
+    for path in tmp_path.iterdir():
+        with pytest.raises(ValueError, match=f"{path} is damaged, or no checkpoint"): training.read_checkpoint(path)
+
+
 def limit_files(size): resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 

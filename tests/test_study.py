@@ -2,6 +2,7 @@
 import dataclasses
 import json
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -205,6 +206,34 @@ def test_an_unfinished_run_goes_on_with_more_epochs_but_not_with_other_settings(
     first = training.read_checkpoint(folder / "checkpoint")[0]["rows"][0]
     longer = study.run(few, "ae", tmp_path, training.get_profile(profile, max_epochs=3), progress=False)
     assert len(longer.history) == 3 and longer.history["loss"].iloc[0] == pytest.approx(first["loss"], rel=1e-12)
+
+
+def limit_files(size): resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+@pytest.mark.parametrize("limit, file", [(20_000, "model"), (2_000, "latent.npy")])
+def test_a_full_disk_at_the_end_loses_no_training(adata, tmp_path, monkeypatch, limit, file):
+    "The file that cannot be written is named; the same call, when there is room, ends without an epoch more."
+    few = adata[:200, np.sort(np.argsort(-np.asarray(adata[:200].X.sum(0)).ravel())[:100])].copy()
+    profile = training.get_profile("quick", **TINY)
+    settings = dict(profile=profile, progress=False, gene_space=None, n_genes=60, hidden=(8,), n_latent=4)
+    folder = tmp_path / "ae-seed0"
+    full = models.CountAutoencoder.save if file == "latent.npy" else models.CountAutoencoder.train
+    def then_full(model, *args, **kwargs):
+        full(model, *args, **kwargs)
+        limit_files(limit)
+        return model
+    monkeypatch.setattr(models.CountAutoencoder, full.__name__, then_full)
+    try:
+        with pytest.raises(OSError, match=f"File too large.*{folder / file}"):
+            study.run(few, "ae", tmp_path, **settings)
+    finally: limit_files(resource.RLIM_INFINITY)
+    monkeypatch.undo()
+    assert (folder / "checkpoint").is_file() and not (folder / "metrics.json").exists()
+    assert not list(folder.glob(".*.new"))
+    kept = training.read_checkpoint(folder / "checkpoint")[0]["rows"]
+    done = study.run(few, "ae", tmp_path, **settings)
+    assert done.history["seconds"].tolist() == pytest.approx([row["seconds"] for row in kept], rel=1e-12)
 
 
 def test_cells_are_named_and_divided(runs, adata):

@@ -10,10 +10,11 @@ __all__ = ['PRIORS_OF', 'MORE_GENES', 'MANY', 'WHOLE', 'FLAGS', 'INSTEAD', 'MUCH
            'CountAutoencoder', 'AE', 'VAE', 'IAF', 'VAMP', 'VAMPIAF', 'HVAMP']
 
 # %% ../nbs/07_models.ipynb #imports
-import contextlib, copy, dataclasses, functools, hashlib, inspect, json, re, shutil, sys, tempfile, warnings
+import contextlib, copy, dataclasses, functools, hashlib, inspect, io, json, os, re, shutil, sys, tempfile
+import time, warnings, zipfile, zlib
 from importlib.metadata import version
 from pathlib import Path
-import anndata as ad, keras, numpy as np, pandas as pd, scanpy as sc, scipy.sparse as sp
+import anndata as ad, h5py, keras, numpy as np, pandas as pd, scanpy as sc, scipy.sparse as sp
 from keras import ops
 from . import devices, genes, kernels, training
 from .counts import (Batches, CountsError, Split, cell_positions, check_counts, check_split, checked_counts, choice, column_name,
@@ -878,25 +879,70 @@ def _negative_binomial(rng, log_mu, log_theta):
 
 # %% ../nbs/07_models.ipynb #whole-folders
 CHECKSUMS = "SHA256SUMS"
+_AGAIN = "; take it from a copy, or save the model again."
+_LOOKS_AGAIN = 100                         # times, while another process replaces the folder
 
-def _digest(path):
-    with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
+def _digest(content): return hashlib.sha256(content).hexdigest()
 
-def _write_checksums(folder):
-    lines = [f"{_digest(p)}  {p.name}\n" for p in sorted(folder.iterdir())]
-    (folder / CHECKSUMS).write_text("".join(lines))
+def _checksums(files):
+    "The list of checksums, bytes, of files {name: bytes}."
+    return "".join(f"{_digest(content)}  {name}\n" for name, content in sorted(files.items())).encode()
 
-def _verify(folder, parts=()):
-    "Raise ValueError, with the file's name, unless the listed files and these parts are there as they were written."
-    again = "; take it from a copy, or save the model again."
-    if not (folder / CHECKSUMS).exists(): raise ValueError(f"{folder} is not whole: {CHECKSUMS} is missing{again}")
-    lines = (line.split(None, 1) for line in (folder / CHECKSUMS).read_text(errors="replace").splitlines())
-    digests = {words[1].strip(): words[0] for words in lines if len(words) == 2}
-    for name, digest in digests.items():
-        if not (folder / name).is_file(): raise ValueError(f"{folder} is not whole: {name} is missing{again}")
-        if _digest(folder / name) != digest: raise ValueError(f"{folder / name} was altered or cut short since it was written{again}")
-    if left_out := sorted({*parts} - {*digests}):
-        raise ValueError(f"{folder / CHECKSUMS} was altered or cut short: it does not list {left_out[0]}{again}")
+def _write_through(path, content):
+    "Write bytes down to the disk, so that what is wrong with it is an error here, and not found later."
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+@contextlib.contextmanager
+def _naming(path):
+    "Within: an OSError of the system's says what it was about."
+    try: yield
+    except OSError as error:
+        if error.errno is None: raise                                        # a message of our own
+        raise OSError(error.errno, f"{error.strerror}; the model is not saved there, and what was there before stays; "
+                                   "save(path) can write it elsewhere", str(path)) from None
+
+def _read_listed(folder):
+    "{name: bytes} of the files in the list of checksums. ValueError, with the name of one that is not as it was written."
+    if not (folder / "model.json").exists(): raise FileNotFoundError(f"{folder} holds no model (no model.json in it).")
+    if not (folder / CHECKSUMS).exists(): raise ValueError(f"{folder} is not whole: {CHECKSUMS} is missing{_AGAIN}")
+    altered = f"{folder / CHECKSUMS} was altered or cut short"
+    files = {}
+    for line in (folder / CHECKSUMS).read_text(errors="replace").splitlines():
+        listed = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
+        if not listed: raise ValueError(f"{altered}: {line[:80]!r} is no checksum and name{_AGAIN}")
+        digest, name = listed.groups()
+        if Path(name).name != name or name == "..":
+            raise ValueError(f"{altered}: it lists {name!r}, which is not in the folder{_AGAIN}")
+        if not (folder / name).is_file(): raise ValueError(f"{folder} is not whole: {name} is missing{_AGAIN}")
+        files[name] = (folder / name).read_bytes()
+        if _digest(files[name]) != digest:
+            raise ValueError(f"{folder / name} was altered or cut short since it was written{_AGAIN}")
+    there = {name for name in ("model.json", CELLS) if (folder / name).exists()}
+    if left_out := sorted(there - files.keys()): raise ValueError(f"{altered}: it does not list {left_out[0]}{_AGAIN}")
+    return files
+
+def _read_whole(folder):
+    """The files of a saved model, {name: bytes}, read once: what was compared is what is loaded.
+
+    Where another process has replaced the folder meanwhile, all are read again. Raises what `_read_listed` raises.
+    """
+    for _ in range(_LOOKS_AGAIN):
+        before = _moment(folder)
+        try: return _read_listed(folder)
+        except (ValueError, OSError):
+            if before is None: time.sleep(0.05)                              # perhaps between the old one and the new
+            if _moment(folder) == before: raise
+    raise ValueError(f"{folder} was replaced {_LOOKS_AGAIN} times while it was read; "
+                     "load it when the other process is done.")
+
+def _moment(folder):
+    "What tells a folder from the one that replaces it; None where there is none."
+    try: seen = folder.stat()
+    except OSError: return None
+    return seen.st_dev, seen.st_ino, seen.st_mtime_ns
 
 @contextlib.contextmanager
 def _new_folder(path, overwrite):
@@ -935,11 +981,21 @@ class CellMarks:
         digests = b"".join(hashlib.blake2b(str(name).encode(), digest_size=8).digest() for name in X.names)
         return cls(np.frombuffer(digests, "<u8"), X.totals)
 
-    def save(self, path): np.savez(path, names=self.names, totals=self.totals)
+    def to_bytes(self):
+        "What `load` reads, as the content of a file."
+        file = io.BytesIO()
+        np.savez(file, names=self.names, totals=self.totals)
+        return file.getvalue()
 
     @classmethod
-    def load(cls, path):
-        with np.load(path, allow_pickle=False) as file: return cls(file["names"], file["totals"])
+    def load(cls, file):
+        "file : as np.load takes it. ValueError where the two arrays are not those of the same cells."
+        with np.load(file, allow_pickle=False) as arrays:
+            names = arrays["names"]
+            totals = arrays["totals"]
+        if names.dtype != "uint64" or totals.dtype != "float64" or names.ndim != 1 or names.shape != totals.shape:
+            raise ValueError(f"names {names.dtype} {names.shape} and totals {totals.dtype} {totals.shape}")
+        return cls(names, totals)
 
     def places_in(self, X):
         """The position of each cell among those of Counts X, int (cells,).
@@ -990,6 +1046,10 @@ FORMAT = 3
 PARTS = ("model.json", "model.weights.h5", "history.csv", "library.npy")
 FILES = (*PARTS, CELLS, CHECKSUMS)        # all that the folder of a saved model may hold
 
+class _InMemory(io.BytesIO):
+    "A file in memory. Keras writes weights into any file whose name, its str, ends in .weights.h5, and reads them from it."
+    def __str__(self): return "model.weights.h5"
+
 class Persistence:
     "Verbs that write and read a folder: mixed into CountAutoencoder."
     @verb
@@ -1003,17 +1063,27 @@ class Persistence:
         Raises
         ------
         FileExistsError : there is something and overwrite is False, or something that is not a model.
-        OSError : the folder cannot be written; what was there before stays.
+        OSError : the folder cannot be written; what was there before stays. ValueError : a weight is NaN or infinite.
         """
         if not devices.is_first(): return
-        with _new_folder(path, overwrite) as new:
-            (new / "model.json").write_text(json.dumps(self._description(), indent=1))
-            self.network.save_weights(new / "model.weights.h5")
-            self.history.to_csv(new / "history.csv")
-            np.save(new / "library.npy", self.library)
-            marks = self._marks if self.X is None else CellMarks.of(self.X)
-            if marks is not None: marks.save(new / CELLS)
-            _write_checksums(new)
+        if bad := _weights_not_finite(self.network):
+            raise ValueError(f"the weights {bad} are not finite, so that the model is not worth saving.")
+        files = self._files()
+        with _naming(path), _new_folder(path, overwrite) as new:
+            for name, content in files.items(): _write_through(new / name, content)
+
+    def _files(self):
+        "What `save` writes, {name: bytes}. Made in memory, since HDF5 takes the whole process down where it cannot write."
+        weights = _InMemory()
+        self.network.save_weights(weights)
+        library = io.BytesIO()
+        np.save(library, self.library)
+        description = json.dumps(self._description(), indent=1)
+        files = {"model.json": description.encode(), "model.weights.h5": weights.getvalue(),
+                 "history.csv": self.history.to_csv().encode(), "library.npy": library.getvalue()}
+        marks = self._marks if self.X is None else CellMarks.of(self.X)
+        if marks is not None: files[CELLS] = marks.to_bytes()
+        return {**files, CHECKSUMS: _checksums(files)}
 
     def _description(self):
         from vampsc import __version__
@@ -1060,18 +1130,7 @@ class Persistence:
     def _from_folder(cls, path, adata=None):
         devices.check_ready()
         path = user_path(path)
-        if not (path / "model.json").exists(): raise FileNotFoundError(f"{path} holds no model (no model.json in it).")
-        _verify(path, ["model.json"])
-        d = json.loads((path / "model.json").read_text())
-        if d["format"] > FORMAT:
-            raise ValueError(f"{path} was written in format {d['format']}, newer than {FORMAT}; update vampsc.")
-        _verify(path, PARTS)
-        model = PRESETS.get(d["name"], CountAutoencoder).__new__(PRESETS.get(d["name"], CountAutoencoder))
-        model._assemble(Architecture(**d["architecture"]), genes.GeneSpace.from_dict(d["genes"]), Split.from_dict(d["split"]),
-                        d["seed"], d["layer"], np.load(path / "library.npy"), d.get("use_raw", False), d.get("batch"))
-        model.network.load_weights(path / "model.weights.h5")
-        model.history = pd.read_csv(path / "history.csv", index_col="epoch")
-        if (path / CELLS).exists(): model._marks = CellMarks.load(path / CELLS)
+        model = _Saved(path).model()
         if adata is not None: model._attach(adata)
         return model
 
@@ -1092,6 +1151,152 @@ class Persistence:
         if changed := int((X.batch[0][train] != batches).sum()):
             warnings.warn(f"{changed:,} of {len(train):,} training cells are of another {self.batch_key} than when the model was "
                           "trained; they are decoded as of the one that they have now.", stacklevel=4)
+
+# %% ../nbs/07_models.ipynb #saved
+# What the parts of a model raise for what they were not made of.
+_MISFITS = (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError, MemoryError, RecursionError,
+            EOFError, OSError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+
+class _Saved:
+    "The files of a saved model, and what is in them; ValueError, by file and field, for what `save` does not write."
+    def __init__(self, folder):
+        self.folder = folder
+        self.files = _read_whole(folder)
+        self.description = self._description()
+
+    @contextlib.contextmanager
+    def of(self, file, field=""):
+        "Within: what goes wrong is wrong with this file, or with this field of it."
+        try: yield
+        except _MISFITS as error:
+            what = f"{field} in {self.folder / file}" if field else self.folder / file
+            why = " ".join(str(error).split())[:200]
+            raise ValueError(f"{what} is not as save writes it ({type(error).__name__}: {why}){_AGAIN}") from None
+
+    def _description(self):
+        with self.of("model.json"): d = dict(json.loads(self.files["model.json"]))
+        with self.of("model.json", "format"): found = whole_number("format", d["format"], 1)
+        if found > FORMAT:
+            raise ValueError(f"{self.folder} was written in format {found}, newer than {FORMAT}; update vampsc.")
+        if left_out := sorted({*PARTS} - self.files.keys()):
+            raise ValueError(f"{self.folder / CHECKSUMS} was altered or cut short: "
+                             f"it does not list {left_out[0]}{_AGAIN}")
+        return d
+
+    def field(self, name, read, *default):
+        "A field of model.json, as `read` makes it of what is there; of the default where an older version wrote none."
+        with self.of("model.json", name):
+            return read(self.description.get(name, *default) if default else self.description[name])
+
+    def model(self):
+        "The model. Nothing is made of the sizes in model.json before the arrays in the weights file are seen to have them."
+        name = self.field("name", _text)
+        library = self._library()
+        marks = self._marks()
+        split = self.field("split", lambda d: _split_of(d, marks, library))
+        space = self.field("genes", _genes_of)
+        architecture = self.field("architecture", lambda d: Architecture(**d))
+        batch = self.field("batch", lambda d: _batches_of(d, architecture.n_batches, len(library)), None)
+        seed = self.field("seed", lambda seed: whole_number("seed", seed))
+        layer = self.field("layer", _name_of_layer)
+        use_raw = self.field("use_raw", lambda value: flag("use_raw", value), False)
+        history = self._history()
+        weights = self.files["model.weights.h5"]
+        with self.of("model.weights.h5"): _check_sizes(weights, architecture, len(space))
+        kind = PRESETS.get(name, CountAutoencoder)
+        model = kind.__new__(kind)
+        model._assemble(architecture, space, split, seed, layer, library, use_raw, batch)
+        model._marks = marks
+        model.history = history
+        with self.of("model.weights.h5"):
+            model.network.load_weights(_InMemory(weights))
+            if bad := _weights_not_finite(model.network): raise ValueError(f"the weights {bad} are not finite")
+        return model
+
+    def _library(self):
+        with self.of("library.npy"):
+            library = np.load(io.BytesIO(self.files["library.npy"]), allow_pickle=False)
+            if library.ndim != 1 or library.dtype.kind not in "fiu":
+                raise ValueError(f"{library.dtype} {library.shape}")
+            if not np.all((library > 0) & np.isfinite(library)): raise ValueError("a sum of counts that is none")
+        return library
+
+    def _marks(self):
+        if CELLS not in self.files: return None
+        with self.of(CELLS): return CellMarks.load(io.BytesIO(self.files[CELLS]))
+
+    def _history(self):
+        with self.of("history.csv"):
+            history = pd.read_csv(io.BytesIO(self.files["history.csv"]), index_col="epoch")
+            for name in history:
+                if not pd.api.types.is_numeric_dtype(history[name]):
+                    raise ValueError(f"{name} is not a column of numbers")
+        return history
+
+# %% ../nbs/07_models.ipynb #saved-fields
+def _text(value):
+    if not isinstance(value, str): raise ValueError(f"{value!r} is no name")
+    return value
+
+def _genes_of(d):
+    "The GeneSpace of what its to_dict wrote down; ValueError for names that are none."
+    for what in ("ids", "symbols"):
+        names = d[what]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{what} is not a list of names")
+    if d.get("whole"): _genes_of(d["whole"])
+    return genes.GeneSpace.from_dict(d)
+
+def _split_of(d, marks, library):
+    "The Split of what its to_dict wrote. marks : CellMarks of all cells; None of an older version, which kept no number."
+    split = Split.from_dict(d)
+    n = 1 + max(int(part.max(initial=0)) for part in split._parts()) if marks is None else len(marks.names)
+    split = check_split(split, n)
+    if len(split.train) != len(library):
+        raise ValueError(f"{len(split.train):,} training cells, and {len(library):,} of them in library.npy")
+    return split
+
+def _batches_of(d, n_batches, n_cells):
+    "Batches as `_assemble` takes them, or None for a model that knows none. n_batches : of its network. n_cells : for training."
+    names = [_text(name) for name in d["names"]] if d else []
+    if len(names) != n_batches: raise ValueError(f"{len(names):,} names for n_batches={n_batches:,}")
+    if not d: return None
+    codes = whole_numbers("of_library", d["of_library"], least=0)
+    if len(codes) != n_cells or max(codes) >= n_batches:
+        raise ValueError(f"of_library does not tell the batch of each of {n_cells:,} training cells")
+    return {"key": column_name("key", d["key"]), "names": names, "of_library": codes}
+
+def _check_sizes(weights, a, n_genes):
+    """ValueError where no array of a weights file has a length that the Architecture `a` needs, or a shape beyond the file.
+
+    weights : the file, bytes. Looked at before a network is made, of which a wrong number would take all memory.
+    """
+    shapes = _shapes(weights)
+    lengths = {length for shape in shapes for length in shape}
+    sizes = [("n_latent", a.n_latent, a.n_latent + a.n_batches), ("genes", n_genes, n_genes)]
+    sizes += [("hidden", width, width) for width in a.hidden]
+    if a.has_pseudo_inputs: sizes.append(("n_pseudo_inputs", a.n_pseudo_inputs, a.n_pseudo_inputs))
+    if a.posterior == "iaf": sizes += [("flow_hidden", width, width) for width in a.flow_hidden]
+    for name, size, length in sizes:
+        if length not in lengths: raise ValueError(f"no array fits {name}={size:,} in model.json")
+    if a.posterior == "iaf" and a.n_flow_steps > len(shapes):
+        raise ValueError(f"{len(shapes)} arrays do not make n_flow_steps={a.n_flow_steps:,} of model.json")
+
+def _shapes(weights):
+    "Of all arrays in an HDF5 file, bytes; ValueError for one that is said to be larger than the file."
+    shapes = []
+    def look(name, item):
+        if not isinstance(item, h5py.Dataset): return
+        if item.nbytes > len(weights):
+            raise ValueError(f"{item.name} is said to be of shape {item.shape}, more than the file holds")
+        shapes.append(item.shape)
+
+    with h5py.File(io.BytesIO(weights)) as file: file.visititems(look)
+    return shapes
+
+def _weights_not_finite(network):
+    "The first of a network's weights that hold NaN or infinity, by its path; None: all are numbers."
+    return next((v.path for v in network.weights if not np.isfinite(ops.convert_to_numpy(v)).all()), None)
 
 # %% ../nbs/07_models.ipynb #load
 def load(path, adata=None):

@@ -111,9 +111,18 @@ def read_run(folder):
     return Run(folder, read("config.json", from_json), read("metrics.json", from_json),
                read("history.csv", lambda path: pd.read_csv(path, index_col="epoch")), read("latent.npy", np.load), read("cells.csv", cells))
 
-def _write_whole(path, text):
-    "A file is there whole or as it was."
-    with files.whole(path) as new: new.write_text(text, encoding="utf-8")
+def _write_whole(path, content):
+    "A file, of text or bytes, is there whole or as it was. OSError, with its name, where it cannot be written."
+    content = content.encode() if isinstance(content, str) else content
+    try:
+        with files.whole(path) as new: new.write_bytes(content)
+    except OSError as error: raise OSError(error.errno, error.strerror, str(path)) from None
+
+def _as_npy(array):
+    "An array as the content of an .npy file."
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
 
 # %% ../nbs/14_study.ipynb #configuration
 def configuration(adata, model, profile, seed, label_key, settings):
@@ -284,9 +293,9 @@ def _train_and_record(net, folder, config, profile, labels, progress, overwrite)
     result.update(epochs=len(net.history), best_epoch=int(net.history["val_loss"][profile.kl_warmup:].idxmin()),
                   train_seconds=round(net.history["seconds"].sum(), 1), n_cells=len(z), n_genes=len(net.genes))
     net.save(folder / "model", overwrite=True)
-    net.history.to_csv(folder / "history.csv")
-    np.save(folder / "latent.npy", z)
-    cells_of(net.X.names, net.split, labels).to_csv(folder / "cells.csv")
+    _write_whole(folder / "history.csv", net.history.to_csv())
+    _write_whole(folder / "latent.npy", _as_npy(z))
+    _write_whole(folder / "cells.csv", cells_of(net.X.names, net.split, labels).to_csv())
     _write_whole(folder / "metrics.json", json.dumps(result, indent=1))
     checkpoint.unlink(missing_ok=True)
     return read_run(folder)

@@ -187,17 +187,23 @@ def write_checkpoint(path, notes, arrays):
     except OSError as error: raise type(error)(error.errno, error.strerror, str(path)) from None
 
 # %% ../nbs/08_training.ipynb #read-checkpoint
-# What zipfile, json and numpy raise for a file that was cut short, or in which a bit is wrong.
+# What zipfile, json and numpy raise for a file that was cut short, in which a bit is wrong, or that is another file.
 READ_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, NotImplementedError, OSError, OverflowError,
-               MemoryError, SyntaxError, tokenize.TokenError)
+               MemoryError, SyntaxError, tokenize.TokenError, TypeError, AttributeError)
 
 def read_checkpoint(path):
-    "(notes, arrays) as write_checkpoint was given them, with the format in notes. ValueError for a damaged file or a newer format."
+    """(notes, arrays) as write_checkpoint was given them, with the format in notes.
+
+    ValueError for a damaged file, one with more or fewer arrays than it says, or a newer format.
+    """
     try:
         with np.load(user_path(path), allow_pickle=False) as file:           # a zip file checks its parts itself
             notes = json.loads(file["notes"].tobytes())
-            n = notes.pop("arrays", len(file.files) - 1)                       # the list of a damaged zip file may end early
-            if notes["format"] <= CHECKPOINT_FORMAT: return notes, [file[str(i)] for i in range(n)]
+            if notes["format"] <= CHECKPOINT_FORMAT:
+                n = len(file.files) - 1
+                said = notes.pop("arrays", n)                   # the list of a damaged zip file may end early
+                if said != n: raise ValueError(f"it has {n} arrays, not {said}")
+                return notes, [file[str(i)] for i in range(n)]
     except (FileNotFoundError, IsADirectoryError, PermissionError): raise
     except READ_ERRORS as error:
         raise ValueError(f"{path} is damaged, or no checkpoint ({error}); name another file, or remove it to begin anew.") from None
@@ -207,6 +213,44 @@ def read_checkpoint(path):
 def _copy(variable): return np.asarray(ops.convert_to_tensor(variable)).copy()
 
 COUNTERS = ("wait", "best", "cooldown_counter", "best_epoch", "stopped_epoch")
+_NOTES = {"identity": dict, "earlier": list, "rows": list, "counters": list, "retried": bool, "stopped": bool,
+          "n_best": int}
+
+def _is_number(value): return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+def _are_rows(rows, finite=()):
+    "Is this a history: dicts of numbers, of which those of these names are there and finite?"
+    if not all(isinstance(row, dict) and all(map(_is_number, row.values())) for row in rows): return False
+    return all(np.isfinite(row.get(name, np.nan)) for row in rows for name in finite)
+
+def _are_counters(counters):
+    "Are these the counters of a callback?"
+    if not isinstance(counters, dict) or not {"wait", "best"} <= counters.keys() <= {*COUNTERS}: return False
+    return all(_is_number(value) or name == "best" and value is None for name, value in counters.items())
+
+def _fault_of_notes(notes):
+    "What is wrong with the notes of a run, in words, or None. notes : a dict, of read_checkpoint."
+    for name, kind in _NOTES.items():
+        if name not in notes: return f"it has no {name}"
+        if type(notes[name]) is not kind: return f"{name} is {notes[name]!r:.60}, not of the kind {kind.__name__}"
+    for name, finite in (("earlier", ()), ("rows", ("loss", "val_loss"))):
+        if not _are_rows(notes[name], finite): return f"{name} is not a history of losses that are numbers"
+    if len(notes["counters"]) != 2 or not all(map(_are_counters, notes["counters"])):
+        return "counters are not those of the two callbacks"
+    best = notes["counters"][1]["best"]
+    if best is not None and np.isfinite(best) and not notes["n_best"]:
+        return f"n_best is 0, and the best weights, of loss {best:.4g}, are not in it"
+
+def _fault_of_arrays(arrays, variables):
+    "What is wrong with arrays that are to be these variables, in words, or None."
+    if len(arrays) != len(variables):
+        return f"it has {len(arrays)} arrays, and the network and its optimiser need {len(variables)}"
+    for array, variable in zip(arrays, variables):
+        dtype = backend.standardize_dtype(variable.dtype)
+        if array.shape != tuple(variable.shape) or array.dtype != dtype:
+            here = f"{dtype} {tuple(variable.shape)}"
+            return f"{variable.path} is {array.dtype} {array.shape} there, and {here} in the network"
+        if not np.isfinite(array).all(): return f"{variable.path} is not finite there"
 
 # %% ../nbs/08_training.ipynb #checkpoint-class
 class Checkpoint(keras.callbacks.Callback):
@@ -276,13 +320,25 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _take_over(self):
         notes, arrays = read_checkpoint(self.path)
-        identity, n = notes.pop("identity"), len(arrays) - notes.pop("n_best")
+        self._refuse(_fault_of_notes(notes))
+        identity = notes.pop("identity")
+        n_best = notes.pop("n_best")
         for name in {**identity, **self.identity}:
             if identity.get(name) != self.identity.get(name):
                 raise ValueError(f"{self.path} belongs to another run: {name} was {identity.get(name)} there and is "
                                  f"{self.identity.get(name)} now; make them equal, or remove it to begin anew.")
+        variables = self._variables()
+        self._refuse(_fault_of_arrays(arrays, [*variables, *(self.network.weights if n_best else ())]))
+        n = len(variables)
+        if n_best != len(arrays) - n: self._refuse(f"n_best is {n_best}, and it has {len(arrays) - n} best weights")
         self.notes, self.state, self.best = notes, arrays[:n], arrays[n:] or None
         self.restore()
+
+    def _refuse(self, fault):
+        "ValueError where there is a fault, in words."
+        if fault is None: return
+        raise ValueError(f"{self.path} does not hold what a run needs to go on: {fault}; "
+                         "name another file, or remove it to begin anew.")
 
 # %% ../nbs/08_training.ipynb #guard
 JUMP = 2.0                       # times the lowest loss of an epoch so far
@@ -364,6 +420,13 @@ class _Inputs(Batches):
         if not self.steps: return self.sharing.part(super().cells(i))
         size = self.steps * self.batch_size
         return self.order[i * size:None if i == len(self) - 1 else (i + 1) * size]
+
+    def let_go(self):
+        "Forget the counts: TensorFlow keeps what has once fed it as long as the process lives."
+        self.X = None
+        self.rows = None
+        self.reading = None
+        self.kl_weight = None                            # a function that knows the whole run
 
     def __len__(self):
         if self.steps: return -(-super().__len__() // self.steps)
@@ -487,6 +550,7 @@ class Run:
         self.compiled = None
         self.shown, self.resume = [*bar, *checked_callbacks(callbacks)], flag("resume", resume)
         self.checkpoint, self.state, self.interrupted = (checkpoint, identity, earlier), None, False
+        self.inputs = ()
 
     @property
     def history(self):
@@ -506,6 +570,7 @@ class Run:
         finally:
             forget_compiled(self.network)
             self.compiled = None
+            for batches in self.inputs: batches.let_go()
         return self
 
     def _alone(self):
@@ -543,6 +608,7 @@ class Run:
         how = dict(rows=rows, steps=self._steps_at_once(), reading=self.network.reading)
         self.train = _Inputs(self.X, split.train, profile.batch_size, shuffle=True, seed=seed, kl_weight=kl_weight, **how)
         self.validation = _Inputs(self.X, split.validation, profile.batch_size, **how)
+        self.inputs = (self.train, self.validation)
         in_step = keras.callbacks.LambdaCallback(on_epoch_begin=self._begin_epoch)
         self.callbacks = [in_step, Record(len(split.train), kl_weight), Guard(lambda: state.rows), schedule, stopping]
 
