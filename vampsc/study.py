@@ -235,7 +235,7 @@ def ask_run(folder, overwrite=False):
     folder = Path(folder)
     ours = (folder / "model" / models.CHECKSUMS).is_file() or _is_configuration(folder / "config.json") or _is_checkpoint(folder / "checkpoint")
     for name in IN_A_RUN: files.ask(folder / name, ours, overwrite)
-    files.only(folder / "model", models.FILES, "part of a saved model")
+    files.only(folder / "model", models.FILES, "part of a saved model", models._is_saved)
     return folder
 
 def _is_configuration(path):
