@@ -166,7 +166,7 @@ def test_sigterm_ends_the_notebook_and_what_it_started(tmp_path, template):
 def test_a_worker_ends_with_its_parent(tmp_path):
     code = """
         import subprocess, sys, time
-        worker = subprocess.Popen([sys.executable, "-c", "import os, time; from vampsc import beyond; beyond.end_with(os.getppid(), 0.1); print('ready', flush=True); time.sleep(600)"])
+        worker = subprocess.Popen([sys.executable, "-c", "import os, time; from vampsc import files; files.end_with(os.getppid(), 0.1); print('ready', flush=True); time.sleep(600)"])
         print(worker.pid, flush=True)
         time.sleep(600)
     """
@@ -176,7 +176,7 @@ def test_a_worker_ends_with_its_parent(tmp_path):
     parent.kill()
     parent.wait()
     assert not psutil.wait_procs([worker], timeout=30)[1]
-    beyond.end_with(os.getpid())                                                   # of itself it is no worker
+    files.end_with(os.getpid())                                                   # of itself it is no worker
 
 
 @pytest.mark.slow

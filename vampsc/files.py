@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MARK', 'NOTE', 'WITHOUT_LOCKS', 'ask', 'is_page', 'written', 'claim', 'only', 'whole', 'standing', 'bring_back',
-           'whole_folder', 'alone']
+           'whole_folder', 'alone', 'end_with']
 
 # %% ../nbs/21_files.ipynb #imports
-import contextlib, errno, glob, json, os, secrets, shutil, socket, sys, time, warnings
+import contextlib, errno, glob, json, os, secrets, shutil, socket, sys, threading, time, warnings
 from pathlib import Path
 from filelock import FileLock, Timeout
 
@@ -223,3 +223,18 @@ def _named(holder):
     "Who holds a lock, in words."
     try: return "process {pid} on {host}, since {since}".format(**json.loads(holder.read_text()))
     except (OSError, ValueError, KeyError, TypeError): return "another process"
+
+# %% ../nbs/21_files.ipynb #end-with
+_watched = set()
+
+def end_with(parent, every=1.0):
+    """From now on this process ends when its parent does, so that no worker trains on for nobody.
+
+    parent : its number; nothing is done where it is this process itself. every : seconds between looks.
+    """
+    if parent == os.getpid() or parent in _watched: return
+    _watched.add(parent)
+    def watch():
+        while os.getppid() == parent: time.sleep(every)
+        os._exit(143)
+    threading.Thread(target=watch, daemon=True).start()
