@@ -466,7 +466,7 @@ def to_html(notebook, overwrite=False):
     page, _ = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(
         read, {"metadata": {"name": Path(notebook).stem}})
     texts = iter(_figure_texts(read))
-    page = re.sub(NO_ALT, lambda _: html.escape(next(texts, "a figure")), page)
+    page = re.sub(f'alt="{NO_ALT}"', lambda _: f'alt="{html.escape(next(texts, "a figure"))}"', page)
     _write_whole(path, page.replace("<head>", f"<head>{files.MARK}", 1))
     return path
 
