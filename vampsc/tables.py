@@ -382,7 +382,7 @@ def _cell(content, head=False, left=False, span=1):
 def _html(heads, rows, caption=""):
     "Rows of ready cells as a table that scrolls sideways where it must, with a caption."
     head, body = ("".join(f"<tr>{''.join(row)}</tr>" for row in part) for part in (heads, rows))
-    note = f"<p><small>{html.escape(caption)}</small></p>" if caption else ""
+    note = f'<p class="{AS_IT_IS}"><small>{html.escape(caption)}</small></p>' if caption else ""
     return Html(f'<div class="{AS_IT_IS}" style="overflow-x: auto"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>{note}')
 
 def show_words(frame, caption="", index=False):
