@@ -166,7 +166,7 @@ def test_sigterm_ends_the_notebook_and_what_it_started(tmp_path, template):
 def test_a_worker_ends_with_its_parent(tmp_path):
     code = """
         import subprocess, sys, time
-        worker = subprocess.Popen([sys.executable, "-c", "import os, time; from vampsc import beyond; beyond.end_with(os.getppid(), 0.1); print('ready', flush=True); time.sleep(600)"])
+        worker = subprocess.Popen([sys.executable, "-c", "import os, time; from vampsc import files; files.end_with(os.getppid(), 0.1); print('ready', flush=True); time.sleep(600)"])
         print(worker.pid, flush=True)
         time.sleep(600)
     """
@@ -176,19 +176,55 @@ def test_a_worker_ends_with_its_parent(tmp_path):
     parent.kill()
     parent.wait()
     assert not psutil.wait_procs([worker], timeout=30)[1]
-    beyond.end_with(os.getpid())                                                   # of itself it is no worker
+    files.end_with(os.getpid())                                                   # of itself it is no worker
+
+
+def marked(value):
+    "The processes that have this in their environment, wherever they hang by now: kernel, workers, and those that keep books for them."
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get("VAMPSC_TEST") == value: found.append(process)
+        except psutil.Error: pass
+    return found
+
+
+def are(processes, word):
+    found = []
+    for process in processes:
+        try:
+            command = " ".join(process.cmdline())
+            if word in command and "resource_tracker" not in command: found.append(process)
+        except psutil.Error: pass
+    return found
+
+
+MOMENTS = {"the kernel starts": lambda all_of_it, _: are(all_of_it, "ipykernel"),
+           "workers start": lambda all_of_it, _: len(are(all_of_it, "loky")) == 2,
+           "workers train": lambda _, folder: len(list(folder.glob("out/my/*/*/checkpoint"))) == 2}
 
 
 @pytest.mark.slow
-def test_sigterm_to_a_question_ends_its_workers(tmp_path):
-    "The command as a user starts it, with two runs side by side."
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="signals as on Linux and macOS")
+@pytest.mark.parametrize("moment, to", [("the kernel starts", "SIGKILL"), ("workers start", "SIGINT"), ("workers start", "SIGKILL"),
+                                        ("workers start", "SIGKILL of the kernel"), ("workers train", "SIGTERM"), ("workers train", "SIGKILL")])
+def test_nothing_is_left_of_a_question_that_is_ended(moment, to, tmp_path):
+    "The command as a user starts it, with two runs side by side; SIGINT as Ctrl-C sends it, to the group of the terminal."
     adata = ad.AnnData(sparse.csr_matrix(np.random.default_rng(0).poisson(1.0, (80, 30)).astype("float32") + 1), var=pd.DataFrame(index=[f"g{j}" for j in range(30)]))
     adata.write_h5ad(tmp_path / "my.h5ad")
-    words = ["beyond", "both", "--organs", tmp_path / "my.h5ad", "--out", tmp_path / "out", "--seeds", "0,1", "--jobs", "2", "--max-epochs", "100000", "--set", "hidden=8", "--set", "n_latent=2"]
-    process = start("from vampsc.cli import main; main()", *words, cwd=tmp_path)
-    until(lambda: len(list(tmp_path.glob("out/my/*/*/checkpoint"))) >= 2, process, 300)
-    all_of_it = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    assert len(all_of_it) >= 4
-    process.terminate()
-    process.communicate(timeout=60)
-    assert process.returncode == 143 and not psutil.wait_procs(all_of_it, timeout=20)[1]
+    words = ["beyond", "both", "--organs", tmp_path / "my.h5ad", "--out", tmp_path / "out", "--seeds", "0,1", "--jobs", "2",
+             "--max-epochs", "100000", "--set", "hidden=8", "--set", "n_latent=2"]
+    mark = str(tmp_path)
+    process = start("from vampsc.cli import main; main()", *words, cwd=tmp_path, env={**os.environ, "VAMPSC_TEST": mark}, start_new_session=True)
+    try:
+        until(lambda: MOMENTS[moment](marked(mark), tmp_path), process, 300)
+        if to == "SIGKILL of the kernel": are(marked(mark), "ipykernel")[0].kill()
+        elif to == "SIGINT": os.killpg(process.pid, signal.SIGINT)
+        else: process.send_signal(getattr(signal, to))
+        until(lambda: process.poll() is not None and not marked(mark), seconds=15)
+        said = process.communicate()[1]
+    finally:
+        for left in marked(mark): left.kill()
+    assert process.returncode == {"SIGTERM": 143, "SIGINT": 130, "SIGKILL": -9}.get(to, 1)
+    if to == "SIGINT": assert said.count("vampsc: interrupted; the same command goes on") == 1 and "Traceback" not in said
+    if to == "SIGKILL of the kernel": assert "vampsc: the process that ran the notebook ended before its time" in said

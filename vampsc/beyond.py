@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['N_INVENTED', 'TRAINING', 'ONE_CORE', 'QUESTIONS', 'Variant', 'judge_cells', 'judge_invented', 'judge_real', 'run',
-           'listed', 'end_with', 'sweep', 'compare', 'told', 'summary', 'plain', 'gather', 'ask', 'part_of', 'changes',
+           'listed', 'sweep', 'compare', 'told', 'summary', 'plain', 'gather', 'ask', 'part_of', 'changes',
            'marker_genes', 'programmes', 'marker_agreement', 'component_use', 'make']
 
 # %% ../nbs/19_beyond.ipynb #imports
-import contextlib, dataclasses, functools, json, os, re, threading, time
+import contextlib, dataclasses, functools, json, os, re, time
 from importlib import resources
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -146,20 +146,6 @@ def _seeds(seeds):
 # %% ../nbs/19_beyond.ipynb #one-core
 ONE_CORE = dict.fromkeys(("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
-_watched = set()
-
-def end_with(parent, every=1.0):
-    """From now on this process ends when its parent does, so that no worker trains on for nobody.
-
-    parent : its number; nothing is done where it is this process itself. every : seconds between looks.
-    """
-    if parent == os.getpid() or parent in _watched: return
-    _watched.add(parent)
-    def watch():
-        while os.getppid() == parent: time.sleep(every)
-        os._exit(143)
-    threading.Thread(target=watch, daemon=True).start()
-
 @contextlib.contextmanager
 def _environment(**variables):
     "These environment variables, for processes that are started within."
@@ -209,9 +195,10 @@ def _sweep(adata, variants, out, seeds, profile, label_key, jobs, progress=True,
     jobs = min(jobs, len(tasks))
     with contextlib.ExitStack() as within:
         if jobs > 1: within.enter_context(_environment(**ONE_CORE, TF_CPP_MIN_LOG_LEVEL="3"))
-        pool = within.enter_context(Parallel(jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs", max_nbytes=None))
+        ends = {"initializer": files.end_with, "initargs": (os.getpid(),)}                       # before it starts TensorFlow, which takes long
+        pool = within.enter_context(Parallel(jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs", max_nbytes=None, **ends))
         try:
-            for n, (i, (row, seconds)) in enumerate(pool(delayed(_numbered)(i, task, os.getpid()) for i, task in enumerate(tasks)), 1):
+            for n, (i, (row, seconds)) in enumerate(pool(delayed(_numbered)(i, task) for i, task in enumerate(tasks)), 1):
                 name = f"{tasks[i]['variant'].name}, seed {tasks[i]['seed']}"
                 if isinstance(row, str): failed.append(f"{name}: {row}")
                 else: rows[i] = row
@@ -220,9 +207,7 @@ def _sweep(adata, variants, out, seeds, profile, label_key, jobs, progress=True,
             raise ValueError(f"a process was ended from outside, most likely for want of memory; what is finished is kept, and the same call with fewer jobs than {jobs} goes on") from None
     return [row for row in rows if row is not None], failed, len(tasks)
 
-def _numbered(i, task, parent):
-    end_with(parent)
-    return i, _try(task)
+def _numbered(i, task): return i, _try(task)
 
 def _told_failed(failed, n):
     return f"{len(failed)} of {n} runs failed: {'; '.join(failed[:3])}{'; ...' * (len(failed) > 3)}. The others are kept; the same call tries these again, other seeds may do without them."

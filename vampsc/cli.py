@@ -8,7 +8,7 @@ __all__ = ['CODES', 'app', 'organs_app', 'DATA', 'JSON', 'KINDS', 'ends_well', '
            'organs_callback', 'main']
 
 # %% ../nbs/15_command_line.ipynb #imports
-import contextlib, functools, json, os, shutil, sys, tempfile
+import contextlib, functools, json, logging, os, shutil, sys, tempfile
 from pathlib import Path
 import typer
 
@@ -27,7 +27,9 @@ def ends_well(command):
             typer.echo("vampsc: " + " ".join(str(text).split()), err=True)
             raise typer.Exit(code)
         try: command(*args, **kwargs)
-        except KeyboardInterrupt as error: stop(130, str(error) or "interrupted; the same command goes on")
+        except KeyboardInterrupt as error:
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)        # or it would tell, page by page, what a notebook left undone
+            stop(130, str(error) or "interrupted; the same command goes on")
         except FloatingPointError as error: stop(3, error)
         except (ValueError, TypeError, OSError) as error: stop(1, error)
     return guarded

@@ -10,17 +10,16 @@ __all__ = ['PRIORS_OF', 'MORE_GENES', 'MANY', 'WHOLE', 'FLAGS', 'INSTEAD', 'MUCH
            'CountAutoencoder', 'AE', 'VAE', 'IAF', 'VAMP', 'VAMPIAF', 'HVAMP']
 
 # %% ../nbs/07_models.ipynb #imports
-import contextlib, copy, dataclasses, functools, hashlib, inspect, io, json, os, re, shutil, sys, tempfile
-import time, warnings, zipfile, zlib
+import contextlib, copy, dataclasses, functools, hashlib, inspect, io, json, os, re, sys, time
+import warnings, zipfile, zlib
 from importlib.metadata import version
 from pathlib import Path
 import anndata as ad, h5py, keras, numpy as np, pandas as pd, scanpy as sc, scipy.sparse as sp
 from keras import ops
-from . import devices, genes, kernels, training
+from . import devices, files, genes, kernels, training
 from .counts import (Batches, CountsError, Split, cell_positions, check_counts, check_split, checked_counts, choice, column_name,
                            column_of, flag, real_number, split_cells, whole_number, whole_numbers)
 from .downloads import user_path
-from .files import only
 from .flows import IAFPosterior
 from .likelihood import nb_log_prob_sum
 from .networks import LIMIT, TARGET_SUM, Decoder, hidden_layers, log_normalise, new_seeds, size_factors, soft_bound
@@ -944,23 +943,20 @@ def _moment(folder):
     except OSError: return None
     return seen.st_dev, seen.st_ino, seen.st_mtime_ns
 
+def _is_saved(folder):
+    "Was a model saved in this folder, be it damaged by now? Its checksums tell, or what it says of itself."
+    try: return "model.json" in (folder / CHECKSUMS).read_text(errors="replace")
+    except OSError: pass
+    try: return {"format", "architecture"} <= json.loads((folder / "model.json").read_text()).keys()
+    except (OSError, ValueError, AttributeError): return False
+
 @contextlib.contextmanager
 def _new_folder(path, overwrite):
     "A folder to write into, which takes its name when all is written; if anything fails, what was there stays."
-    path = user_path(path)
+    path = files.bring_back(user_path(path))
     if path.exists() and not overwrite: raise FileExistsError(f"{path} exists; save elsewhere, or with overwrite=True.")
-    only(path, FILES, "saved model")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f"{path.name}.", dir=path.parent))
-    try:
-        yield new
-        new.chmod(0o755)
-        old = path.rename(new.with_name(f"{new.name}.old")) if path.exists() else None
-        new.rename(path)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    if old: shutil.rmtree(old)
+    files.only(path, FILES, "saved model", _is_saved)
+    with files.whole_folder(path) as new: yield new
 
 # %% ../nbs/07_models.ipynb #cell-marks
 OTHER_CELLS = ("; load the model without adata, and hand other cells to the verbs, as in "
@@ -1129,7 +1125,7 @@ class Persistence:
     @classmethod
     def _from_folder(cls, path, adata=None):
         devices.check_ready()
-        path = user_path(path)
+        path = files.standing(user_path(path))
         model = _Saved(path).model()
         if adata is not None: model._attach(adata)
         return model

@@ -244,7 +244,7 @@ def ask_run(folder, overwrite=False):
     folder = Path(folder)
     ours = (folder / "model" / models.CHECKSUMS).is_file() or _is_configuration(folder / "config.json") or _is_checkpoint(folder / "checkpoint")
     for name in IN_A_RUN: files.ask(folder / name, ours, overwrite)
-    files.only(folder / "model", models.FILES, "part of a saved model")
+    files.only(folder / "model", models.FILES, "part of a saved model", models._is_saved)
     return folder
 
 def _is_configuration(path):
@@ -475,7 +475,7 @@ def to_html(notebook, overwrite=False):
     page, _ = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(
         read, {"metadata": {"name": Path(notebook).stem}})
     texts = iter(_figure_texts(read))
-    page = re.sub(NO_ALT, lambda _: html.escape(next(texts, "a figure")), page)
+    page = re.sub(f'alt="{NO_ALT}"', lambda _: f'alt="{html.escape(next(texts, "a figure"))}"', page)
     _write_whole(path, page.replace("<head>", f"<head>{files.MARK}", 1))
     return path
 

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['PAPER_MODELS', 'GENERATIVE', 'METRICS', 'IN_TABLE_1', 'IN_TABLE_2', 'READ', 'NO_RUNS', 'PAPER_GENES', 'PAPERS_DATA',
-           'CAVEATS', 'INTERVAL', 'BESIDE', 'ORDERS', 'VAE_AND_IAF', 'FEWER', 'CLAIMS', 'HOLDS', 'FAILS', 'OPEN',
-           'NOT_HERE', 'TEMPLATE', 'WRITTEN', 'Metric', 'printed', 'paper_tables', 'co_variation', 'profile_of',
+           'CAVEATS', 'AS_IT_IS', 'INTERVAL', 'BESIDE', 'ORDERS', 'VAE_AND_IAF', 'FEWER', 'CLAIMS', 'HOLDS', 'FAILS',
+           'OPEN', 'NOT_HERE', 'TEMPLATE', 'WRITTEN', 'Metric', 'printed', 'paper_tables', 'co_variation', 'profile_of',
            'unlike_the_paper', 'paper_organ', 'gather', 'missing', 'overview', 'caveats', 'interval', 'summarise',
-           'marks', 'table_1', 'table_2', 'Html', 'show_words', 'show', 'beside_the_paper', 'why_nothing_beside',
-           'orders', 'show_beside', 'Claim', 'decide', 'verdicts', 'over_organs', 'why_no_verdict', 'figure_1',
-           'figure_2', 'make']
+           'marks', 'table_1', 'table_2', 'Html', 'show_words', 'in_markdown', 'show', 'beside_the_paper',
+           'why_nothing_beside', 'orders', 'show_beside', 'Claim', 'decide', 'verdicts', 'over_organs',
+           'why_no_verdict', 'figure_1', 'figure_2', 'make']
 
 # %% ../nbs/16_tables.ipynb #imports
 import dataclasses, html, itertools, json, re
@@ -367,6 +367,8 @@ def _table(summary, columns):
     return table
 
 # %% ../nbs/16_tables.ipynb #html-table
+AS_IT_IS = "tex2jax_ignore mathjax_ignore"                      # classes in which a page looks for no formulas: dollars are dollars
+
 class Html(str):
     "A table that a notebook shows."
     def _repr_html_(self): return str(self)
@@ -380,14 +382,25 @@ def _cell(content, head=False, left=False, span=1):
 def _html(heads, rows, caption=""):
     "Rows of ready cells as a table that scrolls sideways where it must, with a caption."
     head, body = ("".join(f"<tr>{''.join(row)}</tr>" for row in part) for part in (heads, rows))
-    note = f"<p><small>{html.escape(caption)}</small></p>" if caption else ""
-    return Html(f'<div style="overflow-x: auto"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>{note}')
+    note = f'<p class="{AS_IT_IS}"><small>{html.escape(caption)}</small></p>' if caption else ""
+    return Html(f'<div class="{AS_IT_IS}" style="overflow-x: auto"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>{note}')
 
-def show_words(frame, caption=""):
-    "Any DataFrame with its texts written out whole."
+def show_words(frame, caption="", index=False):
+    "Any DataFrame with its texts written out whole, and whatever is in a name as it is. index : show the names of its rows, too."
     text = lambda v: html.escape("-" if pd.isna(v) else f"{v:g}" if isinstance(v, float) else str(v))
-    rows = [[_cell(text(v), left=True) for v in row] for row in frame.itertuples(index=False)]
-    return _html([[_cell(text(c), True, True) for c in frame]], rows, caption)
+    name = lambda v: _cell(text(v), True, True)
+    rows = [[*([name(of)] if index else []), *(_cell(text(v), left=True) for v in row)] for of, row in zip(frame.index, frame.itertuples(index=False))]
+    return _html([[*([name("")] if index else []), *map(name, frame)]], rows, caption)
+
+def in_markdown(name):
+    """A name as a piece of Markdown that shows it as it is, also inside of `**`.
+
+    Signs that have a meaning in Markdown, HTML or formulas become numbers, such as &#42; for a star; a name without any stays as it is.
+    """
+    one_line = " ".join(str(name).split())
+    number = lambda found: "".join(f"&#{ord(sign)};" for sign in found[0])
+    text = re.sub(r"[^\w\s.,;:()%='\"?/-]|_|:(?=/)|^-|^\d+(?=[.)])", number, one_line)
+    return text if text == one_line else f'<span class="{AS_IT_IS}">{text}</span>'
 
 # %% ../nbs/16_tables.ipynb #show
 INTERVAL = ("Means over seeds. Second line: 95 % t interval over seeds [a, b]; the range (a to b) where there are two seeds; "
