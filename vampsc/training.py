@@ -653,15 +653,22 @@ class Run:
         self._go_or_try_again()
 
     def _where(self, error):
-        "What was first not finite, by name; for that, the epochs since the kept state are run again. On one device only."
+        "What was first not finite, by name; for that, the epochs since the kept state are run again, step by step. On one device only."
         if "jumped" in str(error) or devices.sharing().n > 1: return ""
-        if "validation" in str(error):
-            names = (not_finite(self.network, batch[0], training=False) for batch in self.validation)
-            return f", first in {next(filter(None, names), 'their mean')}"
+        steps = self.train.steps
+        self.train.steps = self.validation.steps = 0
+        try: return self._first_bad_of_validation() if "validation" in str(error) else self._first_bad_of_training()
+        finally: self.train.steps = self.validation.steps = steps
+
+    def _first_bad_of_validation(self):
+        names = (not_finite(self.network, batch[0], training=False) for batch in self.validation)
+        return f", first in {next(filter(None, names), 'their mean')}"
+
+    def _first_bad_of_training(self):
         bad = len(self.state.rows) + 1
         self.state.restore()
-        examine, self.state.frozen = Examine(self.state._variables(), self.train), True
-        self.train.steps = 0                                         # one by one
+        examine = Examine(self.state._variables(), self.train)
+        self.state.frozen = True
         try: self._fit([examine], bad)
         except Diverged: return f", first in {examine.first_bad(self.network)}"
         finally: self.state.frozen = False
