@@ -672,6 +672,7 @@ def loom(files, where=None, min_counts=0, block=512):
         lacking = [name for name in LOOM if name not in file]
         if lacking: raise ReaderError(f"{path.name} is no loom file of the Human Cell Atlas: it lacks {', '.join(lacking)}")
         told = {f"col_attrs/{name}": node for name, node in file["col_attrs"].items() if getattr(node, "ndim", 0) == 1}
+        told["col_attrs/CellID"] = file["col_attrs/CellID"]
         named = {name: file[name] for name in LOOM if name.startswith("row_attrs/")}
         n_genes, n_cells = file["matrix"].shape
         _check_sizes(path, (n_cells, n_genes), told, named)
