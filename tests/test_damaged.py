@@ -14,7 +14,7 @@ from scipy import sparse
 import vampsc
 from vampsc import organs, readers
 from vampsc.counts import Counts, CountsError, check_counts
-from vampsc.genes import DamagedError, GeneSpace, GeneSpaceError, check_sparse, csr_float32
+from vampsc.genes import DamagedError, GeneSpace, GeneSpaceError, check_sparse, csr_float32, matrix_of
 from vampsc.organs import OrganError
 from vampsc.readers import ReaderError
 
@@ -122,6 +122,36 @@ def test_a_layer_and_raw(form):
     adata = flip_bits.cells_of("csr")
     adata.raw = broken
     with pytest.raises((CountsError, GeneSpaceError), match=words): vampsc.VAE(adata, use_raw=True)
+
+
+@pytest.mark.parametrize("wrong", ["falls", "far beyond"])
+def test_cells_are_not_taken_out_of_a_damaged_raw(wrong):
+    "anndata takes them out of raw as soon as cells are chosen."
+    model = vampsc.VAE(flip_bits.cells_of("csr"), n_latent=2, hidden=(8,), gene_space=None)
+    broken, words = damaged("csc", wrong)
+    adata = flip_bits.cells_of("csr")
+    adata.raw = broken
+    with pytest.raises(DamagedError, match=words): model.get_latent_representation(adata, indices=[5, 3])
+    adata = flip_bits.cells_of("csr")
+    adata.raw = damaged("csr", "falls")[0]
+    with pytest.raises(DamagedError, match="falls"): vampsc.VAE(adata[:50], use_raw=True)
+
+
+@pytest.mark.parametrize("wrong", ["falls", "far beyond", "before the first", "ends beyond"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_part_of_a_damaged_file(form, wrong, tmp_path):
+    path, words = damaged_file(form, wrong, tmp_path, "h5ad")
+    for part in (np.s_[::-1], np.s_[[9, 5, 3]], np.s_[:, 3:20], np.s_[:, GENES[::-1]], np.s_[[9, 5], [3, 4]]):
+        with pytest.raises(DamagedError, match=words): matrix_of(ad.read_h5ad(path, backed="r")[part])
+
+
+def test_a_file_that_was_right_and_is_written_to_is_looked_at_again(tmp_path):
+    path, arrays = flip_bits.h5ad("csr")(tmp_path, False)
+    adata = ad.read_h5ad(path, backed="r")
+    for _ in range(2): assert np.array_equal(matrix_of(adata[:, GENES[::-1]]).toarray(), COUNTS[:, ::-1])
+    adata.file.close()
+    replace_in_hdf5(path, "X/indices", set_at(arrays["indices"].copy(), 5, 10**9))
+    with pytest.raises(DamagedError, match="lie outside"): matrix_of(ad.read_h5ad(path, backed="r")[:, GENES[::-1]])
 
 
 def test_a_damaged_layer_does_not_hide_where_counts_are():

@@ -133,6 +133,8 @@ def by_anndata(path): return (anndata.read_zarr if path.suffix == ".zarr" else a
 def backed_by_anndata(path): return anndata.read_h5ad(path, backed="r")
 def some_cells(path): return by_anndata(path)[::-1]
 def some_genes(path): return by_anndata(path)[:, GENES[::-1]]
+def some_backed_cells(path): return backed_by_anndata(path)[::-1]
+def some_backed_genes(path): return backed_by_anndata(path)[:, GENES[::-1]]
 def mapped(path): return anndata.AnnData(GeneSpace("all", GENES).map(by_anndata(path))[0], var=pd.DataFrame(index=GENES))
 def converted(path): return anndata.AnnData(csr_float32(by_anndata(path).X), var=pd.DataFrame(index=GENES))
 def reader(read):
@@ -141,7 +143,7 @@ def reader(read):
 
 OF_USERS = (by_anndata, some_cells, some_genes, mapped, converted)
 KINDS = {"h5ad": Kind(h5ad("csr"), (in_memory, *OF_USERS, reader(readers.h5ad)), "csr"),
-         "h5ad, backed": Kind(h5ad("csr"), (backed, backed_by_anndata), "csr"),
+         "h5ad, backed": Kind(h5ad("csr"), (backed, backed_by_anndata, some_backed_cells, some_backed_genes), "csr"),
          "h5ad of columns": Kind(h5ad("csc"), (in_memory, backed, *OF_USERS, reader(readers.h5ad)), "csc"),
          "zarr": Kind(zarr_folder, (in_memory, *OF_USERS), "csr"),
          "zarr, backed": Kind(zarr_folder, (backed,), "csr"),

@@ -7,7 +7,7 @@ __all__ = ['MISSING_WORDS', 'MIN_RECOGNISED', 'KNOWN', 'ENSEMBL', 'NO_GENE', 'TY
            'ID_COLUMNS', 'SYMBOL_COLUMNS', 'KINDS', 'GeneSpaceError', 'listed', 'missing_labels', 'bare_ids',
            'GeneSpace', 'protein_coding', 'other_features', 'positions', 'DamagedError', 'check_pointers',
            'check_indices', 'check_sparse', 'check_matrix', 'pointers_of', 'native', 'native_sparse', 'sparse_of',
-           'compressed', 'csr_float32', 'matrix_of', 'layer_names', 'values_of', 'raw_of', 'check_places',
+           'compressed', 'csr_float32', 'matrix_of', 'layer_names', 'values_of', 'some_cells', 'raw_of', 'check_places',
            'MappingReport', 'cells_with', 'with_counts', 'project', 'mapping', 'resolve']
 
 # %% ../nbs/00_genes.ipynb #imports
@@ -394,17 +394,17 @@ def check_pointers(indptr, n, entries, kind="csr"):
     else: return
     raise DamagedError(f"the sparse matrix is damaged: {wrong}; read it again, or get another copy of it")
 
-def check_indices(indices, n, kind="csr"):
+def check_indices(indices, n, kind="csr", start=0):
     """DamagedError unless the indices of a sparse matrix are from 0 to n - 1; their order is free, repeats are allowed.
 
-    indices : (entries,). n : number of columns, of "csc" rows. kind : "csr" or "csc".
+    indices : (entries,), perhaps a part that begins at start. n : number of columns, of "csc" rows. kind : "csr" or "csc".
     """
     if not len(indices) or (indices.min() >= 0 and indices.max() < n): return
     part = _AXES[kind][1]
     outside = np.flatnonzero(~((indices >= 0) & (indices < n)))
     first = outside[0]
     wrong = f"{len(outside):,} of its {part} indices lie outside the {n:,} {part}s"
-    raise DamagedError(f"the sparse matrix is damaged: {wrong} (first: indices[{first}] is {indices[first]}); read it again, or get another copy of it")
+    raise DamagedError(f"the sparse matrix is damaged: {wrong} (first: indices[{start + first}] is {indices[first]}); read it again, or get another copy of it")
 
 def check_sparse(data, indices, indptr, kind, shape):
     """DamagedError unless scipy and compiled code, which trust these arrays, can use them as a sparse matrix.
@@ -428,6 +428,30 @@ def pointers_of(dataset):
     entries = group["data"].shape[0], group["indices"].shape[0]
     check_pointers(indptr, dataset.shape[dataset.format == "csc"], entries, dataset.format)
     return indptr
+
+_LOOKED_THROUGH = set()                                  # matrices in files whose indices were seen to be right
+
+def _check_in_file(dataset, block=1 << 22):
+    "`check_sparse` of a matrix in a file, so many indices at a time; of an h5ad file once, as long as it is not written to."
+    pointers_of(dataset)
+    indices = dataset.group["indices"]
+    mark = _mark_of(indices)
+    if mark in _LOOKED_THROUGH: return
+    for start in range(0, indices.shape[0], block):
+        check_indices(np.asarray(indices[start:start + block]), dataset.shape[dataset.format == "csr"], dataset.format, start)
+    if mark is not None: _LOOKED_THROUGH.add(mark)
+
+def _mark_of(dataset):
+    "What a dataset of an h5ad file is known by until the file is written to; None for one of zarr, or of a file that is gone."
+    path = Path(dataset.file.filename) if hasattr(dataset, "file") else None
+    if path is None or not path.is_file(): return None
+    state = path.stat()
+    return str(path.resolve()), state.st_mtime_ns, state.st_size, dataset.name
+
+def _check_any(values):
+    "DamagedError unless scipy can take a part out of this matrix, in memory or in a file; it does so without a look."
+    if sparse.issparse(values): check_matrix(values)
+    if isinstance(values, (CSRDataset, CSCDataset)): _check_in_file(values)
 
 # %% ../nbs/00_genes.ipynb #csr-float32
 def _check_matrix(matrix):
@@ -538,12 +562,20 @@ def values_of(adata, layer=None):
     if values is None: raise GeneSpaceError(f"adata.X is empty: pass layer=; layers: {listed(layer_names(adata))}")
     return values
 
-def _check_source(adata, layer=None):
-    "DamagedError unless the matrix of which a view shows a part can be used: scipy takes the part out without a look."
+def _check_source(adata, layer=None, use_raw=False):
+    "DamagedError unless the matrix of which a view shows a part can be used."
     whole = getattr(adata, "_adata_ref", None)                                      # None where it is no view
-    values = None if whole is None else whole.X if layer is None else whole.layers[layer]
-    if sparse.issparse(values): check_matrix(values)
-    if isinstance(values, (CSRDataset, CSCDataset)): pointers_of(values)
+    if whole is None: return
+    if use_raw: _check_any(whole.raw.X)
+    else: _check_any(whole.X if layer is None else whole.layers[layer])
+
+def some_cells(adata, which):
+    """These cells of an AnnData as a view; which : positions or a mask (cells,).
+
+    DamagedError as `check_sparse` for adata.raw, out of which anndata takes them at once.
+    """
+    if adata.raw is not None: _check_any(adata.raw.X)
+    return adata[which]
 
 def _check_adata(adata):
     "Raise TypeError unless this is an AnnData."
@@ -567,7 +599,7 @@ def raw_of(adata):
 
     Raises
     ------
-    GeneSpaceError : there is no raw.
+    GeneSpaceError : there is no raw. DamagedError : as `values_of`.
     """
     _check_adata(adata)
     if adata.raw is None:
@@ -575,6 +607,7 @@ def raw_of(adata):
         raise GeneSpaceError("adata.raw is empty: leave out use_raw=True" +
                              (f" and pass layer=; layers: {listed(layers)}" if layers else ", or keep the counts with adata.raw = adata.copy() "
                               "before they are normalised"))
+    _check_source(adata, use_raw=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Observation names are not unique|Variable names are not unique")
         return anndata.AnnData(adata.raw.X, obs=adata.obs, var=adata.raw.var)
