@@ -340,14 +340,18 @@ def _read_file(path, backed):
     "An AnnData out of an .h5ad file or a .zarr folder; backed: its matrices stay there."
     of_zarr = path.suffix == ".zarr"
     group = _open_group(path)
-    matrices = _matrices(group)
-    for node in matrices: _check_pointers(node)
-    unusual = any(_is_unusual(node) for node in matrices)
-    if backed and (of_zarr or unusual): return _left_in_file(group)
+    stays = of_zarr
     try:
+        matrices = _matrices(group)
+        for node in matrices: _check_pointers(node)
+        unusual = any(_is_unusual(node) for node in matrices)
+        if backed and (of_zarr or unusual):
+            adata = _left_in_file(group)
+            stays = True
+            return adata
         if unusual: return _converted(group)
     finally:
-        if not of_zarr: group.close()
+        if not stays: group.close()                     # or HDF5 goes on to show what it read, after the file was replaced
     return anndata.read_zarr(path) if of_zarr else anndata.read_h5ad(path, backed="r" if backed else None)
 
 def _open_group(path):
