@@ -296,18 +296,6 @@ def test_a_tar_of_triplets_that_are_no_text(tmp_path):
         with pytest.raises(ReaderError, match="^y.tar, one_"): readers.mtx_tar({"counts": tmp_path / "y.tar"})
 
 
-@pytest.mark.parametrize("settings", [{}, {"backed": True}])
-@pytest.mark.parametrize("wrong", ["falls", "ends early"])
-def test_another_copy_in_its_place_is_read(wrong, settings, tmp_path):
-    "HDF5 would go on to show the damaged file as long as it is open."
-    path, words = damaged_file("csr", wrong, tmp_path, "h5ad")
-    (tmp_path / "whole").mkdir()
-    whole, _ = flip_bits.h5ad("csr")(tmp_path / "whole", False)
-    with pytest.raises(OrganError, match=words) as error: organs.load(path, **settings)
-    path.write_bytes(whole.read_bytes())
-    assert np.array_equal(Counts(organs.load(path, **settings).X)[:].toarray(), COUNTS) and error.value
-
-
 # ---- single bits
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="flips are read in forked processes")

@@ -351,7 +351,7 @@ def _read_file(path, backed):
             return adata
         if unusual: return _converted(group)
     finally:
-        if not stays: group.close()                     # or HDF5 goes on to show what it read, after the file was replaced
+        if not stays: group.close()                     # also after an error: HDF5 takes a file that is open for the same
     return anndata.read_zarr(path) if of_zarr else anndata.read_h5ad(path, backed="r" if backed else None)
 
 def _open_group(path):
