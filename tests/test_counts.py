@@ -123,7 +123,7 @@ def test_genes_are_counted_in_blocks(monkeypatch):
 def test_damaged_rows(index, where):
     X = sparse.csr_matrix(poisson())
     X.indices[-1] = index
-    with pytest.raises(CountsError, match="column indices outside"): check_counts(Counts(X, where, 30))
+    with pytest.raises(CountsError, match="column indices lie outside"): check_counts(Counts(X, where, 30))
 
 
 @pytest.mark.parametrize("value, warns", [(2**24 - 1, False), (2**24 + 1, True)])

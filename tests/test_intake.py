@@ -171,8 +171,8 @@ CASES = {
     "complex": Case(lambda f: data(COUNTS.astype("complex64")), says="real numbers, cells x genes, not ndarray.*complex64"),
     "objects": Case(lambda f: data(COUNTS.astype(object)), says="real numbers.*type object.*astype"),
     "words": Case(lambda f: data(COUNTS.astype(str)), says="real numbers.*type <U"),
-    "a damaged file": Case(lambda f: data(damaged()), says="column indices outside its columns: it is damaged"),
-    "a damaged file, mapped": Case(lambda f: data(damaged()), says="column indices outside its columns: it is damaged", settings=panel),
+    "a damaged file": Case(lambda f: data(damaged()), says="damaged: 1 of its column indices lie outside the 40 columns"),
+    "a damaged file, mapped": Case(lambda f: data(damaged()), says="damaged: 1 of its column indices lie outside the 40 columns", settings=panel),
     # cells
     "no cells": Case(lambda f: data()[:0], says="at least 10 cells, and there are 0"),
     "no genes": Case(lambda f: data(COUNTS[:, :0], []), says="has no genes"),

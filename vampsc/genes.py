@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['MISSING_WORDS', 'MIN_RECOGNISED', 'KNOWN', 'ENSEMBL', 'NO_GENE', 'TYPE_COLUMNS', 'GENE_TYPES', 'OTHER_TYPES',
            'ID_COLUMNS', 'SYMBOL_COLUMNS', 'KINDS', 'GeneSpaceError', 'listed', 'missing_labels', 'bare_ids',
-           'GeneSpace', 'protein_coding', 'other_features', 'positions', 'native', 'native_sparse', 'sparse_of',
-           'csr_float32', 'matrix_of', 'layer_names', 'values_of', 'raw_of', 'check_places', 'MappingReport',
-           'cells_with', 'with_counts', 'project', 'mapping', 'resolve']
+           'GeneSpace', 'protein_coding', 'other_features', 'positions', 'DamagedError', 'check_pointers',
+           'check_indices', 'check_sparse', 'check_matrix', 'pointers_of', 'native', 'native_sparse', 'sparse_of',
+           'compressed', 'csr_float32', 'matrix_of', 'layer_names', 'values_of', 'some_cells', 'raw_of', 'check_places',
+           'MappingReport', 'cells_with', 'with_counts', 'project', 'mapping', 'resolve']
 
 # %% ../nbs/00_genes.ipynb #imports
 import dataclasses, gzip, re, warnings, zlib
@@ -370,6 +371,88 @@ def positions(space, adata):
     where, by_id, ambiguous, _ = _placed(space, adata)
     return where, int(by_id.sum()), ambiguous
 
+# %% ../nbs/00_genes.ipynb #check-sparse
+class DamagedError(GeneSpaceError):
+    "A sparse matrix whose pointers or indices cannot be right."
+
+_AXES = {"csr": ("row", "column"), "csc": ("column", "row")}    # what the pointers divide, and the indices count
+
+def check_pointers(indptr, n, entries, kind="csr"):
+    """DamagedError unless the pointers of a sparse matrix begin at 0, never fall, and end at the number of its entries.
+
+    indptr : (n + 1,). n : number of rows, of "csc" columns. entries : (length of data, length of indices).
+    kind : "csr" or "csc".
+    """
+    part = _AXES[kind][0]
+    if entries[0] != entries[1]: wrong = f"data has {entries[0]:,} entries but indices {entries[1]:,}"
+    elif indptr.shape != (n + 1,): wrong = f"indptr is of shape {indptr.shape}, but {n:,} {part}s need ({n + 1},)"
+    elif indptr[0] != 0: wrong = f"indptr begins with {indptr[0]} instead of 0"
+    elif indptr[-1] != entries[0]: wrong = f"indptr ends with {indptr[-1]}, but there are {entries[0]} entries"
+    elif not (rises := indptr[1:] >= indptr[:-1]).all():              # a difference of small integers could overflow
+        first = int(np.argmin(rises))
+        wrong = f"indptr falls from {indptr[first]} to {indptr[first + 1]} in {part} {first}"
+    else: return
+    raise DamagedError(f"the sparse matrix is damaged: {wrong}; read it again, or get another copy of it")
+
+def check_indices(indices, n, kind="csr", start=0):
+    """DamagedError unless the indices of a sparse matrix are from 0 to n - 1; their order is free, repeats are allowed.
+
+    indices : (entries,), perhaps a part that begins at start. n : number of columns, of "csc" rows. kind : "csr" or "csc".
+    """
+    if not len(indices) or (indices.min() >= 0 and indices.max() < n): return
+    part = _AXES[kind][1]
+    outside = np.flatnonzero(~((indices >= 0) & (indices < n)))
+    first = outside[0]
+    wrong = f"{len(outside):,} of its {part} indices lie outside the {n:,} {part}s"
+    raise DamagedError(f"the sparse matrix is damaged: {wrong} (first: indices[{start + first}] is {indices[first]}); read it again, or get another copy of it")
+
+def check_sparse(data, indices, indptr, kind, shape):
+    """DamagedError unless scipy and compiled code, which trust these arrays, can use them as a sparse matrix.
+
+    data, indices : (entries,). indptr : (rows + 1,), or of "csc" (columns + 1,). kind : "csr" or "csc".
+    shape : (rows, columns).
+    """
+    outer, inner = shape if kind == "csr" else shape[::-1]
+    check_pointers(indptr, outer, (len(data), len(indices)), kind)
+    check_indices(indices, inner, kind)
+
+def check_matrix(matrix):
+    "`check_sparse` of a scipy matrix of compressed rows or columns; those of other formats pass."
+    if matrix.format not in _AXES or len(matrix.shape) != 2: return
+    check_sparse(matrix.data, matrix.indices, matrix.indptr, matrix.format, matrix.shape)
+
+def pointers_of(dataset):
+    "The `native` pointers of a sparse matrix in a file (anndata's CSRDataset or CSCDataset), after `check_pointers`."
+    group = dataset.group
+    indptr = native(np.asarray(group["indptr"][:]))
+    entries = group["data"].shape[0], group["indices"].shape[0]
+    check_pointers(indptr, dataset.shape[dataset.format == "csc"], entries, dataset.format)
+    return indptr
+
+_LOOKED_THROUGH = set()                                  # matrices in files whose indices were seen to be right
+
+def _check_in_file(dataset, block=1 << 22):
+    "`check_sparse` of a matrix in a file, so many indices at a time; of an h5ad file once, as long as it is not written to."
+    pointers_of(dataset)
+    indices = dataset.group["indices"]
+    mark = _mark_of(indices)
+    if mark in _LOOKED_THROUGH: return
+    for start in range(0, indices.shape[0], block):
+        check_indices(np.asarray(indices[start:start + block]), dataset.shape[dataset.format == "csr"], dataset.format, start)
+    if mark is not None: _LOOKED_THROUGH.add(mark)
+
+def _mark_of(dataset):
+    "What a dataset of an h5ad file is known by until the file is written to; None for one of zarr, or of a file that is gone."
+    path = Path(dataset.file.filename) if hasattr(dataset, "file") else None
+    if path is None or not path.is_file(): return None
+    state = path.stat()
+    return str(path.resolve()), state.st_mtime_ns, state.st_size, dataset.name
+
+def _check_any(values):
+    "DamagedError unless scipy can take a part out of this matrix, in memory or in a file; it does so without a look."
+    if sparse.issparse(values): check_matrix(values)
+    if isinstance(values, (CSRDataset, CSCDataset)): _check_in_file(values)
+
 # %% ../nbs/00_genes.ipynb #csr-float32
 def _check_matrix(matrix):
     "The matrix, or a GeneSpaceError if it is not a table of real numbers."
@@ -396,7 +479,8 @@ def native(values):
 _COMPRESSED = {"csr": sparse.csr_matrix, "csc": sparse.csc_matrix}
 
 def native_sparse(matrix):
-    "A sparse matrix whose values and indices are `native`; the matrix itself where they are."
+    "A sparse matrix whose values and indices are `native`, the matrix itself where they are; DamagedError as `check_matrix`."
+    check_matrix(matrix)
     if matrix.format not in _COMPRESSED: return matrix
     given = matrix.data, matrix.indices, matrix.indptr
     parts = tuple(map(native, given))
@@ -407,9 +491,20 @@ def sparse_of(group, kind, shape):
     """A sparse matrix out of the group of an h5ad or zarr file, of any number types.
 
     group : holds data, indices and indptr. kind : "csr" or "csc". shape : (rows, columns).
+    DamagedError as `check_sparse`.
     """
-    parts = tuple(native(np.asarray(group[part][:])) for part in ("data", "indices", "indptr"))
-    return _COMPRESSED[kind](parts, shape=tuple(map(int, shape)))
+    return compressed(*(np.asarray(group[part][:]) for part in ("data", "indices", "indptr")), kind, shape)
+
+def compressed(data, indices, indptr, kind, shape):
+    """A sparse matrix of its three arrays, of any number types.
+
+    data, indices : (entries,). indptr : (rows + 1,), or of "csc" (columns + 1,). kind : "csr" or "csc".
+    shape : (rows, columns). DamagedError as `check_sparse`.
+    """
+    parts = tuple(map(native, (data, indices, indptr)))
+    shape = tuple(map(int, shape))
+    check_sparse(*parts, kind, shape)
+    return _COMPRESSED[kind](parts, shape=shape)
 
 def csr_float32(matrix, block=4096):
     """Counts of any layout as CSR in single precision with sorted indices; the input is never changed.
@@ -425,7 +520,7 @@ def csr_float32(matrix, block=4096):
 
     Raises
     ------
-    GeneSpaceError : not a table of real numbers, or a masked array.
+    GeneSpaceError : not a table of real numbers, or a masked array. DamagedError : as `check_sparse`.
     """
     if isinstance(matrix, (CSRDataset, CSCDataset)): matrix = sparse_of(matrix.group, matrix.format, matrix.shape)
     if hasattr(matrix, "compute"): matrix = matrix.compute()
@@ -454,16 +549,33 @@ def layer_names(adata):
 def values_of(adata, layer=None):
     """X of an AnnData, or the named layer, (cells, genes), as it is: X of a backed one is still in its file.
 
-    Raises GeneSpaceError where X is empty or there is no such layer.
+    Raises GeneSpaceError where X is empty or there is no such layer; DamagedError, as `check_sparse`, where some of its
+    cells would be taken out of a damaged matrix.
     """
     if layer is not None and layer not in adata.layers:
         raise GeneSpaceError(f"no layer '{layer}' in adata.layers; it has: {listed(layer_names(adata))}")
+    _check_source(adata, layer)
     try: values = adata.X if layer is None else adata.layers[layer]          # once: a view makes a new matrix each time
-    except (NotImplementedError, ValueError) as error:
+    except (NotImplementedError, ValueError, OSError, RuntimeError) as error:
         raise GeneSpaceError(f"these cells cannot be taken out of their file ({error}): read it with vampsc.organs.load(path), which converts the "
                              "numbers, and take them then") from None
     if values is None: raise GeneSpaceError(f"adata.X is empty: pass layer=; layers: {listed(layer_names(adata))}")
     return values
+
+def _check_source(adata, layer=None, use_raw=False):
+    "DamagedError unless the matrix of which a view shows a part can be used."
+    whole = getattr(adata, "_adata_ref", None)                                      # None where it is no view
+    if whole is None: return
+    if use_raw: _check_any(whole.raw.X)
+    else: _check_any(whole.X if layer is None else whole.layers[layer])
+
+def some_cells(adata, which):
+    """These cells of an AnnData as a view; which : positions or a mask (cells,).
+
+    DamagedError as `check_sparse` for adata.raw, out of which anndata takes them at once.
+    """
+    if adata.raw is not None: _check_any(adata.raw.X)
+    return adata[which]
 
 def _check_adata(adata):
     "Raise TypeError unless this is an AnnData."
@@ -487,7 +599,7 @@ def raw_of(adata):
 
     Raises
     ------
-    GeneSpaceError : there is no raw.
+    GeneSpaceError : there is no raw. DamagedError : as `values_of`.
     """
     _check_adata(adata)
     if adata.raw is None:
@@ -495,6 +607,7 @@ def raw_of(adata):
         raise GeneSpaceError("adata.raw is empty: leave out use_raw=True" +
                              (f" and pass layer=; layers: {listed(layers)}" if layers else ", or keep the counts with adata.raw = adata.copy() "
                               "before they are normalised"))
+    _check_source(adata, use_raw=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Observation names are not unique|Variable names are not unique")
         return anndata.AnnData(adata.raw.X, obs=adata.obs, var=adata.raw.var)

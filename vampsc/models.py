@@ -415,7 +415,7 @@ class Inference:
         if adata is None: return self.X, cells
         if indices is not None:                                                 # the others need not be counts
             which, cells = np.unique(cells, return_inverse=True)
-            adata = adata[which]
+            adata = genes.some_cells(adata, which)
         X, self.query_mapping = self._take(adata, of_batch)
         return X, cells
 

@@ -13,10 +13,12 @@ from pathlib import Path
 import anndata, h5py, numpy as np, pandas as pd
 from anndata.experimental import read_dispatched
 from anndata.io import read_elem, sparse_dataset
+from scipy import sparse
 from . import downloads, genes
 from .downloads import DownloadError
 from .files import whole
-from .genes import GeneSpaceError, layer_names, listed, matrix_of, missing_labels, native, sparse_of
+from .genes import (DamagedError, GeneSpaceError, check_matrix, layer_names, listed, matrix_of, missing_labels, native,
+                          pointers_of, sparse_of)
 from .readers import READERS
 
 # %% ../nbs/11_organs.ipynb #registry
@@ -319,6 +321,8 @@ def _read(path, backed=False, elsewhere=False):
     except Exception as error:
         why = (str(error) or repr(error)).splitlines()[0]
         raise OrganError(f"'{path.name}' cannot be read as {path.suffix}: {why}") from None
+    try: _check_matrices(adata, backed, but=None if elsewhere else "X")
+    except DamagedError as error: raise OrganError(f"'{path.name}', {error}") from None
     if 0 in adata.shape: raise OrganError(f"'{path.name}' holds {adata.n_obs} cells x {adata.n_vars} genes")
     if elsewhere: return adata
     if adata.X is None:
@@ -336,12 +340,18 @@ def _read_file(path, backed):
     "An AnnData out of an .h5ad file or a .zarr folder; backed: its matrices stay there."
     of_zarr = path.suffix == ".zarr"
     group = _open_group(path)
-    unusual = any(_is_unusual(node) for node in _matrices(group))
-    if backed and (of_zarr or unusual): return _left_in_file(group)
+    stays = of_zarr
     try:
+        matrices = _matrices(group)
+        for node in matrices: _check_pointers(node)
+        unusual = any(_is_unusual(node) for node in matrices)
+        if backed and (of_zarr or unusual):
+            adata = _left_in_file(group)
+            stays = True
+            return adata
         if unusual: return _converted(group)
     finally:
-        if not of_zarr: group.close()
+        if not stays: group.close()                     # also after an error: HDF5 takes a file that is open for the same
     return anndata.read_zarr(path) if of_zarr else anndata.read_h5ad(path, backed="r" if backed else None)
 
 def _open_group(path):
@@ -366,6 +376,21 @@ def _is_unusual(node):
     if hasattr(node, "shape") or "data" not in node: return False
     kind = node["data"].dtype
     return kind.itemsize == 2 and kind.kind == "f" or not kind.isnative
+
+def _check_pointers(node):
+    "DamagedError that names the matrix unless its pointers can be right; anndata does not look at them."
+    if hasattr(node, "shape") or "indptr" not in node: return
+    try: pointers_of(sparse_dataset(node))
+    except DamagedError as error: raise DamagedError(f"{node.name}: {error}") from None
+
+def _check_matrices(adata, backed, but):
+    "DamagedError that names the matrix unless the sparse ones in memory can be used; but: one that is checked later."
+    found = {"X": adata.X, **{f"layers/{name}": adata.layers[name] for name in layer_names(adata)}}
+    if adata.raw is not None and not backed: found["raw/X"] = adata.raw.X
+    for name, matrix in found.items():
+        if name == but or not sparse.issparse(matrix): continue
+        try: check_matrix(matrix)
+        except DamagedError as error: raise DamagedError(f"{name}: {error}") from None
 
 def _converted(group):
     "A file's AnnData, whose sparse matrices are of the types that scipy has."
