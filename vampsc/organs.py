@@ -410,7 +410,10 @@ def _kept(path):
     try: return _read(path)
     except OrganError as error: warnings.warn(f"{path} is damaged, and is made anew: {error}", stacklevel=4)
 
-def _of_writing(error): return getattr(error, "strerror", None) or in_words(error)
+def _of_writing(error):
+    "Why something could not be written, in the words of the system; HDF5 puts many of its own around them."
+    told = re.search("error message = '([^']*)'", str(error))
+    return in_words(told[1] if told else getattr(error, "strerror", None) or error)
 
 def _key(study, source, files, space):
     "What the reading of a study depends on, as a short hash."
