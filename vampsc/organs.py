@@ -107,7 +107,7 @@ def _check_settings(source, where):
     takes = list(inspect.signature(READERS["table" if reader == "tables" else reader]).parameters)[1:]
     for name, value in settings.items():
         if name not in takes: raise OrganError(f"{where}: reader {reader} has no setting '{in_words(name)}'; it has {', '.join(takes) or 'none'}")
-    _check({k: v for k, v in settings.items()}, {name: SETTINGS.get(name, str) for name in takes}, (), f"{where}: settings")
+    _check(settings, {name: SETTINGS.get(name, str) for name in takes}, (), f"{where}: settings")
     _check_texts(settings, ["where"] if "where" in settings else [], f"{where}: settings")
     for name in PATTERNS:
         try: re.compile(settings.get(name, ""))
