@@ -149,6 +149,10 @@ def _read_table(path, name):
     if not {"id", "symbol"} <= set(table):
         raise GeneSpaceError(f"gene table {path}: needs the columns id,symbol (or ensg,name), "
                              f"but has {','.join(map(str, table))}")
+    return _of_table(table, name)
+
+def _of_table(table, name):
+    "A gene space from a table of text with the columns id and symbol; a gene without symbol has its identifier for one."
     ids = bare_ids(table["id"].str.strip())
     symbols = table["symbol"].str.strip()
     return GeneSpace(name, ids, np.where(symbols == "", ids, symbols))
@@ -162,28 +166,35 @@ def protein_coding(path):
 
     Raises GeneSpaceError where the file names none.
     """
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
+    with gzip.open(path, "rt", encoding="utf-8", errors="replace") as lines:
         genes = [dict(_ATTRIBUTE.findall(line)) for line in lines if line.split("\t", 3)[2:3] == ["gene"]]
     rows = [(g["gene_id"], g.get("gene_name", g["gene_id"])) for g in genes if g.get("gene_biotype") == "protein_coding"]
-    if not rows: raise GeneSpaceError(f"{Path(path).name} names no protein-coding genes: it is no GTF of Ensembl")
+    if not rows: raise GeneSpaceError(f"{Path(path).name} names no protein-coding genes: it is no GTF of Ensembl; delete it, and it is fetched again")
     return pd.DataFrame(sorted(rows), columns=["id", "symbol"])
 
-def _ensembl(release):
-    "The table of a release of Ensembl as a csv in the user's cache, made of the GTF where it is not there yet."
+def _ensembl(release, name):
+    "A release of Ensembl: its table is kept in the user's cache as a csv, made of the GTF where it is not there yet or is damaged."
     path = downloads.cache_folder("genes", f"ensembl-{release}.csv")
-    if not path.exists():
-        address = ENSEMBL.format(release)
-        try: table = protein_coding(downloads.fetch(address, path.with_name(address.rsplit("/", 1)[1])))
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise GeneSpaceError(f"{path.with_name(address.rsplit('/', 1)[1])} is damaged ({error}); delete it, and it is fetched again") from None
+    if path.exists():
+        try: return _read_table(path, name)
+        except GeneSpaceError as error: warnings.warn(f"{error}; it is made anew", stacklevel=5)
+    address = ENSEMBL.format(release)
+    gtf = path.with_name(address.rsplit("/", 1)[1])
+    try: table = protein_coding(downloads.fetch(address, gtf))
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise GeneSpaceError(f"{gtf} is damaged ({error}); delete it, and it is fetched again") from None
+    try:
         with whole(path) as new: table.to_csv(new, index=False)
-    return path
+    except OSError as error:
+        warnings.warn(f"{path} cannot be written ({error.strerror}), so {gtf.name} is read anew each time; the environment variable VAMPSC_CACHE "
+                      "names another folder", stacklevel=5)
+    return _of_table(table, name)
 
 # %% ../nbs/00_genes.ipynb #load-space
 def _load(name):
     "A known gene space by name, or one from a csv file with the columns id,symbol."
     if name in KNOWN: return _read_table(resources.files("vampsc") / "data" / KNOWN[name], name)
-    if release := re.fullmatch(r"ensembl-(\d+)", str(name)): return _read_table(_ensembl(release[1]), name)
+    if release := re.fullmatch("ensembl-([0-9]{1,4})", str(name)): return _ensembl(release[1], name)
     path = downloads.user_path(name)
     if path.is_file(): return _read_table(path, path.name.split(".csv")[0])
     raise GeneSpaceError(f"unknown gene space or missing file '{name}': pass a known name ({', '.join(KNOWN)}, ensembl-97) or "

@@ -10,6 +10,7 @@ __all__ = ['PATHS', 'F', 'ZERO', 'BLOCK', 'RESIDENT', 'PRODUCTS', 'compiled', 'u
 # %% ../nbs/17_speed.ipynb #imports
 import contextlib, dataclasses, functools, math, os, sys, threading, types
 import numba, numpy as np, keras
+from numba.core.caching import FunctionCache
 from keras import backend, ops
 
 # %% ../nbs/17_speed.ipynb #choose-path
@@ -49,12 +50,21 @@ def use_path(path):
 # %% ../nbs/17_speed.ipynb #numba-settings
 F = np.float32
 
+class _Kept(FunctionCache):
+    "Machine code for the next session. What cannot be kept, or read, is compiled again: a full disk or a damaged file stops nothing."
+    def load_overload(self, sig, target_context):
+        try: return super().load_overload(sig, target_context)
+        except Exception:                                        # pickle has many for a damaged file
+            with contextlib.suppress(OSError): self.flush()
+    def save_overload(self, sig, data):
+        with contextlib.suppress(OSError): super().save_overload(sig, data)
+
 def _jit(fastmath=("contract",), **options):
     "numba.njit that keeps its machine code for the next session, where there is a folder to write to."
     def decorate(function):
-        options.update(fastmath=set(fastmath), error_model="numpy")
-        try: return numba.njit(cache=True, **options)(function)
-        except RuntimeError: return numba.njit(**options)(function)
+        compiled = numba.njit(fastmath=set(fastmath), error_model="numpy", **options)(function)
+        with contextlib.suppress(RuntimeError, OSError): compiled._cache = _Kept(function)        # as its enable_caching does
+        return compiled
     return decorate
 
 _inlined, _summing, _parallel = _jit(forceinline=True), _jit(("contract", "reassoc"), forceinline=True), _jit(parallel=True)
