@@ -20,7 +20,7 @@ first = for python in $(1); do \
 BIN := .venv/bin
 READY := .venv/installed
 RENDERER := smalldocs
-STATISTICS := $(patsubst %,tests/test_%.py,likelihood networks posteriors flows priors bounds properties rows traced precision)
+STATISTICS := $(patsubst %,tests/test_%.py,likelihood networks posteriors flows priors bounds properties rows traced precision steps)
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 export TF_CPP_MIN_LOG_LEVEL := 3
 

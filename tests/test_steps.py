@@ -54,8 +54,11 @@ def trained(adata, name, monkeypatch, steps, callbacks=(), **settings):
 def history(model): return model.history.drop(columns="seconds")
 
 
-@pytest.mark.parametrize("steps", [2, 50])
-@pytest.mark.parametrize("name", PRESETS)
+# JAX compiles for seconds, and its loop does not depend on the model.
+CASES = [(name, steps) for name in PRESETS for steps in (2, 50)] if BACKEND == "tensorflow" else [("VAMP", 2)]
+
+
+@pytest.mark.parametrize("name, steps", CASES)
 def test_the_same_numbers_as_step_by_step(adata, name, steps, monkeypatch):
     one, _ = trained(adata, name, monkeypatch, 1, **PRESETS[name])
     many, calls = trained(adata, name, monkeypatch, steps, **PRESETS[name])
@@ -66,7 +69,7 @@ def test_the_same_numbers_as_step_by_step(adata, name, steps, monkeypatch):
     assert items == ([64, 33] if steps == 2 else [97])
 
 
-@pytest.mark.parametrize("encode_batch", [False, True])
+@pytest.mark.parametrize("encode_batch", [False, True] if BACKEND == "tensorflow" else [True])
 def test_batches_of_cells_reach_each_step(adata, encode_batch, monkeypatch):
     how = dict(batch_key="donor", encode_batch=encode_batch, n_pseudo_inputs=6)
     one, _ = trained(adata, "VAMP", monkeypatch, 1, **how)
@@ -74,6 +77,7 @@ def test_batches_of_cells_reach_each_step(adata, encode_batch, monkeypatch):
     np.testing.assert_allclose(one.history["val_loss"], many.history["val_loss"], rtol=0 if BACKEND == "tensorflow" else 2e-4)
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="elsewhere, such counts are handed on minibatch by minibatch")
 def test_counts_too_many_to_be_kept_dense(adata, monkeypatch):
     one, _ = trained(adata, "VAE", monkeypatch, 50)
     monkeypatch.setattr(kernels, "RESIDENT", 100)

@@ -536,9 +536,9 @@ def _each_on_tensorflow(network, step, data, lone):
     def one(i):
         here = slice(i * size, tf.where(i == steps - 1, n, (i + 1) * size))
         step((network.reading.minibatch(positions[here], arrays), *(w[here] for w in weights)))
-        return i + 1
+        return (i + 1,)
 
-    tf.while_loop(lambda i: i < steps, one, [0])
+    tf.while_loop(lambda i: i < steps, one, (0,))
     return network.get_metrics_result()
 
 def _each_on_jax(network, step, state, data, lone):
