@@ -56,7 +56,8 @@ def _host(address):
     return in_words(re.sub(r"^\w+://(?:[^/?#]*@)?([^/?#]*).*", r"\1", str(address), flags=re.DOTALL))
 
 # %% ../nbs/12_downloads.ipynb #path-in
-RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)      # names of devices under Windows
+# names of devices under Windows
+RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 
 def path_in(folder, name):
     """The path of a name that came from elsewhere, directly in a folder and nowhere else, under every system.
@@ -65,7 +66,9 @@ def path_in(folder, name):
     """
     if not isinstance(name, str): raise ValueError(f"{name!r} is no name but {type(name).__name__}")
     why = _unfit(name)
-    if why: raise ValueError(f"{in_words(repr(name))} cannot be a name in the cache: it {why}. Take letters, digits, - and _")
+    if why:
+        raise ValueError(f"{in_words(repr(name))} cannot be a name in the cache: it {why}. Take letters, "
+                         f"digits, - and _")
     return Path(folder) / name
 
 def _unfit(name):
@@ -118,7 +121,8 @@ def _record(path, digest, address):
         known[path.name] = {"sha256": digest, "size": stat.st_size, "time": stat.st_mtime_ns, "address": address}
         with whole(path.parent / RECORDS) as new: new.write_text(json.dumps(known, indent=1, sort_keys=True))
 
-UNWRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT}       # what a folder answers that takes nothing more
+# what a folder answers that takes nothing more
+UNWRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT}
 
 def verify(path, expected=None, address=None):
     """The file, if it is what it was when it first came; a file without a record gets one, where its folder can be written.
@@ -136,7 +140,8 @@ def verify(path, expected=None, address=None):
     DownloadError : it has changed, or is a folder.
     """
     path = Path(path)
-    if path.is_dir(): raise DownloadError(f"{path} is a folder, where a file is to be; move it away, and the file is fetched")
+    if path.is_dir():
+        raise DownloadError(f"{path} is a folder, where a file is to be; move it away, and the file is fetched")
     stat = path.stat()
     known = records(path.parent).get(path.name)
     if known and (known["size"], known["time"]) == (stat.st_size, stat.st_mtime_ns) and expected in (None, known["sha256"]): return path
@@ -147,7 +152,8 @@ def verify(path, expected=None, address=None):
                             f"{path.parent / RECORDS}")
     try: _record(path, digest, address or (known or {}).get("address", "put there by hand"))
     except OSError as error:
-        if error.errno not in UNWRITABLE: raise                # a shared folder that others write: what is there can be used
+        if error.errno not in UNWRITABLE:
+            raise                # a shared folder that others write: what is there can be used
     return path
 
 # %% ../nbs/12_downloads.ipynb #ask
@@ -164,9 +170,11 @@ def _refuse(reply, address):
     "Raise where the reply is no file."
     server, code = _host(address), reply.status_code
     if code not in (200, 206):
-        raise DownloadError(f"{server} {SAID.get(code, f'answers {code} {in_words(reply.reason)}')}: {in_words(address)}")
+        raise DownloadError(f"{server} {SAID.get(code, f'answers {code} {in_words(reply.reason)}')}: "
+                            f"{in_words(address)}")
     if "html" in reply.headers.get("Content-Type", ""):
-        raise DownloadError(f"{server} sent a web page instead of the file (a login, or it has moved): {in_words(address)}")
+        raise DownloadError(f"{server} sent a web page instead of the file (a login, or it has moved): "
+                            f"{in_words(address)}")
 
 def _within(seconds, function):
     "What a function returns or raises; requests.Timeout where it takes longer."
@@ -189,7 +197,8 @@ def _get(session, address, headers):
     "The beginning of a reply, after redirections."
     for _ in range(REDIRECTS + 1):
         ask = lambda at=address: session.get(at, headers={"Accept-Encoding": "identity", **headers}, stream=True, timeout=TIMEOUT)
-        reply = _within(2 * TIMEOUT, ask)                                        # the time-out of requests is one of each byte
+        # the time-out of requests is one of each byte
+        reply = _within(2 * TIMEOUT, ask)
         target = session.leads_to(reply)
         if target is None: return reply
         reply.close()
@@ -221,7 +230,8 @@ def _goes_on(reply, part, mark, length):
     "Is this 206 the rest of the part: of its version, from its end on, of a whole of known length?"
     told = _range(reply)
     if not told or told[0] != part.stat().st_size or told[1] < told[0]: return False
-    theirs = reply.headers.get("ETag") if mark.startswith('"') else reply.headers.get("Last-Modified", mark)    # a date need not come again
+    # a date need not come again
+    theirs = reply.headers.get("ETag") if mark.startswith('"') else reply.headers.get("Last-Modified", mark)
     return theirs == mark and (told[2] or length) is not None and told[2] in (None, length or told[2])
 
 def _ask(address, part, session, from_start=False):
@@ -312,7 +322,8 @@ def _bounded(part, file, address):
     if file.tell() <= LARGEST and free >= SPARE: return
     _beside(part).unlink(missing_ok=True)
     if free >= SPARE:
-        raise DownloadError(f"{_host(address)} does not say how long the file is, and sent more than {_size(LARGEST)}: {in_words(address)}")
+        raise DownloadError(f"{_host(address)} does not say how long the file is, and sent more than "
+                            f"{_size(LARGEST)}: {in_words(address)}")
     raise DownloadError(errno.ENOSPC, f"{part.stem}, of a length that {_host(address)} does not say, leaves less than {_size(SPARE)} free in "
                         f"{part.parent}; make room, or move the folder with the environment variable VAMPSC_CACHE")
 
@@ -322,7 +333,8 @@ BROKEN = (requests.ConnectionError, requests.Timeout, requests.exceptions.Chunke
 def _why(error):
     "The innermost reason of a failed connection, in a line."
     while inner := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
-        if isinstance(inner, ValueError): break                                  # of a number that could not be read: what was read says more
+        # of a number that could not be read: what was read says more
+        if isinstance(inner, ValueError): break
         error = inner
     return in_words((str(error) or type(error).__name__).splitlines()[0])
 
@@ -340,9 +352,12 @@ def _fetch_from(address, part, progress):
                 have = part.stat().st_size if part.exists() else 0
                 left = TRIES if have >= most + _counts(part) else left - 1
                 most = max(have, most)
-                if left == 0: raise DownloadError(f"no connection to {_host(address)} ({_why(error)}){_kept(part)}: {in_words(address)}") from None
+                if left == 0:
+                    raise DownloadError(f"no connection to {_host(address)} ({_why(error)}){_kept(part)}: "
+                                        f"{in_words(address)}") from None
                 time.sleep(PAUSE * 2 ** (TRIES - left))
-            except (requests.RequestException, ValueError) as error: raise DownloadError(f"{_why(error)}: {in_words(address)}") from None
+            except (requests.RequestException, ValueError) as error:
+                raise DownloadError(f"{_why(error)}: {in_words(address)}") from None
 
 def _kept(part):
     "What is said of what has come."
@@ -373,7 +388,8 @@ def fetch(addresses, path, expected=None, progress=True):
     if path.exists(): return verify(path, expected)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with alone(path): return verify(path, expected) if path.exists() else _fetched(addresses, path, expected, progress)
+        with alone(path):
+            return verify(path, expected) if path.exists() else _fetched(addresses, path, expected, progress)
     except DownloadError: raise
     except OSError as error:
         raise DownloadError(error.errno, f"{path} cannot be written: {error.strerror or error}; what has come is kept. The environment variable "
@@ -387,7 +403,8 @@ def _fetched(addresses, path, expected, progress):
             _fetch_from(address, part, progress)
             return _finished(part, path, expected or records(path.parent).get(path.name, {}).get("sha256"), address)
         except DownloadError as error:
-            if not _version(part)[0]: _forget(part)                              # nobody could tell whether the rest is its rest
+            # nobody could tell whether the rest is its rest
+            if not _version(part)[0]: _forget(part)
             if error.errno == errno.ENOSPC: raise
             reasons.append(str(error))
     raise DownloadError("; ".join([f"{path.name} could not be fetched", *reasons, f"you can also put it there by hand: {path}"]))
@@ -429,5 +446,6 @@ def _body(address):
         _refuse(reply, address)
         for block in _blocks(reply):
             body += block
-            if len(body) > LONGEST: raise DownloadError(f"{_host(address)} answers with more than {_size(LONGEST)}: {in_words(address)}")
+            if len(body) > LONGEST:
+                raise DownloadError(f"{_host(address)} answers with more than {_size(LONGEST)}: {in_words(address)}")
     return body

@@ -169,7 +169,9 @@ def protein_coding(path):
     with gzip.open(path, "rt", encoding="utf-8", errors="replace") as lines:
         genes = [dict(_ATTRIBUTE.findall(line)) for line in lines if line.split("\t", 3)[2:3] == ["gene"]]
     rows = [(g["gene_id"], g.get("gene_name", g["gene_id"])) for g in genes if g.get("gene_biotype") == "protein_coding"]
-    if not rows: raise GeneSpaceError(f"{Path(path).name} names no protein-coding genes: it is no GTF of Ensembl; delete it, and it is fetched again")
+    if not rows:
+        raise GeneSpaceError(f"{Path(path).name} names no protein-coding genes: it is no GTF of Ensembl; delete "
+                             f"it, and it is fetched again")
     return pd.DataFrame(sorted(rows), columns=["id", "symbol"])
 
 def _ensembl(release, name):

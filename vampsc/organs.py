@@ -37,7 +37,8 @@ ACCESS = ("open", "authors", "login", "retired", "local")
 SETTINGS = {"labels_index": (int, str), "min_counts": int, "first": int, "last": int, "block": int, "where": dict, "labelled_only": bool,
             "rounded": bool, "normalised": bool}                                 # of a reader; all others are text
 PATTERNS = ("gene", "cell", "title", "labels_key")                               # settings that are regular expressions
-OURS = re.compile(r"checksums\.json|cellxgene-.*\.json|cells-.*\.h5ad|.*\.part(\.version)?")       # in a study's folder, besides its files
+# in a study's folder, besides its files
+OURS = re.compile(r"checksums\.json|cellxgene-.*\.json|cells-.*\.h5ad|.*\.part(\.version)?")
 NEEDS = {"h5ad": (), "tables": (), "rpkm_and_counts": ("counts", "labels"), "cell_files_tar": ("counts", "labels"), "kinchen": ("counts", *GROUPS)}
 
 def _is(value, kind): return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
@@ -53,7 +54,8 @@ def _known(name, names, where, what="field"):
 
 def _check(entry, known, needed, where):
     "OrganError names the field that is not known, of another kind, or missing."
-    if not isinstance(entry, dict): raise OrganError(f"{where}: {_said(entry)} is no table of fields; there are {', '.join(known)}")
+    if not isinstance(entry, dict):
+        raise OrganError(f"{where}: {_said(entry)} is no table of fields; there are {', '.join(known)}")
     for field, value in entry.items():
         _known(field, known, where)
         if not _is(value, known[field]):
@@ -66,7 +68,8 @@ def _check_texts(entry, fields, where):
     for field in fields:
         values = entry.get(field, [])
         for value in values.values() if isinstance(values, dict) else values:
-            if not isinstance(value, str): raise OrganError(f"{where}: {field} holds {_said(value)}, where text is due; write it in quotes")
+            if not isinstance(value, str):
+                raise OrganError(f"{where}: {field} holds {_said(value)}, where text is due; write it in quotes")
 
 def _check_name(name, where):
     "OrganError where there can be no folder of that name in the cache."
@@ -75,16 +78,19 @@ def _check_name(name, where):
     if "+" in name: raise OrganError(f"{where}: name = {_said(name)}: + joins the names of studies; take another sign")
 
 def _check_file(file, where):
-    if not (isinstance(file, dict) and file.get("name")): raise OrganError(f'{where} must be like {{ name = "x.h5ad", urls = [] }}')
+    if not (isinstance(file, dict) and file.get("name")):
+        raise OrganError(f'{where} must be like {{ name = "x.h5ad", urls = [] }}')
     _check(file, FILE, ("name",), where)
     _check_texts(file, ["urls"], where)
     for url in file.get("urls", []):
-        if not re.match(r"https?://[^/]", url): raise OrganError(f"{where}: urls: '{in_words(url)}' does not begin with https:// or http://")
+        if not re.match(r"https?://[^/]", url):
+            raise OrganError(f"{where}: urls: '{in_words(url)}' does not begin with https:// or http://")
     if not re.fullmatch("[0-9a-f]{64}", file.get("sha256", "0" * 64)):
         raise OrganError(f"{where}: sha256 = {_said(file['sha256'])} must be 64 digits, 0 to 9 and a to f")
     try: path_in("", file["name"]) if file.get("urls") else Path(file["name"]).expanduser()
     except (ValueError, RuntimeError) as error: raise OrganError(f"{where}: {error}") from None
-    if file.get("urls") and OURS.fullmatch(file["name"]): raise OrganError(f"{where}: name = {_said(file['name'])} is kept for the cache's own files")
+    if file.get("urls") and OURS.fullmatch(file["name"]):
+        raise OrganError(f"{where}: name = {_said(file['name'])} is kept for the cache's own files")
     if "\0" in file["name"]: raise OrganError(f"{where}: name = {_said(file['name'])} has a NUL in it")
 
 def _check_source(source, where, own=True):
@@ -108,20 +114,25 @@ def _check_settings(source, where):
     reader, settings = source["reader"], source.get("settings", {})
     takes = list(inspect.signature(READERS["table" if reader == "tables" else reader]).parameters)[1:]
     for name, value in settings.items():
-        if name not in takes: raise OrganError(f"{where}: reader {reader} has no setting '{in_words(name)}'; it has {', '.join(takes) or 'none'}")
+        if name not in takes:
+            raise OrganError(f"{where}: reader {reader} has no setting '{in_words(name)}'; it has {', '.join(takes) or 'none'}")
     _check(settings, {name: SETTINGS.get(name, str) for name in takes}, (), f"{where}: settings")
     _check_texts(settings, ["where"] if "where" in settings else [], f"{where}: settings")
     for name in PATTERNS:
         try: re.compile(settings.get(name, ""))
-        except re.error as error: raise OrganError(f"{where}: settings.{name} = {_said(settings[name])} is no regular expression: {error}") from None
+        except re.error as error:
+            raise OrganError(f"{where}: settings.{name} = {_said(settings[name])} is no regular expression: "
+                             f"{error}") from None
 
 def _check_study(study, where, own=True):
     _check(study, STUDY, ("name", "organ", "source"), where)
     _check_name(study["name"], where)
-    if study.get("gene_space", "none") != "none": raise OrganError(f"{where}: gene_space = {_said(study['gene_space'])} must be 'none', or left out")
+    if study.get("gene_space", "none") != "none":
+        raise OrganError(f"{where}: gene_space = {_said(study['gene_space'])} must be 'none', or left out")
     for field in ("cells", "labels"):
         if study.get(field, 0) < 0: raise OrganError(f"{where}: {field} = {study[field]} is less than 0")
-    if not 0 <= study.get("in_paper", 0) <= 1: raise OrganError(f"{where}: in_paper = {study['in_paper']} must be from 0 to 1")
+    if not 0 <= study.get("in_paper", 0) <= 1:
+        raise OrganError(f"{where}: in_paper = {study['in_paper']} must be from 0 to 1")
     for number, source in enumerate(study["source"], 1):
         name = source.get("name", number if len(study["source"]) > 1 else "") if isinstance(source, dict) else number
         _check_source(source, f"{where}, source {in_words(name)}".removesuffix(", source "), own)
@@ -133,17 +144,22 @@ def _entries(path):
     except FileNotFoundError: raise OrganError(f"no file '{path}', which VAMPSC_ORGANS names") from None
     except OSError as error: raise OrganError(f"registry {path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise OrganError(f"registry {path.name} cannot be read: {in_words(error)}; it must be TOML with a [[study]] for each") from None
+        raise OrganError(f"registry {path.name} cannot be read: {in_words(error)}; it must be TOML with a "
+                         f"[[study]] for each") from None
     for other in found.keys() - {"study"}:
-        raise OrganError(f"{path.name}: '{in_words(other)}' = {_said(found[other])} is outside of a study; begin each with [[study]]")
+        raise OrganError(f"{path.name}: '{in_words(other)}' = {_said(found[other])} is outside of a study; "
+                         f"begin each with [[study]]")
     studies = found.get("study", [])
-    if not isinstance(studies, list): raise OrganError(f"{path.name}: study = {_said(studies)} must be a list of tables; begin each with [[study]]")
+    if not isinstance(studies, list):
+        raise OrganError(f"{path.name}: study = {_said(studies)} must be a list of tables; begin each with [[study]]")
     for number, study in enumerate(studies, 1):
         name = study.get("name", number) if isinstance(study, dict) else number
         _check_study(study, f"{path.name}, study {in_words(name)}", own=path.name != "embedded.toml")
     names = [study["name"] for study in studies]
     for name in names:
-        if names.count(name) > 1: raise OrganError(f"{path.name}, study {name}: the name stands for {names.count(name)} studies; give each its own")
+        if names.count(name) > 1:
+            raise OrganError(f"{path.name}, study {name}: the name stands for {names.count(name)} studies; give "
+                             f"each its own")
     return {study["name"]: {**study, "folder": path.parent} for study in studies}
 
 def registry():
@@ -270,12 +286,14 @@ def _named(study, wanted, answer):
     collection = f"CELLxGENE's collection {wanted['collection']}"
     try: found, urls = _datasets(answer, wanted)
     except (AttributeError, KeyError, TypeError) as error:
-        raise DownloadError(f"{collection}: the answer is of another form than known ({type(error).__name__}: {_said(str(error))})") from None
+        raise DownloadError(f"{collection}: the answer is of another form than known ({type(error).__name__}: "
+                            f"{_said(str(error))})") from None
     if not urls: raise DownloadError(f"{collection} has {found} datasets and none that is looked for")
     files = {}
     for role, url in urls.items():
         where = f"{collection}, dataset {in_words(role)}"
-        if not re.match("https?://[^/]", str(url)): raise DownloadError(f"{where}: {_said(url)} is no address of a file")
+        if not re.match("https?://[^/]", str(url)):
+            raise DownloadError(f"{where}: {_said(url)} is no address of a file")
         name = re.split("[?#]", url)[0].split("/", 3)[3:]                        # without the server
         files[role] = {"name": _in_cache(study, name[0].rsplit("/", 1)[-1] if name else "", where).name, "urls": [url]}
         if [f["name"] for f in files.values()].count(files[role]["name"]) > 1:
@@ -592,7 +610,8 @@ def _perhaps_backed(adata, names, backed):
     path = downloads.cache_folder("studies", "+".join(names), f"joined-{adata.n_obs}x{adata.n_vars}.h5ad")
     try: _write(adata, path)
     except (OSError, RuntimeError) as error:
-        raise OrganError(f"{path} cannot be written ({_of_writing(error)}), and backed=True leaves the cells there; the environment variable "
+        raise OrganError(f"{path} cannot be written ({_of_writing(error)}), and backed=True leaves the cells "
+                         f"there; the environment variable "
                          "VAMPSC_CACHE names another folder") from None
     return _read(path, backed=True)
 
