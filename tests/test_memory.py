@@ -2,9 +2,10 @@
 import gc
 import weakref
 
+import keras
 import pytest
 
-from vampsc import models, organs
+from vampsc import kernels, models, organs
 
 SMALL = dict(n_genes=100, n_latent=3, hidden=(8,))
 
@@ -41,3 +42,28 @@ def test_counts_go_where_training_ended_early(adata):
         with pytest.raises(FloatingPointError): model.train(max_epochs=2, learning_rate=1e30, progress=False)
         return model
     assert left(interrupted) == set()
+
+
+def dense_copies(shape):
+    "How many arrays of this shape TensorFlow holds."
+    import tensorflow as tf
+    return sum(isinstance(o, tf.Tensor) and hasattr(o, "numpy") and o.shape == shape for o in gc.get_objects())
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow does not free what its functions know")
+@pytest.mark.parametrize("resident", [kernels.RESIDENT, 0])
+def test_no_copy_of_the_counts_stays(adata, monkeypatch, resident):
+    "Neither the dense one of small data nor the sparse one of large data."
+    monkeypatch.setattr(kernels, "RESIDENT", resident)
+    sparse = []
+    class Watched(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None): sparse.extend(map(weakref.ref, self.model.reading.held))
+    model = models.VAE(adata, **SMALL)
+    shape = model.X.shape
+    gc.collect()
+    before = dense_copies(shape)
+    model.train(max_epochs=1, progress=False, callbacks=[Watched()])
+    del model
+    gc.collect()
+    assert dense_copies(shape) == before
+    assert len(sparse) == (resident == 0) and all(ref() is None for ref in sparse)

@@ -218,12 +218,12 @@ def test_a_full_disk_at_the_end_loses_no_training(adata, tmp_path, monkeypatch, 
     profile = training.get_profile("quick", **TINY)
     settings = dict(profile=profile, progress=False, gene_space=None, n_genes=60, hidden=(8,), n_latent=4)
     folder = tmp_path / "ae-seed0"
-    full = models.CountAutoencoder.save if file == "latent.npy" else models.CountAutoencoder.train
-    def then_full(model, *args, **kwargs):
-        full(model, *args, **kwargs)
+    save = models.CountAutoencoder.save
+    def full(model, *args, **kwargs):                            # before the model is saved, or after
+        if file == "model": limit_files(limit)
+        save(model, *args, **kwargs)
         limit_files(limit)
-        return model
-    monkeypatch.setattr(models.CountAutoencoder, full.__name__, then_full)
+    monkeypatch.setattr(models.CountAutoencoder, "save", full)
     try:
         with pytest.raises(OSError, match=f"File too large.*{folder / file}"):
             study.run(few, "ae", tmp_path, **settings)

@@ -465,12 +465,18 @@ class Reading:
     """How one compiled call that does many steps gets their cells: it is handed positions, and makes the rows of a minibatch from them.
 
     batch_size : cells of a minibatch. rows : (positions (n,), *arrays) -> counts, dense float32 (n, genes), within a compiled function.
-    arrays : what `rows` reads from, where it lies on a JAX device. batch : Counts.batch, the batch of each cell and their number.
+    arrays : what `rows` reads from, handed over in each call: what a TensorFlow function knows by itself is never freed.
+    batch : Counts.batch, the batch of each cell and their number. held : a list of what `rows` reads otherwise.
     """
     batch_size: int
     rows: object
     arrays: tuple = ()
     batch: tuple | None = None
+    held: list = dataclasses.field(default_factory=list)
+
+    def let_go(self):
+        "Forget the counts, since TensorFlow does not forget `rows`."
+        self.held.clear()
 
     def minibatch(self, positions, arrays):
         "What a Network takes: counts, or a pair of counts and batches, one-hot."
@@ -489,7 +495,7 @@ def reading_of(X, batch_size):
     """
     if X.source.place != "in memory": return None
     small = 4 * math.prod(X.shape) <= RESIDENT
-    if backend.backend() == "tensorflow": return None if _gpus() else Reading(batch_size, _rows_on_host(X, small), (), X.batch)
+    if backend.backend() == "tensorflow": return None if _gpus() else _reading_on_host(X, batch_size, small)
     if backend.backend() != "jax": return None
     import jax
     if fits_on_device(X):
@@ -498,17 +504,21 @@ def reading_of(X, batch_size):
     if jax.local_devices()[0].platform != "cpu" or not small: return None
     return Reading(batch_size, lambda positions, counts: counts[positions], (jax.device_put(X.toarray()),), X.batch)
 
-def _rows_on_host(X, small):
-    "positions -> rows of Counts X, within a TensorFlow function. small : from a dense copy, else from the sparse matrix."
+def _reading_on_host(X, batch_size, small):
+    "The Reading of Counts X within a TensorFlow function. small : from a dense copy, else from the sparse matrix."
     import tensorflow as tf
     if small:
         dense = tf.constant(X.toarray())
-        return lambda positions: tf.gather(dense, positions)
-    csr = X[:]                                                      # on the model's genes alone
-    where = np.arange(X.shape[1], dtype="int32")
-    def read(positions): return dense_rows(csr.data, csr.indices, csr.indptr, positions, where, X.shape[1])
-    def rows(positions): return tf.ensure_shape(tf.numpy_function(read, [positions], tf.float32, stateful=False), (None, X.shape[1]))
-    return rows
+        return Reading(batch_size, lambda positions, dense: tf.gather(dense, positions), (dense,), X.batch)
+    n_genes = X.shape[1]
+    where = np.arange(n_genes, dtype="int32")
+    held = [X[:]]                                                   # on the model's genes alone
+    def read(positions):
+        csr = held[0]
+        return dense_rows(csr.data, csr.indices, csr.indptr, positions, where, n_genes)
+    def rows(positions):
+        return tf.ensure_shape(tf.numpy_function(read, [positions], tf.float32, stateful=False), (None, n_genes))
+    return Reading(batch_size, rows, (), X.batch, held)
 
 # %% ../nbs/17_speed.ipynb #each-minibatch
 def number_of_minibatches(n, batch_size, lone):

@@ -442,6 +442,7 @@ def compile_network(network, learning_rate):
 
 def forget_compiled(network):
     "Let go of what only training needs: the compiled steps, some megabytes, and the counts that they read."
+    if network.reading: network.reading.let_go()
     network.reading = None
     network.train_function = network.test_function = None
 
@@ -459,7 +460,8 @@ class SeveralSteps:
 
     def _compiled(self, step, weighted):
         import tensorflow as tf
-        positions = (tf.TensorSpec([None], tf.int32),)
+        arrays = [tf.TensorSpec(array.shape, array.dtype) for array in self.network.reading.arrays]
+        positions = (tf.TensorSpec([None], tf.int32), *arrays)
         weights = (tf.TensorSpec([None], tf.float32),)
         return tf.function(step, input_signature=[(positions, *weights) if weighted else (positions,)], autograph=False)
 
