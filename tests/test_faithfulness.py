@@ -1,4 +1,6 @@
 """The paper's sentences, each beside what a model that was built with the defaults really has."""
+import contextlib
+
 import keras
 import numpy as np
 import pandas as pd
@@ -24,15 +26,13 @@ def built():
 def compiled(built):
     "The optimiser and callbacks of the `paper` profile, caught at the moment of fit()."
     model, caught = built["VAE"], {}
-    original = keras.Model.fit
     class Stop(Exception): pass
-    def fit(network, *args, **settings):
-        caught.update(settings, data=args[0], optimizer=network.optimizer)
+    def fit(run, callbacks, epochs):
+        caught.update(callbacks=run.callbacks, epochs=epochs, data=run.train, optimizer=run.network.optimizer)
         raise Stop
-    keras.Model.fit = fit
-    try: model.train("paper", progress=False)
-    except Stop: pass
-    finally: keras.Model.fit = original
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.Run, "_fit", fit)
+        with contextlib.suppress(Stop): model.train("paper", progress=False)
     return caught
 
 

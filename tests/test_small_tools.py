@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from anndata.io import sparse_dataset
 from scipy import sparse
 
 from vampsc import counts, downloads, genes, models, training
@@ -46,7 +47,7 @@ def test_marks_know_cells_by_name_and_total(tmp_path):
     X.names = pd.Index(["a", "b"])
     X.totals = np.array([2.0, 4.0])
     marks = models.CellMarks.of(X)
-    marks.save(tmp_path / "cells.npz")
+    (tmp_path / "cells.npz").write_bytes(marks.to_bytes())
     marks = models.CellMarks.load(tmp_path / "cells.npz")
     assert marks.places_in(X).tolist() == [0, 1]
 
@@ -114,3 +115,12 @@ def test_a_model_is_saved_with_the_marks_of_its_cells(tmp_path):
     assert isinstance(model, models.Persistence)
     model.save(tmp_path / "m")
     assert {p.name for p in (tmp_path / "m").iterdir()} == set(models.FILES)
+
+
+def test_pointers_of_a_matrix_in_a_file(tmp_path):
+    AnnData(sparse.csr_matrix(DENSE)).write_h5ad(tmp_path / "cells.h5ad")
+    with h5py.File(tmp_path / "cells.h5ad", "r+") as file:
+        matrix = sparse_dataset(file["X"])
+        assert genes.pointers_of(matrix).tolist() == sparse.csr_matrix(DENSE).indptr.tolist()
+        file["X/indptr"][1] = 99
+        with pytest.raises(genes.DamagedError, match="indptr falls from 99"): genes.pointers_of(matrix)

@@ -115,3 +115,24 @@ def test_a_call_takes_less_where_a_step_takes_more():
 def test_what_training_needs_is_not_kept(adata, monkeypatch):
     model, _ = trained(adata, "VAE", monkeypatch, 50)
     assert model.network.reading is None and model.network.train_function is None
+
+
+def test_what_is_looked_at():
+    assert training.watches_steps(EachStep()) and not training.watches_steps(keras.callbacks.Callback())
+    assert not training.watches_steps(training.Progress("VAE"))
+
+
+def test_a_reading_lets_go(adata, monkeypatch):
+    monkeypatch.setattr(kernels, "RESIDENT", 0)
+    reading = kernels.reading_of(counts.Counts(adata.X), 32)
+    if reading is None: return                                                # not on this backend
+    assert isinstance(reading, kernels.Reading) and len(reading.held) == 1
+    reading.let_go()
+    assert reading.held == []
+
+
+def test_compiled_steps_are_forgotten(adata):
+    network = models.VAE(adata, gene_space=None, **SMALL).network
+    network.train_function = network.reading = kernels.Reading(32, None)
+    training.forget_compiled(network)
+    assert network.train_function is None and network.reading is None
