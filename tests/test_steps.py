@@ -120,6 +120,8 @@ def test_what_training_needs_is_not_kept(adata, monkeypatch):
 def test_what_is_looked_at():
     assert training.watches_steps(EachStep()) and not training.watches_steps(keras.callbacks.Callback())
     assert not training.watches_steps(training.Progress("VAE"))
+    assert training.watches_steps(keras.callbacks.LambdaCallback(on_train_batch_end=print))
+    assert not training.watches_steps(keras.callbacks.LambdaCallback(on_epoch_end=print))
 
 
 def test_a_reading_lets_go(adata, monkeypatch):
