@@ -175,6 +175,7 @@ def test_every_verb_works_in_mixed_precision(name, more):
 # ---- several models in one session
 
 @ON_TENSORFLOW
+@pytest.mark.slow
 def test_many_models_are_not_taken_for_one_that_is_traced_again(monkeypatch):
     import tensorflow as tf
     monkeypatch.setattr(models, "OFTEN", 1)                                                   # the verbs compile what they call, too

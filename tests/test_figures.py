@@ -70,6 +70,7 @@ def test_colours_differ_and_do_not_depend_on_the_order_of_cells():
     assert len(set(colours.values())) == 100 and colours == figures.category_colours(names[::-1])
 
 
+@pytest.mark.slow
 def test_umap_is_decided_by_its_seed():
     z = np.concatenate([cells(40), cells(40) + 12])
     one, again = figures.umap_coordinates(z, seed=3), figures.umap_coordinates(z, seed=3)

@@ -23,6 +23,7 @@ def left(make):
     return {name for name, part in parts.items() if part() is not None}
 
 
+@pytest.mark.slow
 def test_counts_and_network_go_with_the_model(adata):
     def trained(): return models.VAE(adata, **SMALL).train(max_epochs=1, progress=False)
     def used():
@@ -50,6 +51,7 @@ def dense_copies(shape):
     return sum(isinstance(o, tf.Tensor) and hasattr(o, "numpy") and o.shape == shape for o in gc.get_objects())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow does not free what its functions know")
 @pytest.mark.parametrize("resident", [kernels.RESIDENT, 0])
 def test_no_copy_of_the_counts_stays(adata, monkeypatch, resident):

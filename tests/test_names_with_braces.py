@@ -56,6 +56,7 @@ def test_words_of_the_commands(tmp_path):
     assert not list(tmp_path.rglob("made-by-a-name"))
 
 
+@pytest.mark.slow
 def test_a_run_with_all_names_at_once(tmp_path):
     column = ALL.replace("/", "")
     data = write(tmp_path / "it's {a} $(touch made-by-a-name)" / 'my {data} "x".h5ad', column)

@@ -157,6 +157,7 @@ while time.time() < end:
 """
 
 
+@pytest.mark.slow
 def test_a_model_that_another_process_replaces_is_of_one_save(small, tmp_path):
     path = shutil.copytree(small, tmp_path / "m")
     with subprocess.Popen([sys.executable, "-c", WRITER, path, "3"], stdout=subprocess.PIPE) as writer:

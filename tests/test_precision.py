@@ -48,7 +48,11 @@ def answer(model, verb):
     except ValueError as error: return str(error)
 
 
-@pytest.mark.parametrize("name", models.PRESETS)
+# The model of all parts; the others are slow tests.
+EACH = [pytest.param(name, marks=[] if name == "VAMPIAF" else [pytest.mark.slow]) for name in models.PRESETS]
+
+
+@pytest.mark.parametrize("name", EACH)
 def test_every_verb_answers_in_both_precisions(adata, name):
     "Or refuses in both, as an AE does what needs a prior."
     cells = adata[:40].copy()
@@ -72,7 +76,7 @@ def test_a_linear_decoder_and_one_dispersion_a_gene(adata):
     for verb in ("get_normalized_expression", "posterior_predictive_sample", "sample_prior"): getattr(mixed, verb)()
 
 
-@pytest.mark.parametrize("name", models.PRESETS)
+@pytest.mark.parametrize("name", EACH)
 def test_expression_agrees_to_the_digits_of_the_products(adata, name):
     full, mixed = (m.get_normalized_expression(library_size="observed") for m in both(adata, name))
     apart = np.abs(np.log(full / mixed).to_numpy())

@@ -138,6 +138,7 @@ print(kernels.dense_rows(np.ones(2), np.array([0, 1]), np.array([0, 1, 2]), np.a
 RIGHT = "[[0. 1.]] 0.9"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["cache", "file"])
 def test_kernels_where_nothing_can_be_kept(where, place):
     (place / "cache").mkdir()

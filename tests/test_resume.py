@@ -89,6 +89,7 @@ def test_a_rising_weight_of_the_kl_term_goes_on(adata, tmp_path):
     assert again.history["kl_weight"].round(3).tolist() == [0, 0.333, 0.667, 1, 1, 1]
 
 
+@pytest.mark.slow
 def test_the_counters_and_the_learning_rate_go_on(adata, tmp_path):
     "With a learning rate that makes no progress, both the halvings and the stop come when they would have come."
     how = dict(HOW, learning_rate=0.1, patience=3, max_epochs=40)

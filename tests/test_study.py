@@ -100,6 +100,7 @@ def test_a_call_that_fails_leaves_a_finished_run(adata, tmp_path):
     with pytest.warns(UserWarning, match="run again now"): assert study.run(few, "ae", tmp_path, profile, progress=False).metrics["epochs"] == 2
 
 
+@pytest.mark.slow
 def test_a_page_gives_each_run_its_own_cells(adata, tmp_path, monkeypatch):
     profile = training.get_profile("quick", **TINY)
     study.run(adata[:200], "ae", tmp_path, profile, label_key="cell_type", progress=False)

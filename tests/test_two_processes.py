@@ -146,6 +146,7 @@ def test_a_kernel_that_dies_is_one_line(tmp_path, template):
         study._fill_in(template("import os; os._exit(3)"), tmp_path / "out" / "a.ipynb", {})
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_notebook_and_what_it_started(tmp_path, template):
     path = template("import subprocess, time\nfrom pathlib import Path\nchild = subprocess.Popen(['sleep', '600'])\nPath(given).write_text(str(child.pid))\ntime.sleep(600)")
     code = """
