@@ -412,7 +412,11 @@ def check_indices(indices, n, kind="csr", start=0):
 
     indices : (entries,), perhaps a part that begins at start. n : number of columns, of "csc" rows. kind : "csr" or "csc".
     """
-    if not len(indices) or (indices.min() >= 0 and indices.max() < n): return
+    if not len(indices): return
+    if indices.dtype.kind in "iu":
+        unsigned = indices.view(indices.dtype.str.replace("i", "u"))     # a negative one is then the largest: one look at each
+        if unsigned.max() < n: return
+    elif indices.min() >= 0 and indices.max() < n: return
     part = _AXES[kind][1]
     outside = np.flatnonzero(~((indices >= 0) & (indices < n)))
     first = outside[0]
