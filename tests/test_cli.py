@@ -153,7 +153,7 @@ def test_an_interrupted_run_is_exit_code_130_and_the_same_command_goes_on(few, t
         done = invoke(*words)
     run = tmp_path / "ae-seed0"
     assert done.exit_code == 130 and done.stdout == "" and "the same call goes on" in done.stderr, done.stderr[-2000:]
-    assert len(training.read_checkpoint(run / "checkpoint")[0]["rows"]) in (0, 1, 2) and not (run / "metrics.json").exists()   # writing takes its share of the time
+    assert len(training.read_checkpoint(run / "checkpoint")[0]["rows"]) in (0, 1, 2) and not (run / "metrics.json").exists()   # epochs this short may be over before the next writing
     done = invoke(*words)
     assert done.exit_code == 0 and json.loads(done.stdout)["metrics"]["epochs"] == 3 and not (run / "checkpoint").exists()
 

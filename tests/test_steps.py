@@ -124,10 +124,10 @@ def test_what_is_looked_at():
     assert not training.watches_steps(keras.callbacks.LambdaCallback(on_epoch_end=print))
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="elsewhere, counts too many to be kept dense have no reading")
 def test_a_reading_lets_go(adata, monkeypatch):
     monkeypatch.setattr(kernels, "RESIDENT", 0)
     reading = kernels.reading_of(counts.Counts(adata.X), 32)
-    if reading is None: return                                                # not on this backend
     assert isinstance(reading, kernels.Reading) and len(reading.held) == 1
     reading.let_go()
     assert reading.held == []
