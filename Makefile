@@ -21,7 +21,7 @@ BIN := .venv/bin
 READY := .venv/installed
 RENDERER := smalldocs
 STATISTICS := $(patsubst %,tests/test_%.py,likelihood networks posteriors flows priors bounds properties rows traced precision steps)
-SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 export TF_CPP_MIN_LOG_LEVEL := 3
 
 help:

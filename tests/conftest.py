@@ -19,6 +19,15 @@ settings.load_profile("vampsc")
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+# Where files are tested side by side, those that take longest begin first, so that none is left alone at the end.
+LONGEST = ("test_study", "test_beyond", "test_models", "test_cli", "test_persistence", "test_resume", "test_own_data", "test_batches", "test_pipeline",
+           "test_names_in_pages", "test_devices", "test_two_processes")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def shared_data():
     "The folder of larger data sets that the project does not ship."

@@ -306,6 +306,7 @@ def checked(question, **given):
     raise AssertionError("no check of the parameters")
 
 
+@pytest.mark.slow
 def test_wrong_questions_and_parameters_are_named(tmp_path):
     with pytest.raises(ValueError, match="question 'why' is not known; there are kl_weight"): beyond.make("why", tmp_path)
     with pytest.raises(ValueError, match="parameter 'weihgts' is not known"): beyond.make("kl_weight", tmp_path, weihgts="1")

@@ -84,6 +84,7 @@ def test_the_plain_loss_is_the_negative_binomial():
     np.testing.assert_allclose(np.asarray(peers._nb_loss(x, np.hstack([m, r]))), truth, rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_the_plain_autoencoder_learns(task):
     longer = peers.Task(task.cells, seed=1, **{**SHAPE, "max_epochs": 40})
     assert peers.plain_autoencoder(longer).numbers["test_nats_per_cell"] < 0.9 * peers.plain_autoencoder(task).numbers["test_nats_per_cell"]

@@ -153,6 +153,7 @@ def no_long_files():
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 
 
+@pytest.mark.slow
 def test_kernels_on_a_full_disk(place):
     "The small index can be written, the machine code cannot."
     assert run(KERNEL, place, no_long_files, NUMBA_CACHE_DIR=str(place)) == RIGHT
