@@ -73,13 +73,13 @@ def claim(folder, purpose, names, overwrite=False, ours=False):
     with whole(note) as new: new.write_text("".join(f"{name}\n" for name in dict.fromkeys([*noted, *names])))
     return folder
 
-def only(folder, names, what, known=lambda folder: True):
+def only(folder, names, what, known=None):
     """Stop where a folder that will be replaced as one is somebody else's; overwriting is no remedy here.
 
     Parameters
     ----------
     folder : it need not be there, and may be empty. names : of the files that may be in it. what : is made of them, in words.
-    known : a function of a folder of nothing but such files: was it written for this? A few of the names may be a coincidence.
+    known : a function of a folder of nothing but such files: was it written for this? A few of the names may be a coincidence. None: it was.
 
     Raises
     ------
@@ -94,7 +94,7 @@ def only(folder, names, what, known=lambda folder: True):
     inside = sorted(folder.iterdir()) if folder.is_dir() else []
     others = [p for p in inside if p.name not in names or p.is_dir()]
     strange = os.path.lexists(folder) and not folder.is_dir()             # a file, a device, a link that leads nowhere
-    if others or strange or (inside and not known(folder)):
+    if others or strange or (inside and known is not None and not known(folder)):
         raise FileExistsError(f"{others[0] if others else folder} is there and is no {what}, so it is not replaced; "
                               "move it away, or choose another place.")
 
