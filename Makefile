@@ -41,11 +41,12 @@ test: $(READY)
 	$(BIN)/python tools/run_notebooks.py
 	$(BIN)/python -m pytest tests -m "not slow" -rs $(SIDE_BY_SIDE)
 
-# What `make test` leaves out. The chapters that it has executed are not executed again.
+# What `make test` leaves out. The chapters that it has executed are not executed again. Slow tests often wait for processes that they
+# have started, so that there is room for a third one.
 test-all: $(READY)
 	$(BIN)/python tools/run_notebooks.py --strict
-	$(BIN)/python -m pytest tests -m slow -rs $(SIDE_BY_SIDE)
-	KERAS_BACKEND=jax $(BIN)/python -m pytest $(STATISTICS) -rs $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest tests -m slow -rs $(SIDE_BY_SIDE) -n 3
+	KERAS_BACKEND=jax $(BIN)/python -m pytest $(STATISTICS) -m "not slow" -rs $(SIDE_BY_SIDE)
 	$(MAKE) test-oldest
 	$(BIN)/python tools/build_site.py
 
