@@ -123,6 +123,11 @@ def test_training_curves_show_what_matters():
     assert inside(figure)
 
 
+def test_a_rate_that_falls_in_every_epoch_is_not_marked():
+    falling = history(40).assign(learning_rate=1e-3 * np.cos(np.linspace(0, 1.5, 40)))
+    assert len(figures.training_curves({"VAE": falling}).axes[0].lines) == 2
+
+
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_short_histories_can_be_drawn(n): assert inside(figures.training_curves({"VAE": history(n)}))
 

@@ -14,7 +14,8 @@ import pytest
 from vampsc import models, organs, training
 
 SMALL = dict(n_genes=150, n_latent=3, hidden=(8,), n_pseudo_inputs=8, n_flow_steps=2)
-HOW = dict(progress=False, lr_patience=1, batch_size=32)
+# Patience, not a number of steps: the same epochs whatever max_epochs is, so that longer and shorter runs can be compared.
+HOW = dict(profile=training.Profile(learning_rate=2e-3, lr_patience=1, patience=10, max_epochs=100, batch_size=32), progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,17 @@ def test_the_counters_and_the_learning_rate_go_on(adata, tmp_path):
         new(adata).train(**{**how, "max_epochs": stop}, checkpoint=path)
         same(new(adata).train(**how, checkpoint=path, resume=True), whole)
     same(new(adata).train(**how, checkpoint=path, resume=True), whole)                       # finished already
+
+
+def test_a_falling_learning_rate_goes_on(adata, tmp_path):
+    "The rate of an epoch follows from its number, also where the run is interrupted twice."
+    how = dict(steps=84, batch_size=32, progress=False)
+    whole = new(adata).train(**how)
+    for epoch in (3, 11):
+        if epoch == 3: new(adata).train(callbacks=[At(epoch, 1, interrupt)], checkpoint=tmp_path / "c", **how)
+        else: new(adata).train(callbacks=[At(epoch, 0, interrupt)], checkpoint=tmp_path / "c", resume=True, **how)
+    same(new(adata).train(checkpoint=tmp_path / "c", resume=True, **how), whole)
+    assert len(whole.history) == 28 and whole.history["learning_rate"].is_monotonic_decreasing
 
 
 def test_a_second_training_goes_on_too(adata, tmp_path):
@@ -376,7 +388,7 @@ def spoil(model): model.encoder.layers[0].kernel.assign(model.encoder.layers[0].
 
 def test_after_one_nan_the_run_goes_on_at_half_the_rate(adata, tmp_path):
     with pytest.warns(UserWarning, match="epoch 3.*going on from epoch [12] at half the learning rate, 0.001"):
-        model = new(adata).train(max_epochs=5, callbacks=[At(2, 1, spoil)], progress=False, batch_size=32, checkpoint=tmp_path / "c")
+        model = new(adata).train(**HOW | dict(lr_patience=10), max_epochs=5, callbacks=[At(2, 1, spoil)], checkpoint=tmp_path / "c")
     assert len(model.history) == 5 and np.isfinite(model.history["loss"]).all()
     assert sorted(set(model.history["learning_rate"].round(5))) == [1e-3, 2e-3] and model.history["learning_rate"].is_monotonic_decreasing
     notes = training.read_checkpoint(tmp_path / "c")[0]

@@ -267,7 +267,7 @@ def test_page_of_several_runs(runs):
     assert page.name == "report.html" and text.count('src="data:image/png;base64,') == 3 and text.count("<img alt=") == 3
     markup = re.sub(r"base64,[\w+/=]*", "", text).replace("http-equiv", "")             # a picture's letters may spell anything
     assert "<script" not in markup and "http" not in markup
-    for word in ("AE", "VAE", "IAF", "VAMP", "learning_rate 0.002", "320 for training", "PCs for 95 %", "Higher is better", "keras 3"): assert word in text, word
+    for word in ("AE", "VAE", "IAF", "VAMP", "learning_rate 0.004", "320 for training", "PCs for 95 %", "Higher is better", "keras 3"): assert word in text, word
 
 
 def test_page_of_one_run_elsewhere(runs, tmp_path):

@@ -147,7 +147,7 @@ def test_cells_are_described_by_a_file_or_without_it(tmp_path):
 def test_a_study_unlike_the_papers_says_so(tmp_path):
     make_run(tmp_path, "liver", "ae", profile=training.get_profile("quick", max_epochs=4), n_genes=4000)
     said = " ".join(tables.caveats(tables.gather(tmp_path)[0]))
-    for words in ("learning_rate 0.002 instead of 5e-05", "max_epochs 4 instead of 10000", "n_genes 4000 instead of all",
+    for words in ("learning_rate 0.004 instead of 5e-05", "lr_patience none instead of 10", "max_epochs 4 instead of 10000", "n_genes 4000 instead of all",
                   "not on the paper's scale"):
         assert words in said, words
 

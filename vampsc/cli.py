@@ -117,7 +117,8 @@ def fit(data: str = typer.Argument(help=DATA),
         use_raw: bool = flag("--use-raw", "The counts are in adata.raw."),
         gene_space: str = option("auto", "auto, none, a name or a csv of genes."),
         n_genes: int = option(None, "Keep so many variable genes; the profile decides if not given."),
-        max_epochs: int = option(None, "Instead of the profile's."),
+        steps: int = option(None, "Of the optimiser, instead of the profile's: more train longer."),
+        max_epochs: int = option(None, "At most so many passes over the cells."),
         learning_rate: float = option(None, "Instead of the profile's."),
         batch_size: int = option(None, "Instead of the profile's."),
         kl_warmup: int = option(None, "Epochs over which the weight of the KL term rises from 0; none if not given."),
@@ -139,7 +140,8 @@ def fit(data: str = typer.Argument(help=DATA),
     settings = {"layer": layer, "gene_space": _or_none(gene_space), "use_raw": use_raw, "batch_key": batch_key}
     if n_genes is not None: settings["n_genes"] = n_genes
     with told(as_json) as said:
-        profile = training.get_profile(profile, max_epochs=max_epochs, learning_rate=learning_rate, batch_size=batch_size, kl_warmup=kl_warmup)
+        profile = training.get_profile(profile, steps=steps, max_epochs=max_epochs, learning_rate=learning_rate, batch_size=batch_size,
+                                       kl_warmup=kl_warmup)
         study.preset(model)
         study.ask_run(_folder(out) / f"{model.lower()}-seed{seed}", overwrite)                   # before the data are read
         adata = organs.load(data, backed, layer, use_raw, settings["gene_space"])
@@ -169,7 +171,8 @@ def transfer(source: Path = typer.Argument(metavar="RUN", help="A run's folder, 
              profile: str = option("quick", "quick, or paper for the paper's settings."),
              label_key: str = option(None, "Column of obs with cell types, for silhouette, NMI, ARI and purity; auto: cell_type if there is one; none."),
              seed: int = option(None, "Decides split, order and noise; the model's if not given."),
-             max_epochs: int = option(None, "Instead of the profile's."),
+             steps: int = option(None, "Of the optimiser, instead of the profile's: more train longer."),
+             max_epochs: int = option(None, "At most so many passes over the cells."),
              learning_rate: float = option(None, "Instead of the profile's."),
              batch_size: int = option(None, "Instead of the profile's."),
              kl_warmup: int = option(None, "Epochs over which the weight of the KL term rises from 0; none if not given."),
@@ -185,7 +188,8 @@ def transfer(source: Path = typer.Argument(metavar="RUN", help="A run's folder, 
     """
     from vampsc import organs, study, training
     with told(as_json) as said:
-        profile = training.get_profile(profile, max_epochs=max_epochs, learning_rate=learning_rate, batch_size=batch_size, kl_warmup=kl_warmup)
+        profile = training.get_profile(profile, steps=steps, max_epochs=max_epochs, learning_rate=learning_rate, batch_size=batch_size,
+                                       kl_warmup=kl_warmup)
         origin = _model_in(source)
         if seed is None: seed = origin.seed
         study.ask_run(_folder(out) / f"{type(origin).__name__.lower()}-seed{seed}", overwrite)   # before the data are read

@@ -186,7 +186,7 @@ def _clustered(covariance):
 
 # %% ../nbs/10_figures.ipynb #training-curves
 def training_curves(histories):
-    """Loss (above) and KL (below) of each model over epochs; dotted lines mark a lower learning rate.
+    """Loss (above) and KL (below) of each model over epochs; dotted lines mark where patience lowered the learning rate.
 
     histories : dict from model name to the history of a model, a DataFrame with a row for each epoch and columns
         loss, val_loss, kl, val_kl, learning_rate; what a history lacks is not drawn. Losses in nats per cell.
@@ -212,9 +212,10 @@ def training_curves(histories):
 
 # %% ../nbs/10_figures.ipynb #rate-cuts
 def _rate_cuts(history):
-    "The epochs at which the learning rate became lower."
+    "The epochs at which the learning rate became lower; none where it falls from epoch to epoch."
     if "learning_rate" not in history: return []
-    return history.index[history["learning_rate"].diff() < 0]
+    lower = history["learning_rate"].diff() < 0
+    return [] if lower.mean() >= 0.5 else history.index[lower]
 
 # %% ../nbs/10_figures.ipynb #curve
 def _curve(axis, history, column):

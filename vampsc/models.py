@@ -1325,13 +1325,15 @@ class Trainable(Inference):
 
         Parameters
         ----------
-        profile : "quick", "paper" or a training.Profile; single settings override it, such as max_epochs=100, batch_size=512,
-            learning_rate=1e-3, or kl_warmup=20: the weight of the KL term then rises from 0 to its own over so many epochs.
+        profile : "quick", "paper" or a training.Profile; single settings override it, such as steps=20_000 to train longer,
+            max_epochs=30, batch_size=512, learning_rate=1e-3, or kl_warmup=20: the weight of the KL term then rises from 0 to its
+            own over so many epochs.
         progress : show losses and time left.
         callbacks : more Keras callbacks.
         checkpoint : path of a file, such as "runs/x.checkpoint", in which the run is kept as it goes.
         resume : go on from that file, if it is there. The finished run equals one that was never interrupted. max_epochs may be
-            larger than before; all other settings must be as they were.
+            larger than before, and the learning rate of a profile with steps then follows the longer curve; all other settings must
+            be as they were.
 
         Returns
         -------
@@ -1364,7 +1366,8 @@ class Trainable(Inference):
         "What must be the same for a run to go on."
         settings = {**dataclasses.asdict(self.architecture), **dataclasses.asdict(profile)}
         for name in ("max_epochs", "n_genes"): settings.pop(name)
-        if not profile.kl_warmup: settings.pop("kl_warmup")                              # older checkpoints know of none
+        for name in ("kl_warmup", "steps", "beta_2"):                                    # older checkpoints know of none
+            if getattr(profile, name) == getattr(training.Profile, name): settings.pop(name)
         some = X[np.linspace(0, len(X.totals) - 1, min(len(X.totals), 256)).astype(int)]           # all would be slow from a file
         marks = {"genes": self.genes.ids, "split": [*self.split.train, "and", *self.split.validation], "cells": X.totals,
                  "counts": [*some.indices, *some.data], "batch of each cell": [] if X.batch is None else X.batch[0], "origin": self._origin}

@@ -29,7 +29,7 @@ class Task:
     n_latent: int = 128
     n_pseudo_inputs: int = 100
     profile: str = "quick"
-    max_epochs: int | None = None                                            # None: SCVI's own rule
+    max_epochs: int | None = None                                            # None: the profile's end for ours, SCVI's own rule for others
 
     @property
     def epochs(self): return self.max_epochs or max(1, min(400, round(8e6 / self.cells.n_obs)))
@@ -61,7 +61,7 @@ def prepare(adata, seed=0, n_genes=1000, label_key="auto", test=0.2):
 
 # %% ../nbs/20_peers.ipynb #ours
 def ours(model, task):
-    """One of our presets, trained by a profile for the task's epochs: the same numbers as those of a study, and cells that it invents.
+    """One of our presets, trained by a profile: the same numbers as those of a study, and cells that it invents.
 
     model : "AE", "VAE", "IAF", "VAMP" or "VAMPIAF". task : Task. Returns a Fitted: latent (cells, units); numbers of study.judge in nats per test cell, epochs,
     train_seconds; beyond.N_INVENTED cells, none of an AE. Raises what the model's `train` raises.
@@ -69,7 +69,7 @@ def ours(model, task):
     pseudo = {"n_pseudo_inputs": task.n_pseudo_inputs} if "VAMP" in model else {}
     made = getattr(models, model)(task.cells, gene_space=None, split=task.split, seed=task.seed, hidden=task.hidden, n_latent=task.n_latent, **pseudo)
     start = time.perf_counter()
-    made.train(training.get_profile(task.profile, max_epochs=task.epochs), progress=False)
+    made.train(training.get_profile(task.profile, max_epochs=task.max_epochs), progress=False)
     seconds = time.perf_counter() - start
     numbers, latent = study.judge(made)
     invented = None if made.network.prior is None else made.sample_prior(beyond.N_INVENTED, seed=task.seed).X
@@ -95,7 +95,7 @@ def pca(task, n_components=50):
 def plain_autoencoder(task):
     """A negative-binomial autoencoder in plain Keras: dense ReLU layers of the same sizes, log-gamma functions, Adam with its own learning rate, early stopping.
 
-    task : Task; of its profile only the patience is used. Returns a Fitted: latent (cells, n_latent); test_nats_per_cell, epochs, train_seconds.
+    task : Task; its profile is not used. Returns a Fitted: latent (cells, n_latent); test_nats_per_cell, epochs, train_seconds.
     """
     keras.utils.set_random_seed(task.seed)
     x, u = task.cells.X.toarray().astype("float32"), log_normalised(task)
@@ -109,7 +109,7 @@ def plain_autoencoder(task):
     network = keras.Model([seen, size], layers.Concatenate()([log_mean, layers.Dense(x.shape[1])(h)]))
     network.compile(keras.optimizers.Adam(), _nb_loss)
     train, validation, test = task.split.train, task.split.validation, task.split.test
-    stop = keras.callbacks.EarlyStopping(patience=training.get_profile(task.profile).patience, restore_best_weights=True)
+    stop = keras.callbacks.EarlyStopping(patience=45, restore_best_weights=True)               # epochs, as by default in scvi-tools
     start = time.perf_counter()
     history = network.fit([u[train], library[train]], x[train], batch_size=128, epochs=task.epochs, verbose=0, callbacks=[stop],
                           validation_data=([u[validation], library[validation]], x[validation]))

@@ -224,7 +224,7 @@ def transfer(source, adata, out, profile="quick", seed=None, label_key=None, pro
 def _to_judge(profile):
     "The training.Profile; ValueError where it trains nothing that could be judged."
     profile = training.get_profile(profile)
-    if profile.max_epochs < 1: raise ValueError(f"max_epochs must be at least 1 for a run that is judged, not {profile.max_epochs}.")
+    if profile.max_epochs == 0: raise ValueError(f"max_epochs must be at least 1 for a run that is judged, not {profile.max_epochs}.")
     return profile
 
 def _alone_in(folder, net, config, profile, labels, progress, overwrite):

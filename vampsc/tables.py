@@ -93,8 +93,9 @@ def profile_of(settings):
 def unlike_the_paper(settings):
     "The training settings of a run that are not the paper's, in words; empty where all are."
     settings, theirs = training.with_defaults(settings), dataclasses.asdict(training.PROFILES["paper"])
-    said = lambda value: "all" if value is None else value
-    return ", ".join(f"{k} {said(settings.get(k))} instead of {said(v)}" for k, v in theirs.items() if settings.get(k) != v)
+    def in_words(name, value): return value if value is not None else "all" if name == "n_genes" else "none"
+
+    return ", ".join(f"{k} {in_words(k, settings.get(k))} instead of {in_words(k, v)}" for k, v in theirs.items() if settings.get(k) != v)
 
 def paper_organ(name):
     "The organ of the paper that a name stands for, or None: 'blood-facs' is blood."
