@@ -209,19 +209,24 @@ def test_a_warm_up_must_leave_an_epoch_and_be_a_number(adata):
     with pytest.raises(ValueError, match="kl_warmup"): training.get_profile("quick", kl_warmup=2.5)
     assert training.get_profile("quick", kl_warmup=99, max_epochs=100).kl_warmup == 99
     assert all(p.kl_warmup == 0 for p in training.PROFILES.values())
-    with pytest.raises(ValueError, match="below the number of epochs, 20"): small(adata).train(steps=1, kl_warmup=20, progress=False)
+    with pytest.raises(ValueError, match="below the number of epochs, 20"): small(adata).train(steps=40, kl_warmup=20, progress=False)
 
 
 @pytest.mark.parametrize("n_cells, steps, max_epochs, epochs", [(1280, 4000, None, 400), (1281, 4000, None, 364), (100, 50, None, 50),
-                                                                 (1_000_000, 4000, None, 20), (1280, 4000, 30, 30), (1280, 10, 30, 20)])
-def test_steps_are_whole_epochs_and_each_cell_is_seen_often_enough(n_cells, steps, max_epochs, epochs):
-    assert training.Profile(learning_rate=1e-3, steps=steps, max_epochs=max_epochs).epochs(n_cells) == epochs
+                                                                 (1_000_000, 4000, None, 1), (1280, 4000, 30, 30), (1280, 10, 30, 1),
+                                                                 (1600, "auto", None, 480), (1_000_000, "auto", None, 19), (1600, "auto", 30, 30)])
+def test_steps_are_whole_epochs(n_cells, steps, max_epochs, epochs):
+    for batch_size in (128, 64) if steps == "auto" else (128,):
+        profile = training.Profile(learning_rate=1e-3, steps=steps, max_epochs=max_epochs, batch_size=batch_size)
+        assert profile.epochs(n_cells) == epochs
 
 
 def test_a_training_without_an_end_is_refused():
     with pytest.raises(ValueError, match="never end: give steps"): training.Profile(learning_rate=1e-3)
     with pytest.raises(ValueError, match="never end"): training.Profile(learning_rate=1e-3, patience=10, lr_patience=3)
-    with pytest.raises(ValueError, match="steps must be a whole number"): training.get_profile("quick", steps=0)
+    for wrong in (0, 2.5, "all"):
+        with pytest.raises(ValueError, match="steps must be a whole number"): training.get_profile("quick", steps=wrong)
+    with pytest.raises(ValueError, match="only steps can be 'auto'"): training.get_profile("quick", max_epochs="auto")
 
 
 def test_the_learning_rate_falls_along_half_a_cosine(adata):

@@ -34,7 +34,7 @@ class Profile:
     batch_size: int = 128            # cells
     n_genes: int | None = None       # a study keeps so many variable genes; None: all of the gene space
     kl_warmup: int = 0               # epochs over which the weight of the KL term rises from 0 to its own; patience counts after them
-    steps: int | None = None         # of the optimiser, at least, and MIN_EPOCHS epochs; None: patience decides
+    steps: int | str | None = None   # of the optimiser; "auto": by the number of cells, as `epochs` says; None: patience decides
     beta_2: float = 0.999            # of Adam: how slowly its average of squared gradients forgets
 
     def __post_init__(self):
@@ -44,7 +44,9 @@ class Profile:
         settle("beta_2", real_number("beta_2", self.beta_2, above=0, below=1))
         for name, least in dict(batch_size=1, kl_warmup=0).items(): settle(name, whole_number(name, getattr(self, name), least))
         for name, least in dict(max_epochs=0, lr_patience=1, patience=1, n_genes=1, steps=1).items():
-            if getattr(self, name) is not None: settle(name, whole_number(name, getattr(self, name), least))
+            value = getattr(self, name)
+            if value is not None and value != "auto": settle(name, whole_number(name, value, least))
+        if "auto" in (self.max_epochs, self.lr_patience, self.patience, self.n_genes): raise ValueError("only steps can be 'auto'.")
         if self.steps is None and self.max_epochs is None:
             raise ValueError("training would never end: give steps, such as steps=4000, or max_epochs.")
         if self.max_epochs is not None: self._check_warmup(self.max_epochs)
@@ -55,18 +57,22 @@ class Profile:
                              f"below the number of epochs, {epochs}.")
 
     def epochs(self, n_cells):
-        "How many epochs training takes at most, for so many training cells. ValueError where kl_warmup takes all of them."
+        """How many epochs training takes at most, for so many training cells.
+
+        steps="auto" stands for 150 times the root of their number, if minibatches have 128 cells; with others for as many epochs.
+        ValueError where kl_warmup takes all of them.
+        """
         if self.steps is None: return self.max_epochs
-        needed = max(MIN_EPOCHS, round(self.steps / math.ceil(n_cells / self.batch_size)))
+        if self.steps == "auto": needed = 150 * 128 / math.sqrt(n_cells)
+        else: needed = self.steps / math.ceil(n_cells / self.batch_size)
+        needed = max(1, round(needed))
         epochs = needed if self.max_epochs is None else min(needed, self.max_epochs)
         self._check_warmup(epochs)
         return epochs
 
-MIN_EPOCHS = 20                      # of a profile with steps: so often each cell is seen, however many there are
-
 PROFILES = {
     "paper": Profile(learning_rate=5e-5, lr_patience=10, patience=100, max_epochs=10_000),
-    "quick": Profile(learning_rate=4e-3, steps=6000, beta_2=0.95, n_genes=4000),
+    "quick": Profile(learning_rate=4e-3, steps="auto", beta_2=0.95, n_genes=4000),
     # Stops early: only for the pages of chapter 19, whose numbers rest on it.
     "brisk": Profile(learning_rate=4e-3, lr_patience=2, patience=6, max_epochs=40, n_genes=1000),
 }
