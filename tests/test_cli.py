@@ -42,6 +42,13 @@ def run(few, tmp_path_factory):
     return out / "vae-seed0"
 
 
+def test_fit_makes_so_many_steps(few, tmp_path):
+    done = invoke("fit", few, "--model", "ae", "--out", tmp_path, "--steps", 3, "--n-genes", 200, "--json")
+    run = study.read_run(tmp_path / "ae-seed0")
+    assert json.loads(done.stdout)["metrics"]["epochs"] == 3                     # of 80 cells, one minibatch each
+    assert run.config["training"]["steps"] == 3 and run.history["learning_rate"].is_monotonic_decreasing
+
+
 def test_fit_as_json_is_one_object(few, run):
     done = invoke("fit", few, "--model", "vae", "--out", run.parent, "--label-key", "cell_type", "--batch-key", "donor", *TINY, "--json")
     result = json.loads(done.stdout)
