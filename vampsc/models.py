@@ -1321,7 +1321,7 @@ class Trainable(Inference):
     "The verbs that change the weights: mixed into CountAutoencoder."
     @verb
     def train(self, profile="quick", progress=True, callbacks=(), checkpoint=None, resume=False, **changes):
-        """Train on the training cells, stop by the validation cells, and keep the best weights.
+        """Train on the training cells, and keep the weights that are best on the validation cells.
 
         Parameters
         ----------
