@@ -221,6 +221,12 @@ def test_steps_are_whole_epochs(n_cells, steps, max_epochs, epochs):
         assert profile.epochs(n_cells) == epochs
 
 
+@pytest.mark.parametrize("hidden, widest, epochs", [((), 0, 30), ((16, 64), 64, 30), ((256, 64), 256, 15)])
+def test_wide_networks_train_for_fewer_steps(adata, hidden, widest, epochs):
+    assert training.widest_hidden(models.VAE(adata, n_genes=60, n_latent=4, hidden=hidden).network) == widest
+    assert training.get_profile("quick").epochs(409_600, widest) == epochs                    # 150 * 128 / 640 = 30
+
+
 def test_a_training_without_an_end_is_refused():
     with pytest.raises(ValueError, match="never end: give steps"): training.Profile(learning_rate=1e-3)
     with pytest.raises(ValueError, match="never end"): training.Profile(learning_rate=1e-3, patience=10, lr_patience=3)

@@ -34,7 +34,7 @@ class Profile:
     batch_size: int = 128            # cells
     n_genes: int | None = None       # a study keeps so many variable genes; None: all of the gene space
     kl_warmup: int = 0               # epochs over which the weight of the KL term rises from 0 to its own; patience counts after them
-    steps: int | str | None = None   # of the optimiser; "auto": by the number of cells, as `epochs` says; None: patience decides
+    steps: int | str | None = None   # of the optimiser; "auto": by cells and width, as `epochs` says; None: patience decides
     beta_2: float = 0.999            # of Adam: how slowly its average of squared gradients forgets
 
     def __post_init__(self):
@@ -56,14 +56,15 @@ class Profile:
             raise ValueError(f"kl_warmup={self.kl_warmup} leaves no epoch in which the KL term has its whole weight; it must be "
                              f"below the number of epochs, {epochs}.")
 
-    def epochs(self, n_cells):
-        """How many epochs training takes at most, for so many training cells.
+    def epochs(self, n_cells, width=128):
+        """How many epochs training takes at most, for so many training cells and a widest hidden layer of so many units.
 
-        steps="auto" stands for 150 times the root of their number, if minibatches have 128 cells; with others for as many epochs.
+        steps="auto" stands for 150 times the root of the number of cells. A network that is wider than 128 units fits, and overfits,
+        in fewer: its steps are divided by width / 128. The rule is for minibatches of 128; with others it gives as many epochs.
         ValueError where kl_warmup takes all of them.
         """
         if self.steps is None: return self.max_epochs
-        if self.steps == "auto": needed = 150 * 128 / math.sqrt(n_cells)
+        if self.steps == "auto": needed = 150 * 128 / math.sqrt(n_cells) / max(1, width / 128)
         else: needed = self.steps / math.ceil(n_cells / self.batch_size)
         needed = max(1, round(needed))
         epochs = needed if self.max_epochs is None else min(needed, self.max_epochs)
@@ -475,6 +476,10 @@ class _Inputs(Batches):
         return full + (rest >= self.sharing.n)
 
 # %% ../nbs/08_training.ipynb #compile-network
+def widest_hidden(network):
+    "Units of the widest hidden layer of a Network; 0 where it has none."
+    return max((layer.units for layer in network.encoder.layers if isinstance(layer, keras.layers.Dense)), default=0)
+
 def compile_network(network, learning_rate, beta_2=0.999):
     "Keras' compile with a built FusedAdam and the settings that are fastest for this backend; learning_rate: at the start."
     network.compile(optimizer=FusedAdam(learning_rate, beta_2=beta_2, adds_penalty=True), jit_compile=backend.backend() == "jax")
@@ -591,7 +596,8 @@ class Run:
         devices.check_ready()
         self.network, self.X = network, as_counts(X)
         self.split = check_split(split, len(self.X))
-        self.epochs, self.falling = profile.epochs(len(self.split.train)), None
+        self.epochs = profile.epochs(len(self.split.train), widest_hidden(network))
+        self.falling = None
         self.profile, self.seed, self.label = profile, whole_number("seed", seed), label
         bar = [Progress(label)] if flag("progress", progress) and devices.is_first() else []
         self.compiled = None
