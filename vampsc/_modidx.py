@@ -1067,5 +1067,6 @@ d = { 'settings': { 'branch': 'main',
                                  'vampsc.training.read_checkpoint': ('training.html#read_checkpoint', 'vampsc/training.py'),
                                  'vampsc.training.rising_weight': ('training.html#rising_weight', 'vampsc/training.py'),
                                  'vampsc.training.watches_steps': ('training.html#watches_steps', 'vampsc/training.py'),
+                                 'vampsc.training.widest_hidden': ('training.html#widest_hidden', 'vampsc/training.py'),
                                  'vampsc.training.with_defaults': ('training.html#with_defaults', 'vampsc/training.py'),
                                  'vampsc.training.write_checkpoint': ('training.html#write_checkpoint', 'vampsc/training.py')}}}

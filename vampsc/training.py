@@ -6,7 +6,7 @@
 __all__ = ['PROFILES', 'CHECKPOINT_FORMAT', 'READ_ERRORS', 'COUNTERS', 'JUMP', 'STEP_HOOKS', 'Profile', 'get_profile',
            'with_defaults', 'FusedAdam', 'is_fused', 'Progress', 'rising_weight', 'Record', 'write_checkpoint',
            'read_checkpoint', 'Checkpoint', 'Diverged', 'Guard', 'Examine', 'not_finite', 'Halving', 'Falling',
-           'compile_network', 'forget_compiled', 'SeveralSteps', 'checked_callbacks', 'watches_steps',
+           'widest_hidden', 'compile_network', 'forget_compiled', 'SeveralSteps', 'checked_callbacks', 'watches_steps',
            'quiet_about_tracing', 'Run', 'fit']
 
 # %% ../nbs/08_training.ipynb #imports
