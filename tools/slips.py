@@ -107,8 +107,12 @@ SLIPS = [Slip(*slip) for slip in (
      "test_by_hand.py::test_the_rate_is_halved_and_training_ends_by_the_validation_loss"),
     ("last-weights-kept", "training.py", "restore_best_weights=True", "restore_best_weights=False",
      "test_by_hand.py::test_the_best_weights_come_back_though_the_last_epoch_was_worse"),
-    ("halves-an-epoch-late", "training.py", "Halving(profile.lr_patience,", "Halving(profile.lr_patience + 1,",
+    ("halves-an-epoch-late", "training.py", "Halving(profile.lr_patience or np.inf,", "Halving(profile.lr_patience + 1,",
      "test_by_hand.py::test_the_rate_is_halved_and_training_ends_by_the_validation_loss"),
+    ("cosine-twice-as-high", "training.py",
+     "(1 + np.cos(np.pi * epoch / self.epochs)) / 2",
+     "1 + np.cos(np.pi * epoch / self.epochs)",
+     "test_training.py::test_the_learning_rate_falls_along_half_a_cosine"),
     # 9: metrics
     ("active-above-0.1", "metrics.py",
      "def active_units_split_half(mean_a, mean_b, threshold=0.01)",
