@@ -232,7 +232,7 @@ def test_a_training_without_an_end_is_refused():
     with pytest.raises(ValueError, match="never end"): training.Profile(learning_rate=1e-3, patience=10, lr_patience=3)
     for wrong in (0, 2.5, "all"):
         with pytest.raises(ValueError, match="steps must be a whole number"): training.get_profile("quick", steps=wrong)
-    with pytest.raises(ValueError, match="only steps can be 'auto'"): training.get_profile("quick", max_epochs="auto")
+    with pytest.raises(ValueError, match="max_epochs must be a whole number"): training.get_profile("quick", max_epochs="auto")
 
 
 def test_the_learning_rate_falls_along_half_a_cosine(adata):

@@ -45,8 +45,8 @@ class Profile:
         for name, least in dict(batch_size=1, kl_warmup=0).items(): settle(name, whole_number(name, getattr(self, name), least))
         for name, least in dict(max_epochs=0, lr_patience=1, patience=1, n_genes=1, steps=1).items():
             value = getattr(self, name)
-            if value is not None and value != "auto": settle(name, whole_number(name, value, least))
-        if "auto" in (self.max_epochs, self.lr_patience, self.patience, self.n_genes): raise ValueError("only steps can be 'auto'.")
+            by_rule = name == "steps" and value == "auto"
+            if value is not None and not by_rule: settle(name, whole_number(name, value, least))
         if self.steps is None and self.max_epochs is None:
             raise ValueError("training would never end: give steps, such as steps=4000, or max_epochs.")
         if self.max_epochs is not None: self._check_warmup(self.max_epochs)
