@@ -52,7 +52,7 @@ test-all: $(READY)
 
 # The oldest versions that settings.ini names, on the oldest Python.
 OLDEST_CANDIDATES := $(PYTHON) $(call places,3.11) python3
-OLDEST_TESTS ?= tests -m "not slow"
+OLDEST_TESTS ?= tests -m "not slow" --libraries
 test-oldest:
 	@found=$$($(call first,$(OLDEST_CANDIDATES),$(OLDEST))); \
 	if [ -z "$$found" ]; then \
