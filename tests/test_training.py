@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from vampsc import models, organs, training
-from vampsc.counts import Batches
+from vampsc.counts import Batches, Split
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +225,17 @@ def test_steps_are_whole_epochs(n_cells, steps, max_epochs, epochs):
 def test_wide_networks_train_for_fewer_steps(adata, hidden, widest, epochs):
     assert training.widest_hidden(models.VAE(adata, n_genes=60, n_latent=4, hidden=hidden).network) == widest
     assert training.get_profile("quick").epochs(409_600, widest) == epochs                    # 150 * 128 / 640 = 30
+
+
+def test_a_wide_autoencoder_trains_for_fewer_steps_still(adata):
+    quick = training.get_profile("quick")
+    assert quick.epochs(409_600, 256, has_kl=False) == 8 and quick.epochs(409_600, 128, has_kl=False) == 30          # 30 / 4, rounded
+    small_data = dict(n_genes=60, n_latent=4, hidden=(512,))
+    for model, epochs in ((models.AE, 150), (models.VAE, 600)):                  # of 64 training cells, 150 * 128 / 8 = 2,400 without division
+        cells = adata[:80]
+        trained = model(cells, split=Split(np.arange(64), np.arange(64, 72), np.arange(72, 80)), **small_data)
+        run = training.Run(trained.network, trained.X, trained.split, quick, progress=False)
+        assert run.epochs == epochs
 
 
 def test_a_training_without_an_end_is_refused():

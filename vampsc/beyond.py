@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['N_INVENTED', 'TRAINING', 'ONE_CORE', 'QUESTIONS', 'Variant', 'judge_cells', 'judge_invented', 'judge_real', 'run',
-           'listed', 'sweep', 'compare', 'told', 'summary', 'plain', 'gather', 'ask', 'part_of', 'changes',
-           'marker_genes', 'programmes', 'marker_agreement', 'component_use', 'make']
+           'listed', 'in_processes', 'sweep', 'CountUnits', 'units_by_step', 'compare', 'told', 'summary', 'plain',
+           'gather', 'ask', 'part_of', 'changes', 'marker_genes', 'programmes', 'marker_agreement', 'component_use',
+           'make']
 
 # %% ../nbs/19_beyond.ipynb #imports
-import contextlib, dataclasses, functools, json, os, re, time
+import contextlib, dataclasses, functools, json, math, os, re, time
 from importlib import resources
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-import numpy as np, pandas as pd
+import keras, numpy as np, pandas as pd
 from joblib import Parallel, cpu_count, delayed
 from scipy import special, stats
 from sklearn.metrics import roc_auc_score
@@ -157,11 +158,51 @@ def _environment(**variables):
             if value is None: os.environ.pop(name)
             else: os.environ[name] = value
 
-def _try(task):
-    "(the row of a run, or the error that stopped it, in one line; seconds)."
+class _Failed(str):
+    "The error that stopped a task, in one line."
+
+def _try(i, function, task):
+    "(i, what the function returns or a _Failed, seconds)."
     start = time.time()
-    try: return run(**task), time.time() - start
-    except Exception as error: return f"{type(error).__name__}: {error}", time.time() - start
+    try: found = function(**task)
+    except Exception as error: found = _Failed(f"{type(error).__name__}: {error}")
+    return i, found, time.time() - start
+
+def in_processes(function, tasks, names, jobs=None, progress=True):
+    """Call a function for each task, in processes of one core each.
+
+    Parameters
+    ----------
+    function : defined in a module, or in a notebook. tasks : list of dicts, its arguments. names : of the tasks, for people.
+    jobs : processes; None: as many as cores; 1: none but this one. progress : a line for each task.
+
+    Returns
+    -------
+    (list of what it returned, None for a task that failed; list of sentences about those).
+
+    Raises
+    ------
+    ValueError : a process was ended from outside.
+    """
+    jobs = min(jobs or cpu_count(), max(len(tasks), 1))
+    found, failed = [None] * len(tasks), []
+    with contextlib.ExitStack() as within:
+        if jobs > 1: within.enter_context(_environment(**ONE_CORE, TF_CPP_MIN_LOG_LEVEL="3"))
+        # A worker is to end with this process; that is arranged before it starts TensorFlow, which takes long.
+        ends = {"initializer": files.end_with, "initargs": (os.getpid(),)}
+        pool = within.enter_context(Parallel(jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs",
+                                             max_nbytes=None, **ends))
+        results = pool(delayed(_try)(i, function, task) for i, task in enumerate(tasks))
+        try:
+            for n, (i, result, seconds) in enumerate(results, 1):
+                wrong = isinstance(result, _Failed)
+                if wrong: failed.append(f"{names[i]}: {result}")
+                else: found[i] = result
+                if progress: print(f"{n} of {len(tasks)}: {names[i]}, {seconds:.0f} s{', failed' * wrong}", flush=True)
+        except BrokenProcessPool:
+            raise ValueError(f"a process was ended from outside, most likely for want of memory; what is finished is kept, and the "
+                             f"same call with fewer jobs than {jobs} goes on") from None
+    return found, failed
 
 # %% ../nbs/19_beyond.ipynb #sweep
 def sweep(adata, variants, out, seeds=range(5), profile="brisk", label_key="auto", jobs=None, progress=True, **settings):
@@ -188,29 +229,67 @@ def sweep(adata, variants, out, seeds=range(5), profile="brisk", label_key="auto
 
 def _sweep(adata, variants, out, seeds, profile, label_key, jobs, progress=True, **settings):
     "(rows of the runs that ended well, sentences about those that did not, the number of all)."
-    label_key, jobs = organs.label_key(adata, label_key), jobs or cpu_count()
-    tasks = [dict(adata=adata, variant=v, out=out, profile=profile, seed=s, label_key=label_key, **settings) for v in variants for s in _seeds(seeds)]
+    label_key = organs.label_key(adata, label_key)
+    same = dict(adata=adata, out=out, profile=profile, label_key=label_key, **settings)
+    tasks = [{**same, "variant": v, "seed": s} for v in variants for s in _seeds(seeds)]
     if not tasks: raise ValueError("a sweep needs at least one variant.")
-    rows, failed = [None] * len(tasks), []
-    jobs = min(jobs, len(tasks))
-    with contextlib.ExitStack() as within:
-        if jobs > 1: within.enter_context(_environment(**ONE_CORE, TF_CPP_MIN_LOG_LEVEL="3"))
-        ends = {"initializer": files.end_with, "initargs": (os.getpid(),)}                       # before it starts TensorFlow, which takes long
-        pool = within.enter_context(Parallel(jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs", max_nbytes=None, **ends))
-        try:
-            for n, (i, (row, seconds)) in enumerate(pool(delayed(_numbered)(i, task) for i, task in enumerate(tasks)), 1):
-                name = f"{tasks[i]['variant'].name}, seed {tasks[i]['seed']}"
-                if isinstance(row, str): failed.append(f"{name}: {row}")
-                else: rows[i] = row
-                if progress: print(f"{n} of {len(tasks)}: {name}, {seconds:.0f} s{', failed' if isinstance(row, str) else ''}", flush=True)
-        except BrokenProcessPool:
-            raise ValueError(f"a process was ended from outside, most likely for want of memory; what is finished is kept, and the same call with fewer jobs than {jobs} goes on") from None
+    names = [f"{task['variant'].name}, seed {task['seed']}" for task in tasks]
+    rows, failed = in_processes(run, tasks, names, jobs, progress)
     return [row for row in rows if row is not None], failed, len(tasks)
-
-def _numbered(i, task): return i, _try(task)
 
 def _told_failed(failed, n):
     return f"{len(failed)} of {n} runs failed: {'; '.join(failed[:3])}{'; ...' * (len(failed) > 3)}. The others are kept; the same call tries these again, other seeds may do without them."
+
+# %% ../nbs/19_beyond.ipynb #units-by-step
+class CountUnits(keras.callbacks.Callback):
+    """Counts the active units of a model while it trains: after the first epoch, and then after each `every` optimiser steps.
+
+    model : of the package, in training. steps_per_epoch, every : optimiser steps.
+    rows : a dict for each count: step, active_units, pcs95, and the validation loss and its KL in nats.
+    """
+    def __init__(self, model, steps_per_epoch, every):
+        super().__init__()
+        self.trained = model
+        self.steps_per_epoch = steps_per_epoch
+        self.every = every
+        self.next = 0
+        self.rows = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        step = (epoch + 1) * self.steps_per_epoch
+        if step < self.next: return
+        self.next = (step // self.every + 1) * self.every
+        found = study.compactness(self.trained, *study.embed(self.trained, n_mc_samples=10))
+        self.rows.append({"step": step, "active_units": found["active_units"], "pcs95": found["pcs95"],
+                          "val_loss": logs["val_loss"], "val_kl": logs.get("val_kl", np.nan)})
+
+def units_by_step(adata, variant, out, steps, seed=0, learning_rate=4e-3, counts_made=25, **settings):
+    """The active units of a model by the number of optimiser steps, at a learning rate that stays as it is; read back if it is there.
+
+    Parameters
+    ----------
+    adata : AnnData of raw counts. variant : a Variant. out : the folder; the numbers are in out/<variant>/units-<hash>-seed<k>.csv.
+    steps : of the optimiser, rounded up to whole epochs. counts_made : how often the units are counted.
+    **settings : of the model, unless the variant has its own.
+
+    Returns
+    -------
+    DataFrame : a row for each count, with variant, seed and the columns of `CountUnits`.
+    """
+    settings = {**settings, **variant.settings}
+    learning_rate = settings.pop("learning_rate", learning_rate)
+    model = study.preset(variant.model)(adata, seed=seed, **settings)
+    steps_per_epoch = math.ceil(len(model.split.train) / 128)
+    profile = training.Profile(learning_rate=learning_rate, max_epochs=math.ceil(steps / steps_per_epoch))
+    config = study.configuration(adata, variant.model, profile, seed, None, {**settings, "counts_made": counts_made})
+    name = study.hash_of(*(f"{k} {config[k]}" for k in ("training", "settings", "data")))
+    path = downloads.user_path(out) / variant.folder / f"units-{name}-seed{seed}.csv"
+    if not path.exists():
+        count = CountUnits(model, steps_per_epoch, steps / counts_made)
+        model.train(profile, progress=False, callbacks=[count])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        study._write_whole(path, pd.DataFrame(count.rows).to_csv(index=False))
+    return pd.read_csv(path).assign(variant=variant.name, seed=seed)
 
 # %% ../nbs/19_beyond.ipynb #compare
 def compare(frame, more, less, metric):

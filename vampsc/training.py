@@ -56,15 +56,19 @@ class Profile:
             raise ValueError(f"kl_warmup={self.kl_warmup} leaves no epoch in which the KL term has its whole weight; it must be "
                              f"below the number of epochs, {epochs}.")
 
-    def epochs(self, n_cells, width=128):
-        """How many epochs training takes at most, for so many training cells and a widest hidden layer of so many units.
+    def epochs(self, n_cells, width=128, has_kl=True):
+        """How many epochs training takes at most.
 
         steps="auto" stands for 150 times the root of the number of cells. A network that is wider than 128 units fits, and overfits,
-        in fewer: its steps are divided by width / 128. The rule is for minibatches of 128; with others it gives as many epochs.
-        ValueError where kl_warmup takes all of them.
+        in fewer: its steps are divided by width / 128; those of an autoencoder, which no KL term holds back, by the square of that.
+        The rule is for minibatches of 128; with others it gives as many epochs.
+
+        n_cells : training cells. width : units of the widest hidden layer. has_kl : the loss has a KL term.
+        ValueError where kl_warmup takes all epochs.
         """
         if self.steps is None: return self.max_epochs
-        if self.steps == "auto": needed = 150 * 128 / math.sqrt(n_cells) / max(1, width / 128)
+        wider = max(1, width / 128)
+        if self.steps == "auto": needed = 150 * 128 / math.sqrt(n_cells) / (wider if has_kl else wider**2)
         else: needed = self.steps / math.ceil(n_cells / self.batch_size)
         needed = max(1, round(needed))
         epochs = needed if self.max_epochs is None else min(needed, self.max_epochs)
@@ -596,7 +600,7 @@ class Run:
         devices.check_ready()
         self.network, self.X = network, as_counts(X)
         self.split = check_split(split, len(self.X))
-        self.epochs = profile.epochs(len(self.split.train), widest_hidden(network))
+        self.epochs = profile.epochs(len(self.split.train), widest_hidden(network), network.prior is not None)
         self.falling = None
         self.profile, self.seed, self.label = profile, whole_number("seed", seed), label
         bar = [Progress(label)] if flag("progress", progress) and devices.is_first() else []
