@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['N_INVENTED', 'TRAINING', 'ONE_CORE', 'QUESTIONS', 'Variant', 'judge_cells', 'judge_invented', 'judge_real', 'run',
-           'listed', 'in_processes', 'sweep', 'CountUnits', 'units_by_step', 'compare', 'told', 'summary', 'plain',
-           'gather', 'ask', 'part_of', 'changes', 'marker_genes', 'programmes', 'marker_agreement', 'component_use',
-           'make']
+           'listed', 'in_processes', 'sweep', 'count_units', 'CountUnits', 'units_by_step', 'compare', 'told',
+           'summary', 'plain', 'gather', 'ask', 'part_of', 'changes', 'marker_genes', 'programmes', 'marker_agreement',
+           'component_use', 'make']
 
 # %% ../nbs/19_beyond.ipynb #imports
 import contextlib, dataclasses, functools, json, math, os, re, time
@@ -241,15 +241,29 @@ def _told_failed(failed, n):
     return f"{len(failed)} of {n} runs failed: {'; '.join(failed[:3])}{'; ...' * (len(failed) > 3)}. The others are kept; the same call tries these again, other seeds may do without them."
 
 # %% ../nbs/19_beyond.ipynb #units-by-step
+def count_units(model, cells, n_mc_samples=10):
+    """Active units and PCs95 of a model on some of its cells, a dict; free of sampling noise.
+
+    model : of the package, also while it trains. cells : their positions. n_mc_samples : of each half, where E[z|x] is sampled.
+    """
+    def embedded(seed=0): return model.get_latent_representation(indices=cells, n_mc_samples=n_mc_samples, seed=seed)
+
+    if model.network.posterior.exact_mean:
+        z = embedded()
+        return {"active_units": metrics.active_units(z), "pcs95": metrics.n_components(z)}
+    halves = embedded(seed=1), embedded(seed=2)
+    return {"active_units": metrics.active_units_split_half(*halves), "pcs95": metrics.n_components_split_half(*halves)}
+
 class CountUnits(keras.callbacks.Callback):
     """Counts the active units of a model while it trains: after the first epoch, and then after each `every` optimiser steps.
 
-    model : of the package, in training. steps_per_epoch, every : optimiser steps.
+    model : of the package, in training; at most 4,000 of its cells are looked at. steps_per_epoch, every : optimiser steps.
     rows : a dict for each count: step, active_units, pcs95, and the validation loss and its KL in nats.
     """
     def __init__(self, model, steps_per_epoch, every):
         super().__init__()
         self.trained = model
+        self.cells = np.unique(np.linspace(0, len(model.X) - 1, 4000).round().astype(int))
         self.steps_per_epoch = steps_per_epoch
         self.every = every
         self.next = 0
@@ -259,9 +273,8 @@ class CountUnits(keras.callbacks.Callback):
         step = (epoch + 1) * self.steps_per_epoch
         if step < self.next: return
         self.next = (step // self.every + 1) * self.every
-        found = study.compactness(self.trained, *study.embed(self.trained, n_mc_samples=10))
-        self.rows.append({"step": step, "active_units": found["active_units"], "pcs95": found["pcs95"],
-                          "val_loss": logs["val_loss"], "val_kl": logs.get("val_kl", np.nan)})
+        losses = {"val_loss": logs["val_loss"], "val_kl": logs.get("val_kl", np.nan)}
+        self.rows.append({"step": step, **count_units(self.trained, self.cells), **losses})
 
 def units_by_step(adata, variant, out, steps, seed=0, learning_rate=4e-3, counts_made=25, **settings):
     """The active units of a model by the number of optimiser steps, at a learning rate that stays as it is; read back if it is there.
