@@ -212,11 +212,13 @@ def test_component_use_of_a_prior_that_uses_two_of_its_components(linear):
 
 SMALL = dict(max_epochs=1, n_genes=60, hidden="8", n_latent=4, n_pseudo_inputs=10, jobs=1)
 OWN = {
+    "units": {"steps": 6, "other_models": "iaf", "n_genes": 60, "causes": True},
     "kl_weight": {"weights": "1,1e-4"},
     "active_units": {"samples": "2,10", "heavier": "10"},
     "pseudo_inputs": {"sizes": "10,20"},
     "peers": {"methods": "vae,vamp", "python": sys.executable},
 }
+UNKNOWN = {"units": ["max_epochs"], "active_units": ["n_pseudo_inputs"]}
 # Of these a data set without labels is asked, too; of pseudo_inputs and peers one seed only, which gives no interval.
 MIXED = ("both", "linear_decoder", "pseudo_inputs", "peers")
 SEEDS = {"pseudo_inputs": "0", "peers": "0"}
@@ -262,8 +264,7 @@ def test_pages_say_in_ten_lines_what_was_asked_and_found_and_how_sure(question):
 def test_notebook_of_a_question(question, folder, files):
     "What cannot be said of a data set is left out, of that one alone."
     given = {**SMALL, "seeds": SEEDS.get(question, "0,1"), **OWN.get(question, {})}
-    if question == "active_units":
-        del given["n_pseudo_inputs"]                                                                      # no VAMP among its models
+    for name in UNKNOWN.get(question, ()): del given[name]
     names = ["some cells.h5ad"] + ["bare.h5ad"] * (question in MIXED)
     page = beyond.make(question, folder, organs=",".join(str(files / name) for name in names), **given)
     seeds = {int(seed) for seed in given["seeds"].split(",")}
@@ -271,7 +272,7 @@ def test_notebook_of_a_question(question, folder, files):
     for data_set in ["some-cells"] + ["bare"] * (question in MIXED):
         raw = pd.read_csv(folder / data_set / f"{question}.csv")
         assert set(raw.seed) == seeds
-        assert raw[raw.variant != "PCA"].test_nats_per_cell.notna().all()
+        assert raw[raw.variant != "PCA"]["active_units" if question == "units" else "test_nats_per_cell"].notna().all()
     short, said = summary(nbformat.read(folder / f"{question}.ipynb", 4))
     assert "some-cells" in short and lines_of(short) <= 10
     assert "**some-cells" in said and ("bare" in said) == (question in MIXED)
@@ -335,3 +336,33 @@ def test_cells_without_labels(files, tmp_path):
     raw = pd.read_csv(tmp_path / "out" / "bare" / "kl_weight.csv")
     assert "asw" not in raw and raw[raw.kl_warmup == 1].variant.tolist() == ["VAE, warm-up 1", "VAMP, warm-up 1"]        # both shares are one epoch of two
     assert "bare, a weight that rises</strong> over 1 of 2 epochs" in page.read_text()
+
+
+# ---- units by the number of steps
+
+def test_units_are_counted_on_the_way_and_read_back(adata, tmp_path):
+    vae = beyond.Variant("VAE", "vae")
+    small = dict(steps=12, counts_made=3, n_genes=60, hidden=(8,), n_latent=4)
+    counted = beyond.units_by_step(adata, vae, tmp_path, **small)
+    per_epoch = -(-len(models.VAE(adata, **{k: small[k] for k in ("n_genes", "hidden", "n_latent")}).split.train) // 128)
+    assert counted.step.tolist()[0] == per_epoch and counted.step.iloc[-1] >= 12 and (counted.step % per_epoch == 0).all()
+    assert counted.active_units.between(0, 4).all() and np.isfinite(counted.val_loss).all()
+    (path,) = (tmp_path / "vae").glob("units-*-seed0.csv")
+    written = path.stat().st_mtime_ns
+    assert beyond.units_by_step(adata, vae, tmp_path, **small).equals(counted) and path.stat().st_mtime_ns == written
+    beyond.units_by_step(adata, vae, tmp_path, **{**small, "learning_rate": 1e-3})                # something else: a file of its own
+    assert len(list((tmp_path / "vae").glob("units-*.csv"))) == 2
+
+
+@pytest.mark.parametrize("model", ["VAE", "IAF", "AE"])
+def test_counted_units_are_those_of_the_study(adata, model):
+    trained = getattr(models, model)(adata, n_genes=60, hidden=(8,), n_latent=4)
+    trained.train(max_epochs=2, progress=False)
+    found = beyond.count_units(trained, np.arange(len(adata)), n_mc_samples=25)
+    judged = study.compactness(trained, *study.embed(trained))
+    assert found["active_units"] == judged["active_units"] and found["pcs95"] == judged["pcs95"]
+
+
+def test_tasks_that_fail_are_named_and_the_others_done():
+    found, failed = beyond.in_processes(lambda n: "text" if n else 1 / n, [{"n": 0}, {"n": 2}], ["zero", "two"], jobs=1, progress=False)
+    assert found == [None, "text"] and failed == ["zero: ZeroDivisionError: division by zero"]

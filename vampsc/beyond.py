@@ -469,7 +469,7 @@ def component_use(model, labels=None):
     return {**said, "types": int(types[known].iloc[nearest].nunique()), "n_types": int(types.nunique())}
 
 # %% ../nbs/19_beyond.ipynb #make
-QUESTIONS = ("kl_weight", "both", "linear_decoder", "active_units", "pseudo_inputs", "peers")
+QUESTIONS = ("units", "kl_weight", "both", "linear_decoder", "active_units", "pseudo_inputs", "peers")
 
 def make(question, out="runs/beyond", overwrite=False, **parameters):
     """Run the notebook of a question into out/<question>.ipynb and .html.

@@ -388,7 +388,7 @@ def tables(folder: Path = typer.Argument(help="The folder of a study, FOLDER/<or
 # %% ../nbs/15_command_line.ipynb #command-beyond
 @app.command()
 @ends_well
-def beyond(question: str = typer.Argument(help="kl_weight, both, linear_decoder, active_units, pseudo_inputs or peers."),
+def beyond(question: str = typer.Argument(help="units, kl_weight, both, linear_decoder, active_units, pseudo_inputs or peers."),
            organs: str = option("pancreas", "Data sets, with commas: organs, or .h5ad files of raw counts."),
            out: Path = option(Path("runs/beyond"), "The folder for runs, tables and the page."),
            seeds: str = option("0,1,2,3,4", "With commas; each decides split, weights, order and noise."),
