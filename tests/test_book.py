@@ -89,3 +89,10 @@ def test_exercises_have_folded_solutions(path):
 def test_a_chapter_ends_with_what_is_next(path):
     headings = re.findall(r"^## (.*)$", "\n".join(source(c) for c in cells(path) if c["cell_type"] == "markdown"), re.M)
     assert headings[-1].startswith("What we have")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "nbs").rglob("*.ipynb")), ids=lambda path: path.stem)
+def test_only_solutions_are_folded(path):
+    "A folded cell hides its output, too: whatever a reader should see has `echo: false`."
+    folded = [cell["id"] for cell in cells(path) if cell["cell_type"] == "code" and "code-fold: true" in source(cell)]
+    assert [name for name in folded if "solution" not in name] == []
