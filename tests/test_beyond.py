@@ -366,3 +366,11 @@ def test_counted_units_are_those_of_the_study(adata, model):
 def test_tasks_that_fail_are_named_and_the_others_done():
     found, failed = beyond.in_processes(lambda n: "text" if n else 1 / n, [{"n": 0}, {"n": 2}], ["zero", "two"], jobs=1, progress=False)
     assert found == [None, "text"] and failed == ["zero: ZeroDivisionError: division by zero"]
+
+
+def test_units_are_counted_after_so_many_steps(adata):
+    trained = models.VAE(adata, n_genes=60, hidden=(8,), n_latent=4)
+    count = beyond.CountUnits(trained, steps_per_epoch=13, every=25)
+    trained.train(max_epochs=6, progress=False, callbacks=[count])
+    assert [row["step"] for row in count.rows] == [13, 26, 52, 78]                # the first epoch, then each first one after 25, 50, 75 steps
+    assert [row["val_loss"] for row in count.rows] == trained.history["val_loss"].iloc[[0, 1, 3, 5]].tolist()
