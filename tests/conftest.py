@@ -24,11 +24,12 @@ LONGEST = ("test_study", "test_beyond", "test_models", "test_cli", "test_persist
            "test_names_in_pages", "test_devices", "test_two_processes")
 
 
-# What is the same with any version of the libraries: arithmetic, our own files, servers, processes and words. At the oldest versions,
-# these files are left out (`--libraries`).
-OUR_OWN = ("test_resume", "test_steps", "test_registry", "test_registry_hostile", "test_peers", "test_damaged", "test_flows", "test_tools",
-           "test_read_only", "test_downloads", "test_downloads_hostile", "test_traced", "test_bounds", "test_files", "test_two_processes",
-           "test_priors", "test_properties", "test_book", "test_slips", "test_overwriting", "test_by_hand", "test_names_in_pages")
+# Where our code meets the libraries: data and files, networks and their training, compiled kernels, notebooks, figures, commands. At the
+# oldest versions only these files are tested (`--libraries`); arithmetic, our own files, servers and words are the same with any version.
+AT_THE_LIBRARIES = ("test_counts", "test_counts_in_place", "test_intake", "test_genes", "test_features", "test_organs", "test_readers",
+                    "test_own_data", "test_own_cells", "test_models", "test_training", "test_environment", "test_persistence", "test_study",
+                    "test_cli", "test_figures", "test_metrics", "test_likelihood", "test_kernels", "test_networks", "test_posteriors",
+                    "test_pipeline", "test_readme", "test_versions", "test_door", "test_tables", "test_memory", "test_rows", "test_devices")
 
 
 def pytest_addoption(parser):
@@ -37,9 +38,9 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(config, items):
     if config.getoption("--libraries"):
-        ours = [item for item in items if item.path.stem in OUR_OWN]
-        config.hook.pytest_deselected(items=ours)
-        items[:] = [item for item in items if item.path.stem not in OUR_OWN]
+        others = [item for item in items if item.path.stem not in AT_THE_LIBRARIES]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item.path.stem in AT_THE_LIBRARIES]
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
