@@ -20,7 +20,7 @@ first = for python in $(1); do \
 BIN := .venv/bin
 READY := .venv/installed
 RENDERER := smalldocs
-STATISTICS := $(patsubst %,tests/test_%.py,likelihood networks posteriors flows priors bounds properties rows traced precision steps)
+STATISTICS := $(patsubst %,tests/test_%.py,likelihood networks posteriors flows priors bounds rows traced precision steps)
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 export TF_CPP_MIN_LOG_LEVEL := 3
 
@@ -107,6 +107,6 @@ $(READY): settings.ini setup.py | $(BIN)/python
 .venv-oldest/installed: settings.ini setup.py tools/oldest.txt
 	@test -x .venv-oldest/bin/python || $(OLDEST_PYTHON) -m venv --clear .venv-oldest
 	@echo "Installing the oldest versions into .venv-oldest ($$(.venv-oldest/bin/python --version)), about 2 minutes, once"
-	@.venv-oldest/bin/python -m pip install -qq --no-input --disable-pip-version-check --constraint tools/oldest.txt \
+	@.venv-oldest/bin/python -m pip install -qq --no-input --disable-pip-version-check --no-compile --constraint tools/oldest.txt \
 		--editable '.[dev,jax,pipeline,r]'
 	@touch $@

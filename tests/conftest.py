@@ -12,7 +12,7 @@ from hypothesis import settings
 # JAX compiles anew for every shape, so that examples of many shapes are dear there.
 # `pytest --hypothesis-profile=thorough` tries more of them.
 settings.register_profile("vampsc", deadline=None, derandomize=bool(os.environ.get("CI")),
-                          max_examples=12 if os.environ.get("KERAS_BACKEND") == "jax" else 30)
+                          max_examples=6 if os.environ.get("KERAS_BACKEND") == "jax" else 30)
 settings.register_profile("thorough", settings.get_profile("vampsc"), max_examples=200)
 settings.load_profile("vampsc")
 
