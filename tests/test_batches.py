@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from vampsc import metrics, models, organs
+from vampsc import metrics, models, organs, training
 from vampsc.counts import Batches, Counts
 
 SMALL = dict(n_genes=200, n_latent=8, hidden=(64,), n_pseudo_inputs=20)
@@ -155,9 +155,9 @@ def test_transfer_starts_where_the_model_is(adata, trained):
     epochs, same = len(model.history), model.transfer(query, max_epochs=0)
     assert np.array_equal(same.get_latent_representation(), model.get_latent_representation(indices=range(200)))
     assert len(same.history) == 0 and len(model.history) == epochs > 0 and same.split != model.split
-    model.transfer(query, max_epochs=2, **HOW)                                            # on a copy
+    model.transfer(query, max_epochs=2, unfrozen=True, **HOW)                             # on a copy
     young = models.VAMP(adata, batch_key="lab", **SMALL).train(max_epochs=1, **HOW)
-    better, idle = (young.transfer(query, max_epochs=5, learning_rate=rate, **HOW).history["val_loss"] for rate in (2e-3, 1e-9))
+    better, idle = (young.transfer(query, max_epochs=5, learning_rate=rate, unfrozen=True, **HOW).history["val_loss"] for rate in (2e-3, 1e-9))
     assert len(better) == 5 and better.min() < idle.min() - 1
     assert np.array_equal(same.get_latent_representation(), model.get_latent_representation(indices=range(200)))
 
@@ -174,6 +174,44 @@ def test_transfer_adds_batches(adata, trained, name):
     trained_on = model.transfer(query, max_epochs=3, **HOW)
     assert trained_on.get_elbo()["elbo"] > new.get_elbo()["elbo"]
     assert trained_on.transfer(query, max_epochs=0).batches == ["north", "south", "west"]
+
+
+@pytest.mark.parametrize("name", ["decoder", "both"])
+def test_only_rows_of_new_batches_are_trained(adata, trained, name, tmp_path):
+    model, query = trained[name], adata[:200].copy()
+    query.obs["lab"] = "west"
+    start, end = model.transfer(query, max_epochs=0), model.transfer(query, max_epochs=3, **HOW)
+    changed = []
+    for before, after in zip(start.network.weights, end.network.weights):
+        if np.array_equal(before, after): continue
+        changed.append(after.path)
+        assert np.array_equal(np.asarray(before)[:-1], np.asarray(after)[:-1]) and after.trainable and after.constraint is None
+    assert len(changed) == (4 if name == "both" else 3)                     # the first layers that see the batch, and two offsets for each gene
+    known = dict(indices=range(200, 300))
+    if name == "decoder":
+        assert np.array_equal(model.get_latent_representation(**known), end.get_latent_representation(adata[200:300]))
+    end.save(tmp_path / "saved")
+    assert np.array_equal(models.load(tmp_path / "saved", query).get_latent_representation(), end.get_latent_representation())
+    everything = model.transfer(query, max_epochs=1, unfrozen=True, **HOW)
+    assert sum(not np.array_equal(a, b) for a, b in zip(start.network.weights, everything.network.weights)) > 8
+
+
+def test_without_new_batches_nothing_is_trained(adata, trained, capsys):
+    for name in ("without", "decoder"):
+        same = trained[name].transfer(adata[:100], max_epochs=2)
+        assert len(same.history) == 0 and "no batch is new" in capsys.readouterr().out
+        assert all(np.array_equal(a, b) for a, b in zip(trained[name].network.weights, same.network.weights))
+
+
+def test_a_transfer_of_new_batches_goes_on(adata, trained, tmp_path):
+    model, query = trained["decoder"], adata[:200].copy()
+    query.obs["lab"] = "west"
+    whole = model.transfer(query, training.Profile(learning_rate=1e-2, max_epochs=4), **HOW)
+    model.transfer(query, training.Profile(learning_rate=1e-2, max_epochs=2), checkpoint=tmp_path / "c", **HOW)
+    went_on = model.transfer(query, training.Profile(learning_rate=1e-2, max_epochs=4), checkpoint=tmp_path / "c", resume=True, **HOW)
+    assert all(np.array_equal(a, b) for a, b in zip(whole.network.weights, went_on.network.weights))
+    with pytest.raises(ValueError, match="new batches"):
+        model.transfer(query, training.Profile(learning_rate=1e-2, max_epochs=4), checkpoint=tmp_path / "c", resume=True, unfrozen=True, **HOW)
 
 
 def test_transfer_to_other_genes(adata, trained):

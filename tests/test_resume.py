@@ -239,9 +239,9 @@ def test_other_cells_labels_of_batches_and_origins_are_noticed(adata, tmp_path):
     for wrong, how in ((other, {}), (moved, {}), (cells, {"split": swapped})):
         with pytest.raises(ValueError, match="belongs to another run"): go(wrong, **how)
     query = cells[:60].copy()
-    model.transfer(query, max_epochs=1, checkpoint=tmp_path / "t", **HOW)
+    model.transfer(query, max_epochs=1, checkpoint=tmp_path / "t", unfrozen=True, **HOW)
     with pytest.raises(ValueError, match="origin was"):
-        new(cells, batch_key="lab").transfer(query, max_epochs=1, checkpoint=tmp_path / "t", resume=True, **HOW)
+        new(cells, batch_key="lab").transfer(query, max_epochs=1, checkpoint=tmp_path / "t", resume=True, unfrozen=True, **HOW)
 
 
 def test_a_time_limit_is_not_the_end(adata, tmp_path):

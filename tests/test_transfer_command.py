@@ -91,6 +91,23 @@ def test_what_is_refused(origin, new, tmp_path):
     assert invoke("transfer", tmp_path / "nowhere", new).exit_code == 1
 
 
+def test_nothing_new_is_refused_unless_all_is_trained(origin, tmp_path):
+    cells(60, 4).write_h5ad(tmp_path / "same donors.h5ad")
+    done = invoke("transfer", origin, tmp_path / "same donors.h5ad", "--out", tmp_path, *TINY)
+    assert done.exit_code == 1 and "no batch of these cells is new" in done.stderr and "vampsc embed" in done.stderr
+    assert not (tmp_path / "vae-seed3" / "metrics.json").exists()
+    done = invoke("transfer", origin, tmp_path / "same donors.h5ad", "--out", tmp_path, "--unfrozen", *TINY)
+    assert done.exit_code == 0 and len(study.read_run(tmp_path / "vae-seed3").history) == 1
+
+
+def test_frozen_and_unfrozen_are_two_runs(origin, new, tmp_path):
+    first = study.transfer(origin, ad.read_h5ad(new), tmp_path, training.get_profile("quick", max_epochs=1), progress=False)
+    expected = models.load(origin / "model").get_latent_representation(ad.read_h5ad(new))
+    assert np.allclose(first.embedding, expected, atol=1e-5)                              # the embedding is the first model's
+    with pytest.raises(FileExistsError, match="trains only was new batches and is None"):
+        study.transfer(origin, ad.read_h5ad(new), tmp_path, training.get_profile("quick", max_epochs=1), unfrozen=True)
+
+
 # ---- without cell types
 
 def test_the_way_out_without_cell_types_is_named_and_works(new, tmp_path):

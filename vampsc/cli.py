@@ -176,15 +176,17 @@ def transfer(source: Path = typer.Argument(metavar="RUN", help="A run's folder, 
              learning_rate: float = option(None, "Instead of the profile's."),
              batch_size: int = option(None, "Instead of the profile's."),
              kl_warmup: int = option(None, "Epochs over which the weight of the KL term rises from 0; none if not given."),
+             unfrozen: bool = flag("--unfrozen", "Train all weights, not only those of new batches."),
              backed: bool = flag("--backed", "Leave the counts in their file: for data larger than memory."),
              overwrite: bool = flag("--overwrite", "Replace a run of other settings or data, finished or not, and files that are not a run's."),
              as_json: bool = JSON):
-    """Go on training a model on other cells, judge it, and record it in a folder, as fit does.
+    """Take new batches into a trained model, judge it on their cells, and record it in a folder, as fit does.
 
     \b
     vampsc transfer runs/vamp-seed0 new.h5ad --out runs/new
 
-    Genes are matched by name. Where the model knows donors or studies, new ones are added. The run that it begins with stays as it is.
+    Genes are matched by name. Donors or studies (the model's batch key) that the model does not know are added, and only their weights are
+    trained, so that the embedding of the first cells stays. With --unfrozen all weights are trained. The first run stays as it is.
     """
     from vampsc import organs, study, training
     with told(as_json) as said:
@@ -194,7 +196,7 @@ def transfer(source: Path = typer.Argument(metavar="RUN", help="A run's folder, 
         if seed is None: seed = origin.seed
         study.ask_run(_folder(out) / f"{type(origin).__name__.lower()}-seed{seed}", overwrite)   # before the data are read
         adata = organs.load(data, backed, origin.layer, origin.use_raw)
-        _done(said, study.transfer(source, adata, out, profile, seed, _or_none(label_key), overwrite=overwrite))
+        _done(said, study.transfer(source, adata, out, profile, seed, _or_none(label_key), overwrite=overwrite, unfrozen=unfrozen))
 
 # %% ../nbs/15_command_line.ipynb #command-embed
 def _model_in(folder, adata=None):

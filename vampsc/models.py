@@ -6,8 +6,8 @@
 __all__ = ['PRIORS_OF', 'MORE_GENES', 'MANY', 'WHOLE', 'FLAGS', 'INSTEAD', 'MUCH', 'OFTEN', 'LOOKS', 'CHECKSUMS', 'OTHER_CELLS',
            'CELLS', 'FORMAT', 'PARTS', 'FILES', 'PRESETS', 'Network', 'counts_and_batch', 'Architecture',
            'build_network', 'mean_log_rates', 'variable_genes', 'batch_name', 'batch_codes', 'verb', 'Inference',
-           'importance_bound', 'Bounds', 'Generative', 'CellMarks', 'Persistence', 'load', 'Trainable',
-           'CountAutoencoder', 'AE', 'VAE', 'IAF', 'VAMP', 'VAMPIAF', 'HVAMP']
+           'importance_bound', 'Bounds', 'Generative', 'CellMarks', 'Persistence', 'load', 'FixedRows', 'only_new_rows',
+           'Trainable', 'CountAutoencoder', 'AE', 'VAE', 'IAF', 'VAMP', 'VAMPIAF', 'HVAMP']
 
 # %% ../nbs/07_models.ipynb #imports
 import contextlib, copy, dataclasses, functools, hashlib, inspect, io, json, os, re, sys, time
@@ -1316,9 +1316,37 @@ def load(path, adata=None):
     """
     return Persistence._from_folder(path, adata)
 
+# %% ../nbs/07_models.ipynb #only-new-batches
+class FixedRows(keras.constraints.Constraint):
+    "Keeps the first rows of a weight as they are, an array (rows, any); the rows below them are trained."
+    def __init__(self, rows): self.rows = rows
+
+    def __call__(self, weight): return ops.concatenate([ops.cast(self.rows, weight.dtype), weight[len(self.rows):]])
+
+@contextlib.contextmanager
+def only_new_rows(network, weights, n_new):
+    """Within: training changes only the last n_new rows of these weights; all else in the network stays, to the last bit.
+
+    Batch normalisation acts as when cells are looked at, so that its statistics stay, too.
+    """
+    grown = {id(weight) for weight in weights}
+    others = [weight for weight in network.trainable_variables if id(weight) not in grown]
+    norms = [layer for layer in network._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    before = [weight.constraint for weight in weights]
+    for weight in weights: weight.constraint = FixedRows(np.asarray(ops.convert_to_tensor(weight))[:-n_new].copy())
+    for weight in others: weight.trainable = False
+    for layer in norms: layer.trainable = False
+    try: yield
+    finally:
+        for layer in norms: layer.trainable = True
+        for weight in others: weight.trainable = True
+        for weight, constraint in zip(weights, before): weight.constraint = constraint
+
 # %% ../nbs/07_models.ipynb #trainable
 class Trainable(Inference):
     "The verbs that change the weights: mixed into CountAutoencoder."
+    _new_rows = None                        # of a transferred model: (weights, number of new batches) that are trained; None: all
+
     @verb
     def train(self, profile="quick", progress=True, callbacks=(), checkpoint=None, resume=False, **changes):
         """Train on the training cells, and keep the weights that are best on the validation cells.
@@ -1351,10 +1379,13 @@ class Trainable(Inference):
         if resume and checkpoint is None: raise ValueError("resume=True needs the checkpoint= to go on from.")
         if checkpoint is not None: checkpoint = user_path(checkpoint)
         profile, X = training.get_profile(profile, **changes), self._own_counts()
+        if self._new_rows is not None and not self._new_rows[1]: return self
         run = training.Run(self.network, X, self.split, profile, seed=self.seed, progress=progress, callbacks=callbacks,
                            label=type(self).__name__, checkpoint=checkpoint, resume=resume, identity=self._identity(profile, X),
                            earlier=self.history.to_dict("records"))
-        try: run.go()
+        trained = only_new_rows(self.network, *self._new_rows) if self._new_rows else contextlib.nullcontext()
+        try:
+            with trained: run.go()
         finally: self.history, self.interrupted = run.history, run.interrupted
         if run.interrupted:
             goes_on = f"; train(checkpoint={str(checkpoint)!r}, resume=True) goes on" if checkpoint else ""
@@ -1366,6 +1397,7 @@ class Trainable(Inference):
         "What must be the same for a run to go on."
         settings = {**dataclasses.asdict(self.architecture), **dataclasses.asdict(profile)}
         for name in ("max_epochs", "n_genes"): settings.pop(name)
+        if self._new_rows: settings["new batches"] = self._new_rows[1]
         for name in ("kl_warmup", "steps", "beta_2"):                                    # older checkpoints know of none
             if getattr(profile, name) == getattr(training.Profile, name): settings.pop(name)
         some = X[np.linspace(0, len(X.totals) - 1, min(len(X.totals), 256)).astype(int)]           # all would be slow from a file
@@ -1376,14 +1408,20 @@ class Trainable(Inference):
         return {**json.loads(json.dumps(settings)), **marks, "batches": self.batches}
 
     @verb
-    def transfer(self, adata, profile="quick", split=None, seed=None, progress=True, **settings):
-        """A model of other cells that starts with the weights of this one and goes on training on them.
+    def transfer(self, adata, profile="quick", split=None, seed=None, progress=True, unfrozen=False, **settings):
+        """A model of other cells that starts with the weights of this one.
+
+        By default only what belongs to new batches is trained: a row of weights for each, as in scArches (Lotfollahi et al. 2022). All
+        other weights stay to the last bit, so that the cells of this model keep their embedding, and the new cells are embedded among
+        them. Without new batches nothing is trained.
 
         Parameters
         ----------
         adata : AnnData of raw counts, at least 10 cells; its genes are mapped onto this model's. If this model knows batches, those
             of adata that it does not know are added; they begin as the mean of the known ones.
         split, seed : as in the class; the seed is this model's if not given.
+        unfrozen : train all weights. The model then follows the new cells, and forgets the old ones: few cells, or a long training,
+            make its embedding worse for both.
         profile, progress, **settings : as in `train`; max_epochs=0 leaves the weights as they are.
 
         Returns
@@ -1394,6 +1432,7 @@ class Trainable(Inference):
         ------
         ValueError : no counts, no gene that the model knows, a label of its batch column missing, or too few cells.
         """
+        unfrozen = flag("unfrozen", unfrozen)
         of_train = ("callbacks", "checkpoint", "resume")
         training.get_profile(profile, **{name: value for name, value in settings.items() if name not in of_train})
         X, mapping = checked_counts(adata, self.genes, self.layer, self.use_raw, of_model=True)
@@ -1401,7 +1440,7 @@ class Trainable(Inference):
         new._origin = [float(np.sum(np.abs(w))) for w in self.network.get_weights()]
         seed = self.seed if seed is None else seed
         split = check_split(split_cells(adata.n_obs, seed) if split is None else split, adata.n_obs)
-        batch, a = None, self.architecture
+        batch, a, names = None, self.architecture, self.batches
         if self.batches:
             names = [*self.batches, *self._new_batches(adata)]
             X.batch = batch_codes(adata, self.batch_key, names)[0], len(names)
@@ -1409,9 +1448,15 @@ class Trainable(Inference):
             a = dataclasses.replace(a, n_batches=len(names))
         new._assemble(a, self.genes, split, seed, self.layer, X.totals[split.train], self.use_raw, batch)
         new._own(X, adata, mapping)
+        grown = []
         for there, here in zip(new.network.weights, self.network.weights):
             there.assign(_grown(np.asarray(here), there.shape, len(self.batches)))
-        return new.train(profile, progress=progress, **settings)
+            if there.trainable and there.shape[0] != here.shape[0]: grown.append(there)
+        if not unfrozen: new._new_rows = grown, len(names) - len(self.batches)
+        new.train(profile, progress=progress, **settings)
+        if not grown and not unfrozen and progress:
+            print(f"{type(self).__name__}: no batch is new, so no weight was trained; transfer(unfrozen=True) trains all.", flush=True)
+        return new
 
     def _new_batches(self, adata):
         "The names of adata's batches that the model does not know. It says them, and warns where one looks like a known one."

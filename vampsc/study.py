@@ -192,18 +192,21 @@ def run(adata, model, out, profile="quick", seed=0, label_key=None, progress=Tru
     net = preset(model)(adata, seed=seed, **{"n_genes": profile.n_genes, **settings})                    # first, since it may fail
     return _alone_in(folder, net, config, profile, labels, progress, overwrite)
 
-def transfer(source, adata, out, profile="quick", seed=None, label_key=None, progress=True, overwrite=False):
-    """One run that begins with the weights of a trained model and goes on training them on other cells; judged and recorded as `run` does.
+def transfer(source, adata, out, profile="quick", seed=None, label_key=None, progress=True, overwrite=False, unfrozen=False):
+    """One run that begins with the weights of a trained model, on other cells; judged and recorded as `run` does.
+
+    As in `model.transfer`, only the weights of new batches are trained, unless unfrozen is true.
 
     Parameters
     ----------
     source : folder of a run, or of a saved model; it decides model, genes, where the counts are, and the column of batches.
     adata : AnnData of raw counts. out : the run goes into out/<model>-seed<seed>. seed : that of the model if not given.
-    profile, label_key, progress, overwrite : as in `run`.
+    profile, label_key, progress, overwrite : as in `run`. unfrozen : train all weights.
 
     Returns
     -------
-    Run, finished. Raises what `run` raises; ValueError : out would replace the run that it begins with.
+    Run, finished. Raises what `run` raises; ValueError : out would replace the run that it begins with; nothing is new, so that there is
+        nothing to train.
     """
     source, profile = Path(source).expanduser(), _to_judge(profile)
     saved = source / "model" if (source / "model").is_dir() else source
@@ -215,10 +218,14 @@ def transfer(source, adata, out, profile="quick", seed=None, label_key=None, pro
     ask_run(folder, overwrite)
     label_key, labels = _labels_to_judge(adata, label_key)
     settings = {"layer": origin.layer, "use_raw": origin.use_raw, "batch_key": origin.batch_key, "n_genes": len(origin.genes)}
+    if not unfrozen: settings["trains only"] = "new batches"
     begins_with = hash_of((saved / models.CHECKSUMS).read_text())
     config = {**configuration(adata, model, profile, seed, label_key, settings), "begins_with": begins_with}
     if done := _as_wanted(folder, config, overwrite): return done
-    net = origin.transfer(adata, profile, seed=seed, progress=False, max_epochs=0, kl_warmup=0)          # first, since it may fail
+    net = origin.transfer(adata, profile, seed=seed, progress=False, unfrozen=unfrozen, max_epochs=0, kl_warmup=0)   # first: it may fail
+    if not unfrozen and net.batches == origin.batches:
+        raise ValueError(f"{source} is not trained further: no batch of these cells is new to it. `vampsc embed` embeds them as they are; "
+                         "--unfrozen (unfrozen=True) trains all weights.")
     return _alone_in(folder, net, config, profile, labels, progress, overwrite)
 
 def _to_judge(profile):
