@@ -233,7 +233,7 @@ def test_an_array_larger_than_its_file_takes_no_memory(small, tmp_path):
     with h5py.File(path / "model.weights.h5", "a") as file:
         file.create_dataset("more", (10**6, 10**6), "float32", chunks=True)
     seal(path)
-    with pytest.raises(ValueError, match="/more is said to be of shape .* more than the file holds"): models.load(path)
+    with pytest.raises(ValueError, match="/more has the shape .* more than the file holds"): models.load(path)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

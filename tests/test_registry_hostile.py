@@ -219,7 +219,7 @@ def test_a_damaged_note_is_named(published, server, tmp_path):
     text = note.read_text()
     for damaged in (text[:20], "[]", "{}", "null", '{"d": {"name": "../x", "urls": ["https://x.example/x"]}}', "\x00", text.replace('"urls"', '"url"')):
         note.write_text(damaged)
-        with pytest.raises(DownloadError, match="cellxgene-c-1.json is damaged; delete it, and CELLxGENE is asked again") as error: load()
+        with pytest.raises(DownloadError, match="cellxgene-c-1.json is damaged; delete it, and it is fetched from CELLxGENE again") as error: load()
         one_line(error)
         assert not organs.table().set_index("study").loc["mine", "here"]          # the list of all studies works
     note.unlink()

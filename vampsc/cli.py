@@ -13,8 +13,8 @@ from pathlib import Path
 import typer
 
 # %% ../nbs/15_command_line.ipynb #endings
-CODES = """Exit codes: 0 done; 1 bad input or file, said in one line; 2 wrong usage; 3 training diverged twice; 130 interrupted,
-and the same command goes on."""
+CODES = """Exit codes: 0 done; 1 bad input or file, named in one line; 2 wrong usage; 3 training diverged twice; 130 interrupted,
+and the same command continues."""
 
 def ends_well(command):
     """Decorates a command: errors that a user can mend become one line and an exit code, without a traceback.
@@ -111,14 +111,14 @@ def fit(data: str = typer.Argument(help=DATA),
         out: Path = option(Path("runs"), "The run goes into OUT/<model>-seed<seed>."),
         profile: str = option("quick", "quick, or paper for the paper's settings."),
         label_key: str = option(None, "Column of obs with cell types, for silhouette, NMI, ARI and purity; auto: cell_type if there is one; none."),
-        batch_key: str = option(None, "Column of obs with donors or studies, which the decoder is told."),
+        batch_key: str = option(None, "Column of obs with donors or studies, on which the decoder is conditioned."),
         seed: int = option(0, "Decides split, weights, order and noise."),
         layer: str = option(None, "Layer with the counts, if they are not in X."),
         use_raw: bool = flag("--use-raw", "The counts are in adata.raw."),
         gene_space: str = option("auto", "auto, none, a name or a csv of genes."),
-        n_genes: int = option(None, "Keep so many variable genes; the profile decides if not given."),
+        n_genes: int = option(None, "Number of most variable genes to keep; the profile decides if not given."),
         steps: int = option(None, "Of the optimiser, instead of the profile's: more train longer."),
-        max_epochs: int = option(None, "At most so many passes over the cells."),
+        max_epochs: int = option(None, "Maximum number of epochs (passes over the training cells)."),
         learning_rate: float = option(None, "Instead of the profile's."),
         batch_size: int = option(None, "Instead of the profile's."),
         kl_warmup: int = option(None, "Epochs over which the weight of the KL term rises from 0; none if not given."),
@@ -172,7 +172,7 @@ def transfer(source: Path = typer.Argument(metavar="RUN", help="A run's folder, 
              label_key: str = option(None, "Column of obs with cell types, for silhouette, NMI, ARI and purity; auto: cell_type if there is one; none."),
              seed: int = option(None, "Decides split, order and noise; the model's if not given."),
              steps: int = option(None, "Of the optimiser, instead of the profile's: more train longer."),
-             max_epochs: int = option(None, "At most so many passes over the cells."),
+             max_epochs: int = option(None, "Maximum number of epochs (passes over the training cells)."),
              learning_rate: float = option(None, "Instead of the profile's."),
              batch_size: int = option(None, "Instead of the profile's."),
              kl_warmup: int = option(None, "Epochs over which the weight of the KL term rises from 0; none if not given."),
@@ -336,14 +336,14 @@ def sample(run_folder: Path = typer.Argument(help="A run's folder, or a saved mo
 def report(source: str = typer.Argument(help="The folder of one or several runs; or " + DATA[0].lower() + DATA[1:]),
            out: Path = option(None, "Of a folder of runs: the page, FOLDER/report.html if not given. Of data: a folder, runs/report."),
            label_key: str = option("cell_type", "Of data: column of obs with cell types, or none."),
-           batch_key: str = option(None, "Of data: column of obs with donors or studies, which the decoder is told."),
+           batch_key: str = option(None, "Of data: column of obs with donors or studies, on which the decoder is conditioned."),
            models: str = option("ae,vae,iaf,vamp", "Of data: which models, with commas."),
            profile: str = option("quick", "Of data: quick, or paper for the paper's settings."),
            seed: str = option("0", "Of data: decides split, weights, order and noise; of several, with commas, the table is the mean."),
            layer: str = option(None, "Of data: layer with the counts, if they are not in X."),
            use_raw: bool = flag("--use-raw", "Of data: the counts are in adata.raw."),
            gene_space: str = option("auto", "Of data: auto, none, a name or a csv of genes."),
-           n_genes: int = option(None, "Of data: keep so many variable genes; the profile decides if not given."),
+           n_genes: int = option(None, "Of data: number of most variable genes to keep; the profile decides if not given."),
            max_epochs: int = option(None, "Of data: instead of the profile's."),
            overwrite: bool = flag("--overwrite", "Replace files of these names that are not a report's, and runs of other settings."),
            as_json: bool = JSON):
@@ -396,7 +396,7 @@ def beyond(question: str = typer.Argument(help="units, kl_weight, both, linear_d
            seeds: str = option("0,1,2,3,4", "With commas; each decides split, weights, order and noise."),
            profile: str = option(None, "brisk, quick, or paper for the paper's settings; the notebook has its own."),
            label_key: str = option("auto", "Column of obs with cell types; auto: cell_type if there is one; none."),
-           n_genes: int = option(None, "Keep so many variable genes; the profile decides if not given."),
+           n_genes: int = option(None, "Number of most variable genes to keep; the profile decides if not given."),
            max_epochs: int = option(None, "Instead of the profile's."),
            jobs: int = option(None, "Runs side by side, of one core each; as many as there are cores if not given."),
            settings: list[str] = typer.Option([], "--set", help="NAME=VALUE of another parameter of the notebook, such as weights=1,1e-3; may be repeated."),
@@ -407,7 +407,7 @@ def beyond(question: str = typer.Argument(help="units, kl_weight, both, linear_d
     \b
     vampsc beyond kl_weight --organs pancreas,my.h5ad --set weights=1,1e-2,1e-4
 
-    Trains many models. A run that is there already is read; what was stopped goes on with the same command.
+    Trains many models. Finished runs are reused; if it is stopped, the same command continues.
     """
     from vampsc import beyond
     more = dict(text.split("=", 1) if "=" in text else (text, None) for text in settings)

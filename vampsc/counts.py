@@ -488,7 +488,7 @@ def _warn_of_names(names):
     "Warn of cell names that occur more than once."
     if names.is_unique: return
     twice = names[names.duplicated()].unique()
-    warnings.warn(f"names of cells that occur more than once: {len(twice):,} (first: {twice[0]}); cells are told apart by their "
+    warnings.warn(f"names of cells that occur more than once: {len(twice):,} (first: {twice[0]}); cells are identified by their "
                   "position, and adata.obs_names_make_unique() makes the names unique", stacklevel=3)
 
 def _warn_of_genes(space, report):

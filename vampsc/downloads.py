@@ -246,7 +246,7 @@ def _ask(address, part, session, from_start=False):
         return _ask(address, part, session, from_start=True)
     _refuse(reply, address)
     if code == 206 and not goes_on:
-        raise DownloadError(f"{_host(address)} sent a part of the file where all was asked for: {in_words(address)}")
+        raise DownloadError(f"{_host(address)} sent a part of the file where all of it was requested: {in_words(address)}")
     return reply
 
 # %% ../nbs/12_downloads.ipynb #blocks
@@ -309,7 +309,7 @@ def _over_one_connection(address, part, session, progress):
                 if coming is None: _bounded(part, file, address)
                 elif file.tell() + len(block) > have + coming:
                     file.truncate(have)
-                    raise requests.ConnectionError("more came than the server said")
+                    raise requests.ConnectionError("the server sent more than it had announced")
                 file.write(block)
                 bar.update(len(block))
     got = part.stat().st_size

@@ -1284,7 +1284,7 @@ def _shapes(weights):
     def look(name, item):
         if not isinstance(item, h5py.Dataset): return
         if item.nbytes > len(weights):
-            raise ValueError(f"{item.name} is said to be of shape {item.shape}, more than the file holds")
+            raise ValueError(f"{item.name} has the shape {item.shape}, which is more than the file holds")
         shapes.append(item.shape)
 
     with h5py.File(io.BytesIO(weights)) as file: file.visititems(look)

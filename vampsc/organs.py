@@ -279,7 +279,7 @@ def _noted(study, note, ask):
         for role, file in files.items(): _check_file(file, f"{note}: {in_words(role)}")
         if files: return files
     except (AttributeError, ValueError, OSError, RecursionError): pass
-    if ask: raise DownloadError(f"{note} is damaged; delete it, and CELLxGENE is asked again")
+    if ask: raise DownloadError(f"{note} is damaged; delete it, and it is fetched from CELLxGENE again")
 
 def _named(study, wanted, answer):
     "{role: file} of the datasets that are wanted, out of what CELLxGENE answered."
