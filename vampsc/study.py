@@ -29,14 +29,17 @@ def embed(model, n_mc_samples=25):
 
 # %% ../nbs/14_study.ipynb #compactness
 def compactness(model, z, halves):
-    """Active units and PCs95, free of sampling noise, and the plain 10-sample figures beside them where they differ.
+    """Active units, PCs95 and how units vary together, free of sampling noise, and the plain 10-sample figures beside them where they differ.
 
-    model : trained. z, halves : of `embed`, (cells, latent units). Returns a dict of whole numbers.
+    model : trained. z, halves : of `embed`, (cells, latent units). Returns a dict: whole numbers, and where the embedding is sampled
+    co_variation_split_half, a correlation, None where fewer than 2 units are active.
     """
     if halves is None: return {"active_units": metrics.active_units(z), "pcs95": metrics.n_components(z)}
     plain = model.get_latent_representation(n_mc_samples=10, seed=3)
+    together = metrics.co_variation_split_half(*halves)
     return {"active_units": metrics.active_units_split_half(*halves), "pcs95": metrics.n_components_split_half(*halves),
-            "active_units_10_samples": metrics.active_units(plain), "pcs95_10_samples": metrics.n_components(plain)}
+            "active_units_10_samples": metrics.active_units(plain), "pcs95_10_samples": metrics.n_components(plain),
+            "co_variation_split_half": together if np.isfinite(together) else None}
 
 # %% ../nbs/14_study.ipynb #judge
 def judge(model, labels=None):
