@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['IN_A_RUN', 'COLUMNS', 'TEMPLATE', 'KINDS', 'KERNEL', 'IN_A_REPORT', 'NO_ALT', 'MEANINGS', 'STYLE', 'embed',
            'compactness', 'judge', 'hash_of', 'data_hash', 'Run', 'read_run', 'configuration', 'difference', 'preset',
-           'run', 'transfer', 'ask_run', 'cells_of', 'table', 'show_table', 'findings', 'refuse_unknown', 'report',
-           'to_html', 'find_runs', 'settings_of', 'run_page']
+           'run', 'transfer', 'ask_run', 'cells_of', 'division_of', 'table', 'show_table', 'findings', 'refuse_unknown',
+           'report', 'to_html', 'find_runs', 'settings_of', 'run_page']
 
 # %% ../nbs/14_study.ipynb #imports
 import base64, contextlib, dataclasses, hashlib, html, io, json, os, re, signal, subprocess, sys, threading, time, warnings
@@ -312,6 +312,14 @@ def cells_of(names, split, labels=None):
     for part in ("train", "validation", "test"): cells.iloc[getattr(split, part), 0] = part
     if labels is not None: cells["label"] = pd.Series(labels, dtype=object).fillna("").astype(str).to_numpy()
     return cells
+
+def division_of(cells):
+    """How a run's cells were divided, as a dict: n_train and n_test, and test_cells, a short hash of the test cells' names, "" without any.
+
+    cells : of `cells_of` or of a Run.
+    """
+    test = cells.index[cells["split"] == "test"]
+    return {"n_train": int((cells["split"] == "train").sum()), "n_test": len(test), "test_cells": hash_of(*test) if len(test) else ""}
 
 # %% ../nbs/14_study.ipynb #table
 COLUMNS = {"active_units": "active units", "pcs95": "PCs for 95 %", "asw": "ASW cell type", "nmi": "NMI", "ari": "ARI", "knn_purity": "kNN purity",
