@@ -155,6 +155,36 @@ def test_compare_is_the_paired_t_interval():
     with pytest.raises(ValueError, match="no column 'y'"): beyond.compare(frame, "b", "a", "y")
 
 
+def test_compare_knows_how_the_cells_were_divided(swept):
+    "The seeds of a sweep divide the same cells anew, 280 to train on and 80 to test on."
+    frame = swept[1]
+    assert set(zip(frame.n_train, frame.n_test)) == {(280, 80)} and frame.test_cells.nunique() == 2
+    found = beyond.compare(frame, "scaled", "full", "test_kl")
+    wide = frame.pivot(index="seed", columns="variant", values="test_kl")
+    independent = stats.ttest_rel(wide["scaled"], wide["full"]).confidence_interval()
+    width = (found["high"] - found["low"]) / (independent.high - independent.low)
+    assert width == pytest.approx(np.sqrt(1 + 2 * 80 / 280)) and found["clear"] == (found["p"] < 0.05)
+    low, high = beyond.over_seeds(frame[frame.variant == "full"], "test_kl")[1:]
+    assert beyond.summary(frame, {"test_kl": "KL"}, 3).loc["full", "KL"].endswith(f"[{low:.3f},\u00a0{high:.3f}]")
+    same = frame.assign(test_cells="one split for all")
+    assert beyond.compare(same, "scaled", "full", "test_kl")["high"] == pytest.approx(independent.high)
+    other = frame.assign(test_cells=["a", "b", "a", "c"])
+    with pytest.raises(ValueError, match="scaled and full were tested on other cells with seed 1, so they cannot"): beyond.compare(other, "scaled", "full", "test_kl")
+
+
+def test_a_sentence_is_a_family(swept):
+    "Of 20 judges that see nothing but chance, some seem clear alone in most cases; a sentence of all of them says so in one of twenty."
+    rng, alone, said = np.random.default_rng(0), 0, 0
+    judged = {f"judge {k}": (f"judge {k}", 1, 1) for k in range(20)}
+    for _ in range(60):
+        frame = pd.DataFrame({"data": "one", "variant": ["a", "b"] * 5, "seed": np.repeat(range(5), 2), **{name: rng.normal(size=10) for name in judged}})
+        alone += any(beyond.compare(frame, "a", "b", name)["clear"] for name in judged)
+        said += beyond.changes(frame, "a", "b", judged) != "not clearly better or worse in anything"
+    assert alone > 25 and said <= 8
+    frame["judge 3"] = [1.0, 0] * 5 + rng.normal(0, 0.01, 10)                      # and one that sees something
+    assert beyond.changes(frame, "a", "b", judged) == "better in judge 3 (+1.0)"
+
+
 def test_numbers_in_words():
     assert beyond.told((1.234, 1.0, 1.5), 2) == "1.23 [1.00, 1.50]" and beyond.told((1.234, np.nan, np.nan), 1) == "1.2"
     assert beyond.told({"mean": 1, "low": 0.5, "high": 1.5, "clear": True}, 1) == "+1.0 [+0.5, +1.5]"

@@ -236,3 +236,50 @@ def test_the_verb_with_both_proposals():
     iaf = models.IAF(organs.load("pancreas")[:120].copy(), n_genes=200, n_latent=4, hidden=(16,))
     with pytest.raises(ValueError, match="IAF has a posterior whose density"): iaf.get_marginal_ll(proposal="both")
     with pytest.raises(ValueError, match="no prior"): models.AE(organs.load("pancreas")[:120].copy(), n_genes=200, n_latent=4, hidden=(16,)).get_marginal_ll(proposal="both")
+
+
+# ---- odd numbers of draws from both
+
+class Exact(models.Bounds):
+    "The verbs for one latent unit of the linear-Gaussian model, with its true posterior: cells are rows of numbers."
+    def __init__(self, x):
+        self.network, self.x = LinearGaussian(np.float32([[1.0], [0.5], [-2.0]]), 0.5), x
+        self.genes, self._compiled = range(3), {}
+        W, sd = self.network.W, self.network.noise_sd
+        variance = 1 / (1 + float((W**2).sum()) / sd**2)
+        log_var = np.full((len(x), 1), np.log(variance), "float32")
+        self.network.encode_counts = lambda cells: ((cells @ W * variance / sd**2).astype("float32"), log_var[:len(cells)])
+
+    def _cells(self, adata=None, indices=None, of_batch=True): return self.x, np.arange(len(self.x))
+
+
+@pytest.fixture(scope="module")
+def one_unit():
+    "Such a model, and log p(x) of its cells."
+    draw = np.random.default_rng(3)
+    x = (draw.normal(size=(200, 1)) * [[1.0, 0.5, -2.0]] + 0.5 * draw.normal(size=(200, 3))).astype("float32")
+    W = np.array([[1.0], [0.5], [-2.0]])
+    return Exact(x), stats.multivariate_normal.logpdf(x.astype("float64"), np.zeros(3), W @ W.T + 0.25 * np.eye(3))
+
+
+@pytest.mark.parametrize("draws", [1, 2, 3, 5])
+def test_both_proposals_bound_log_p_for_any_number_of_draws(one_unit, draws):
+    "Weighed as if there were equally many of both, one draw had 0.44 nats above log p(x), three had 0.16."
+    model, truth = one_unit
+    found = [model.get_marginal_ll(n_mc_samples=draws, seed=seed, per_cell=True, proposal="both") for seed in range(60)]
+    gaps = np.mean(found - truth, axis=1)                                        # of the mean over cells, for each seed
+    assert gaps.mean() < 4 * gaps.std(ddof=1) / np.sqrt(len(gaps)) + 1e-4
+    assert gaps.mean() > -1
+
+
+def test_shares_of_the_draws(one_unit):
+    "Of even numbers the weights are those of even chances, to the last digit; of one draw they are the posterior's."
+    model, truth = one_unit
+    assert models.log_odds_of_both(4).tolist() == [0, 0] == models.log_odds_of_both(200).tolist()
+    np.testing.assert_allclose(np.exp(models.log_odds_of_both(3)), [4 / 3, 2 / 3], rtol=1e-6)
+    np.testing.assert_allclose(model.get_marginal_ll(n_mc_samples=1, proposal="both", per_cell=True), truth, atol=2e-4)
+    net, parameters = model.network, model.network.encode_counts(model.x)
+    z, _ = net.sample(parameters, rng.standard_normal((200, 1)).astype("float32"))
+    log_p = net.prior.log_prob(z, None)
+    even = log_p - net.reconstruction(model.x, z) - (ops.logaddexp(net.posterior.log_prob(z, parameters), log_p) - np.log(2))
+    np.testing.assert_array_equal(net.log_weight_of_both(model.x, parameters, z, None), even)

@@ -10,7 +10,7 @@ from scipy.spatial.distance import cdist
 from sklearn import metrics as sk
 from sklearn.decomposition import PCA
 
-from vampsc.metrics import (active_units, active_units_split_half, activity, activity_split_half, count_marginals, energy_distance,
+from vampsc.metrics import (co_variation_split_half, active_units, active_units_split_half, activity, activity_split_half, count_marginals, energy_distance,
                             knn_purity, n_components, n_components_split_half, n_labelled, nmi_ari, silhouette, silhouette_samples,
                             silhouette_split_half, two_sample_accuracy, type_shares)
 
@@ -193,6 +193,35 @@ def test_components_split_half_without_noise_of_the_halves():
     mean = rng.normal(size=(4000, 3)) @ rng.normal(size=(3, 64))
     a, b = (mean + 0.7 * rng.normal(size=mean.shape) for _ in range(2))
     assert n_components(mean) == 3 == n_components_split_half(a, b) < n_components(a)
+
+
+@pytest.mark.parametrize("cells, allowed", [(500, 0.7), (1000, 0.5), (5000, 0.5)])
+def test_components_split_half_of_few_cells(cells, allowed):
+    "Noise takes two components from the count at 500 cells, one at 5,000; corrected, it is that of the exact means."
+    found = []
+    for seed in range(5 if cells > 1000 else 12):
+        rng = np.random.default_rng(seed)
+        spectrum = 0.5 * np.exp(-np.arange(128) / 7.5) * (np.arange(128) < 30)
+        exact = rng.normal(size=(cells, 128)) * np.sqrt(spectrum)
+        a, b = (exact + rng.normal(size=exact.shape) / 5 for _ in range(2))              # of 25 samples each
+        found.append([n_components(exact), n_components_split_half(a, b, n_noisier=0), n_components_split_half(a, b)])
+    exact, as_it_is, corrected = np.mean(found, axis=0)
+    assert as_it_is < exact - 0.6
+    assert abs(corrected - exact) < allowed
+
+
+def test_co_variation_of_halves_is_that_of_the_exact_means():
+    rng = np.random.default_rng(0)
+    common = rng.normal(size=(3000, 1))
+    exact = np.hstack([0.3 * (0.6 * common + 0.8 * rng.normal(size=(3000, 20))), np.zeros((3000, 10))])
+    a, b = (exact + rng.normal(size=exact.shape) / 5 for _ in range(2))
+    of_exact = co_variation_split_half(exact, exact)
+    assert of_exact == pytest.approx(0.36, abs=0.03)
+    assert co_variation_split_half(a, b) == pytest.approx(of_exact, abs=0.02)
+    mean = (a + b) / 2
+    assert np.abs(np.corrcoef(mean[:, :20].T)[~np.eye(20, dtype=bool)]).mean() < of_exact - 0.05
+    assert np.isnan(co_variation_split_half(exact[:, :1], exact[:, :1]))
+    with pytest.raises(ValueError, match="one shape"): co_variation_split_half(a, b[:, :4])
 
 
 # ---- what must not matter

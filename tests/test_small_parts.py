@@ -128,6 +128,8 @@ def test_compactness_of_an_exact_and_of_a_sampled_mean():
     found = study.compactness(Sampled(), z, (z + 0.1 * rng.normal(size=z.shape), z + 0.1 * rng.normal(size=z.shape)))
     assert found["active_units"] == 2 and found["active_units_10_samples"] == 8
     assert found["pcs95"] == 2 and found["pcs95_10_samples"] > 2
+    assert found["co_variation_split_half"] < 0.1
+    assert study.compactness(Sampled(), 0 * z, (0 * z, 0 * z))["co_variation_split_half"] is None          # JSON has no NaN
 
 
 def test_a_finished_run_is_read_from_its_files_and_a_missing_one_is_named(tmp_path):

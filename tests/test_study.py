@@ -53,6 +53,7 @@ def test_numbers_of_a_run_are_those_of_its_saved_model(runs, adata):
 def test_sampled_embeddings_are_judged_by_halves(runs):
     iaf = runs[2].metrics
     assert iaf["pcs95"] < iaf["pcs95_10_samples"] and iaf["active_units"] <= iaf["active_units_10_samples"]
+    assert 0 <= iaf["co_variation_split_half"] <= 1 and "co_variation_split_half" not in runs[1].metrics
     assert "pcs95_10_samples" not in runs[1].metrics and "asw_split_half" not in runs[1].metrics
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import papermill
 import pytest
+from scipy import stats
 
 from vampsc import tables, training
 
@@ -15,8 +16,17 @@ EXACT = dict(active_units=100, pcs95=20, test_loss_per_gene=0.3, asw=0.1)
 SAMPLED = dict(active_units=40, pcs95=30, active_units_10_samples=128, pcs95_10_samples=60, test_loss_per_gene=0.3, asw=0.1)
 
 
-def make_run(out, organ, model, seed=0, cells=40, types=3, profile="paper", n_genes=19_986, labels=True, **numbers):
-    "A run folder of random numbers, as study.run writes it."
+def history(n_after=100, n_before=1):
+    "Losses of validation that fall to the best epoch and stay above it for so many; 100 is the patience of the profile `paper`."
+    losses = [*np.linspace(3, 2, n_before), 1.0, *[2.0] * n_after]
+    return pd.DataFrame({"val_loss": losses}, pd.RangeIndex(1, len(losses) + 1, name="epoch"))
+
+
+def make_run(out, organ, model, seed=0, cells=40, types=3, profile="paper", n_genes=19_986, labels=True, epochs=None, tested=0, **numbers):
+    """A run folder of random numbers, as study.run writes it.
+
+    epochs : a history, by default one that patience ended. tested : so many test cells, drawn anew for each seed.
+    """
     rng = np.random.default_rng([seed, *map(ord, organ + model)])
     folder = Path(out) / organ / f"{model}-seed{seed}"
     folder.mkdir(parents=True)
@@ -25,20 +35,21 @@ def make_run(out, organ, model, seed=0, cells=40, types=3, profile="paper", n_ge
     numbers |= {"n_labelled": cells} if labels else {"asw": None}
     (folder / "config.json").write_text(json.dumps({"model": model, "seed": seed, "training": settings, "data": organ}))
     (folder / "metrics.json").write_text(json.dumps({"n_cells": cells, "n_genes": n_genes, **numbers}))
-    (folder / "history.csv").write_text("epoch,loss\n1,2.0\n")
+    (history() if epochs is None else epochs).to_csv(folder / "history.csv")
     np.save(folder / "latent.npy", rng.normal(size=(cells, 128)).astype("float32"))
     index = pd.Index([f"c{i}" for i in range(cells)], name="cell")
     rows = pd.DataFrame({"split": "train", "label": [f"type {i % types}" for i in range(cells)]}, index)
+    rows.iloc[np.random.default_rng(seed).permutation(cells)[:tested], 0] = "test"
     rows[["split", "label"] if labels else ["split"]].to_csv(folder / "cells.csv")
     return folder
 
 
-def make_study(out, organ="liver", seeds=3, models=("ae", "vae", "iaf", "vamp"), labels=True, **numbers):
-    "All runs of an organ. numbers : model -> {metric: a value, or one for each seed}."
+def make_study(out, organ="liver", seeds=3, models=("ae", "vae", "iaf", "vamp"), labels=True, tested=0, **numbers):
+    "All runs of an organ. tested : as in make_run. numbers : model -> {metric: a value, or one for each seed}."
     for model in models:
         for seed in range(seeds):
             given = {k: v[seed] if isinstance(v, list) else v for k, v in numbers.get(model, {}).items()}
-            make_run(out, organ, model, seed, labels=labels, **given)
+            make_run(out, organ, model, seed, labels=labels, tested=tested, **given)
     return out
 
 
@@ -322,7 +333,7 @@ def test_unlabelled_organs_are_not_counted(tmp_path):
 
 def test_over_organs_whatever_the_open_ones_are():
     claim = tables.Claim("0", "c", "asw", (), "more than half")
-    judged = lambda *v: pd.DataFrame({"claim": "c", "verdict": v, "direction": "as claimed"})
+    judged = lambda *v: pd.DataFrame({"claim": "c", "verdict": v, "direction": "as claimed", "in the paper": "-", "title": "t"})
     verdict = lambda needs, *v: tables._over(needs, *(v.count(x) for x in (tables.HOLDS, tables.FAILS, tables.OPEN)))
     H, F, O = tables.HOLDS, tables.FAILS, tables.OPEN
     assert [verdict("more than half", *v) for v in ((H, H, O), (H, F, O), (H, F))] == [H, O, F]
@@ -332,7 +343,9 @@ def test_over_organs_whatever_the_open_ones_are():
     with pytest.MonkeyPatch.context() as m:
         m.setattr(tables, "_in_the_paper", lambda claims: {"c": "1 of 1"})
         row = tables.over_organs(judged(H, H, O, "does not apply"), [claim]).iloc[0]
+        untested = tables.over_organs(judged(H, tables.UNTESTED, tables.UNTESTED), [claim]).iloc[0]
     assert row["organs"] == 3 and row["verdict"] == H and row["as claimed"] == "3 of 3"
+    assert untested["verdict"] == O and untested[[H, O, tables.UNTESTED]].tolist() == [1, 0, 2]
 
 
 def test_decisions_err_as_often_as_they_say():
@@ -341,6 +354,202 @@ def test_decisions_err_as_often_as_they_say():
     called = [tables.decide(d)[0] for d in draws]
     assert 0.015 < called.count("holds") / 4000 < 0.035 and 0.015 < called.count("does not hold") / 4000 < 0.035
     assert [tables.decide(d + 10)[0] for d in draws[:500]].count("holds") > 450
+
+
+# ---- what a verdict may rest on
+
+def at_its_end(folder):
+    "Whether the one run of a folder was trained to its end, and why not."
+    row = tables.gather(folder)[0].iloc[0]
+    assert row["at_its_end"] == (row["why_not_at_its_end"] == "")
+    return row["why_not_at_its_end"]
+
+
+@pytest.mark.parametrize("changes, after, why", [
+    ({}, 100, ""), ({}, 99, "ended by max_epochs 10000, 99 epochs after its best"), (dict(patience=45), 45, ""),
+    (dict(patience=44), 44, "patience 44, below 45"), (dict(max_epochs=60), 58, "ended by max_epochs 60, 58 epochs after its best"),
+    ({"patience": 60, "max_epochs": 62}, 60, "")])
+def test_the_end_by_patience(tmp_path, changes, after, why):
+    make_run(tmp_path, "liver", "vae", profile=training.get_profile("paper", **changes), epochs=history(after))
+    assert at_its_end(tmp_path) == why
+
+
+def test_losses_of_a_warm_up_are_no_best(tmp_path):
+    "The lowest loss is that of the first epoch, at a small weight of the KL term; patience counts from the best of those after it."
+    losses = pd.DataFrame({"val_loss": [0.1, 3.0, *[4.0] * 99]}, pd.RangeIndex(1, 102, name="epoch"))
+    make_run(tmp_path, "liver", "vae", profile=training.get_profile("paper", kl_warmup=1), epochs=losses)
+    assert at_its_end(tmp_path) == "ended by max_epochs 10000, 99 epochs after its best"
+
+
+@pytest.mark.parametrize("changes, done, why", [
+    ({}, 3036, ""), ({}, 3000, "ended after 3000 of 3036 epochs"), (dict(max_epochs=20), 20, "ended by max_epochs 20 after 20 of 3036 epochs"),
+    (dict(steps=3036), 3036, ""), (dict(steps=50), 50, "steps 50, 50 epochs, where steps 'auto' are 3036"),
+    (dict(max_epochs=5000), 3036, ""), (dict(kl_warmup=3000), 3036, "")])
+def test_the_end_by_steps(tmp_path, changes, done, why):
+    "For 40 training cells and the default network, whose widest layer has 512 units, the rule asks for 150 * 128 / sqrt(40) / 4 = 759 epochs."
+    folder = make_run(tmp_path, "liver", "vae", profile=training.get_profile("quick", **changes), epochs=history(done - 2))
+    narrow = json.loads((folder / "config.json").read_text()) | {"settings": {"hidden": [16]}}
+    if not changes: assert at_its_end(tmp_path) == ""                              # 759 epochs were enough
+    (folder / "config.json").write_text(json.dumps(narrow))                        # and a narrow one for four times as many
+    assert at_its_end(tmp_path) == why
+
+
+def test_runs_of_an_older_version_are_read(tmp_path):
+    "Their settings know neither steps nor beta_2, their history may lack a column."
+    folder = make_run(tmp_path, "liver", "vae")
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("steps", "beta_2", "kl_warmup"): del config["training"][name]
+    (folder / "config.json").write_text(json.dumps({**config, "training": {**config["training"], "of_another_time": 1}}))
+    assert at_its_end(tmp_path) == ""
+    (folder / "history.csv").write_text("epoch,loss\n1,2.0\n")
+    assert at_its_end(tmp_path) == "its history has no validation loss"
+
+
+def shorten(folder, models, organ="liver", seeds=(0, 1, 2)):
+    "Give these runs a history that was cut."
+    for model in models:
+        for seed in seeds: history(20).to_csv(folder / organ / f"{model}-seed{seed}" / "history.csv")
+
+
+def test_a_claim_is_not_judged_by_runs_that_were_cut(tmp_path):
+    make_study(tmp_path, vae=dict(test_loss_per_gene=[0.31, 0.311, 0.312]), ae=dict(test_loss_per_gene=[0.2, 0.21, 0.2]),
+               vamp=dict(active_units=128), iaf=dict(test_loss_per_gene=0.3))
+    before = tables.verdicts(tables.gather(tmp_path)[0])
+    shorten(tmp_path, ["vamp"], seeds=[1])
+    runs, _ = tables.gather(tmp_path)
+    judged = tables.verdicts(runs)
+    assert of(before, "The VAMP has a lower test loss")["verdict"] == "holds" == of(judged, "The IAF has a lower")["verdict"]
+    found = of(judged, "The VAMP has a lower test loss")
+    assert found[["verdict", "direction", "seeds"]].tolist() == ["not tested by this training", "as claimed", 3]
+    assert found["numbers"] == of(before, "The VAMP has a lower test loss")["numbers"]
+    assert of(judged, "AE has the lowest")["verdict"] == "not tested by this training"
+    assert of(judged, "IAF or VAMP, or both")["verdict"] == "holds"                   # the IAF, which was trained to its end, is enough
+    over = tables.over_organs(judged).set_index("claim").loc["The VAMP has a lower test loss than the VAE"]
+    assert over[["verdict", "holds", "cannot be told", "not tested by this training"]].tolist() == ["cannot be told", 0, 0, 1]
+    said = [sentence for sentence in tables.caveats(runs) if "trained to their end" in sentence]
+    assert len(said) == 1 and said[0].startswith("liver: not all runs") and "VAMP: ended by max_epochs 10000, 20 epochs" in said[0]
+
+
+def test_that_a_claim_does_not_apply_is_a_verdict_too(tmp_path):
+    "A VAE that was cut has no inactive unit; trained to its end it may have."
+    make_study(make_study(tmp_path, vae=dict(active_units=128)), "colon", vae=dict(active_units=128))
+    shorten(tmp_path, ["vae"])
+    judged = tables.verdicts(tables.gather(tmp_path)[0])
+    assert of(judged, "more active units")["verdict"] == "not tested by this training"
+    assert of(judged, "more active units", "colon")["verdict"] == "does not apply"
+
+
+def test_organ_beside_organ(tmp_path):
+    "The paper itself prints 128 active units for the VAE of the pancreas, and 21 for the liver."
+    for organ in ("pancreas", "liver", "lung"): make_study(tmp_path, organ, vae=dict(active_units=128), vamp=dict(pcs95=9))
+    judged = tables.verdicts(tables.gather(tmp_path)[0])
+    pancreas, liver, lung = (of(judged, "fewer than 20 %", organ) for organ in ("pancreas", "liver", "lung"))
+    assert [row["in the paper"] for row in (pancreas, liver, lung)] == ["not as claimed", "as claimed", "-"]
+    assert pancreas["direction"] == liver["direction"] == "not as claimed"
+    assert pancreas["beside the paper"] == "the paper's own numbers are not as claimed, too: VAE 1.000, claimed below 0.2"
+    assert liver["beside the paper"] == "the paper's own numbers are otherwise, as claimed: VAE 0.164, claimed below 0.2"
+    assert lung["beside the paper"] == "the paper prints no number of it"
+    assert of(judged, "vary together more", "liver")["in the paper"] == "-"              # it prints pictures
+    assert of(judged, "more active units", "pancreas")["beside the paper"] == "does not apply to the paper's own numbers: VAE 0 inactive units"
+    over = tables.over_organs(judged).set_index("claim")
+    row = over.loc["In the VAE fewer than 20 % of the units are active"]
+    assert row[["agrees with the paper's table", "in the paper"]].tolist() == ["1 of 2", "6 of 9"]
+    assert row["beside the paper"] == ("pancreas: not as claimed, and not in the paper's own table either; "
+                                       "liver: not as claimed, other than in the paper's own table")
+    fewer = over.loc["The VAMP needs fewer PCs than AE, VAE and IAF, counted without sampling noise"]
+    assert fewer[["agrees with the paper's table", "beside the paper"]].tolist() == ["2 of 2", "all as claimed, here and in the paper's own table"]
+    assert over.loc["Units vary together more in the VAMP than in VAE and IAF", "agrees with the paper's table"] == "-"
+
+
+def test_numbers_without_sampling_noise_are_taken_where_they_are(tmp_path):
+    make_study(tmp_path, seeds=2, iaf=dict(asw=0.1, asw_split_half=0.3, co_variation_split_half=0.25))
+    make_study(tmp_path, "colon", seeds=1)
+    runs, _ = tables.gather(tmp_path)
+    iaf = runs[runs["model"] == "IAF"].set_index("organ")
+    assert iaf.loc["liver", ["asw", "co_variation"]].to_numpy().tolist() == [[0.3, 0.25]] * 2
+    assert iaf.loc["colon", "asw"] == 0.1 and iaf.loc["colon", "co_variation"] < 0.2
+    assert runs["asw_noisy"].sum() == runs["co_variation_noisy"].sum() == 1
+    two = tables.table_2(runs)
+    assert two.loc[("liver", "IAF"), "asw"] == 0.3
+    said = "The ASW of IAF (colon) is of a mean of samples, whose noise lowers it: these runs were judged before that was taken out."
+    assert said in tables.show(two) and "noise" not in tables.show(two.loc[["liver"]]) and "noise" not in tables.show(tables.table_1(runs))
+    assert tables.noise_said(runs, "co_variation").startswith("The mean |correlation| of IAF (colon) is of a mean of samples")
+    judged = tables.verdicts(runs)
+    assert "IAF 0.100 = 0.000 (IAF with sampling noise)" in of(judged, "separates", "colon")["numbers"]
+    assert "noise" not in of(judged, "separates")["numbers"]
+
+
+def test_seeds_that_divide_the_same_cells_anew(tmp_path):
+    "40 cells, 8 of which are tested on: the interval is sqrt(1/3 + 8/32) / sqrt(1/3) times as wide."
+    losses = dict(vae=dict(test_loss_per_gene=[0.30, 0.35, 0.40]), vamp=dict(test_loss_per_gene=[0.29, 0.339, 0.391]))
+    make_study(tmp_path, **losses)
+    make_study(tmp_path, "colon", tested=8, **losses)
+    runs, _ = tables.gather(tmp_path)
+    colon = runs[runs["organ"] == "colon"]
+    assert tables.test_ratio(colon) == 0.25 and tables.test_ratio(runs[runs["organ"] == "liver"]) == 0
+    assert tables.test_ratio(colon.drop(columns="test_cells")) == 0                                       # not known
+    half = 4.3027 * 0.001 * np.sqrt(1 / 3 + 1 / 4)
+    numbers = of(tables.verdicts(runs), "The VAMP has a lower test loss", "colon")["numbers"]
+    assert numbers == f"VAE 0.35000 - VAMP 0.34000 = 0.01000 [{0.01 - half:.5f}, {0.01 + half:.5f}]"
+    two = tables.table_2(runs)["test_loss_per_gene_high"] - tables.table_2(runs)["test_loss_per_gene"]
+    assert two[("colon", "VAE")] / two[("liver", "VAE")] == pytest.approx(np.sqrt(1.75))
+    for seed in range(3):                                                                                  # the same test cells for all seeds
+        for model in ("ae", "vae", "iaf", "vamp"):
+            (tmp_path / "colon" / f"{model}-seed{seed}" / "cells.csv").write_text((tmp_path / "colon" / "ae-seed0" / "cells.csv").read_text())
+    assert tables.test_ratio(tables.gather(tmp_path, "colon")[0]) == 0
+
+
+def test_coverage_where_the_same_cells_are_divided_anew():
+    "The plain interval of the loss of a mean over 10 resplits of 400 cells misses its true value far too often; the corrected one does not."
+    rng, found = np.random.default_rng(0), []
+    for _ in range(600):
+        cells = rng.normal(size=400)
+        orders = [rng.permutation(cells) for _ in range(10)]
+        found.append([np.mean((order[:80] - order[80:].mean())**2) for order in orders])
+    truth = 1 + 1 / 320                                                         # variance of a new cell around a mean of 320
+    def coverage(ratio): return np.mean([low < truth < high for _, low, high in (tables.interval(v, ratio=ratio) for v in found)])
+
+    assert coverage(0) < 0.8
+    assert 0.93 < coverage(80 / 320) < 0.98
+
+
+def test_losses_of_other_test_cells_are_not_compared(tmp_path):
+    make_study(tmp_path, tested=8, vamp=dict(test_loss_per_gene=0.2, asw=0.5))
+    path = tmp_path / "liver" / "vamp-seed1" / "cells.csv"
+    path.write_text((tmp_path / "liver" / "vamp-seed0" / "cells.csv").read_text())
+    runs, problems = tables.gather(tmp_path)
+    assert problems == ["liver: its models were not tested on the same cells with seed 1, so their test losses are not compared."]
+    judged = tables.verdicts(runs)
+    found = of(judged, "The VAMP has a lower test loss")
+    assert found[["verdict", "direction", "numbers"]].tolist() == ["cannot be told", "unknown", "VAE and VAMP were tested on other cells with seed 1"]
+    assert of(judged, "competitive")["verdict"] == "holds"                          # by all cells
+    assert "tested on other" not in of(judged, "The IAF has a lower test loss")["numbers"]
+
+
+def test_holms_correction_is_for_what_one_of_several_is_enough_for(tmp_path):
+    "A difference that is clear alone and not as one of two or three chances."
+    alone = [0.2930, 0.2950, 0.2960]                                               # by 0.0053 [0.0015, 0.0091]
+    make_study(tmp_path, vamp=dict(test_loss_per_gene=alone), iaf=dict(test_loss_per_gene=0.3))
+    judged = tables.verdicts(tables.gather(tmp_path)[0])
+    assert of(judged, "The VAMP has a lower test loss")["verdict"] == "holds"
+    found = of(judged, "IAF or VAMP, or both")
+    assert found["verdict"] == "cannot be told" and found["numbers"].endswith("; not clear after Holm's correction for 2 comparisons")
+    refuted = of(judged, "AE has the lowest")                                      # refuted by one of three chances
+    assert refuted["verdict"] == "cannot be told" and refuted["numbers"].endswith("correction for 3 comparisons")
+    make_study(tmp_path, "colon", vamp=dict(test_loss_per_gene=alone), iaf=dict(test_loss_per_gene=alone), ae=dict(test_loss_per_gene=0.2))
+    sure = tables.verdicts(tables.gather(tmp_path)[0])
+    assert of(sure, "AE has the lowest", "colon")["verdict"] == "holds"            # all of three, each at its own level
+
+
+def test_p_values_and_holm_against_scipy_and_by_hand():
+    values = np.array([0.3, 0.1, 0.4, 0.2])
+    assert tables.p_value(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+    assert tables.p_value(values, ratio=0.25) > tables.p_value(values)
+    low = tables.interval(values, ratio=0.25)[1]
+    assert (low > 0) == (tables.p_value(values, ratio=0.25) < 0.05)
+    assert np.isnan(tables.p_value([1.0])) and tables.p_value([1.0, 1.0]) == 0 and tables.p_value([0.0, 0.0]) == 1
+    assert tables.holm([0.01, np.nan, 0.04, 0.03]) == pytest.approx([0.03, np.nan, 0.06, 0.06], nan_ok=True)
+    assert tables.holm([0.6, 0.5]).tolist() == [1, 1] and len(tables.holm([])) == 0
 
 
 # ---- figures and the page

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['N_INVENTED', 'TRAINING', 'ONE_CORE', 'QUESTIONS', 'Variant', 'judge_cells', 'judge_invented', 'judge_real', 'run',
-           'listed', 'in_processes', 'sweep', 'count_units', 'CountUnits', 'units_by_step', 'compare', 'told',
-           'summary', 'plain', 'gather', 'ask', 'part_of', 'changes', 'marker_genes', 'programmes', 'marker_agreement',
-           'component_use', 'make']
+           'listed', 'in_processes', 'sweep', 'count_units', 'CountUnits', 'units_by_step', 'compare', 'over_seeds',
+           'told', 'summary', 'plain', 'gather', 'ask', 'part_of', 'changes', 'marker_genes', 'programmes',
+           'marker_agreement', 'component_use', 'make']
 
 # %% ../nbs/19_beyond.ipynb #imports
 import contextlib, dataclasses, functools, json, math, os, re, time
@@ -101,12 +101,12 @@ def run(adata, variant, out, profile="brisk", seed=0, label_key=None, test=0.2, 
 
     Returns
     -------
-    dict : variant, seed, folder, the settings of the variant, and all numbers. Raises what study.run raises.
+    dict : variant, seed, folder, the settings of the variant, all numbers, and how the cells were divided (study.division_of). Raises what study.run raises.
     """
     split, settings = counts.split_cells(adata.n_obs, seed, test=test), {**settings, **variant.settings}
     profile = training.get_profile(profile, **{name: settings.pop(name) for name in TRAINING & {*settings}})
     done = study.run(adata, variant.model, downloads.user_path(out) / variant.folder, profile, seed, label_key, progress=False, split=split, **settings)
-    row = {"variant": variant.name, "seed": seed, "folder": done.folder.as_posix(), **variant.settings, **done.metrics}
+    row = {"variant": variant.name, "seed": seed, "folder": done.folder.as_posix(), **variant.settings, **done.metrics, **study.division_of(done.cells)}
     if not invent or models.PRESETS[variant.model.upper()] is models.AE: return row
     labels = done.cells["label"].to_numpy() if "label" in done.cells else None
     seen = functools.cache(lambda: models.load(done.folder / "model", adata))
@@ -309,15 +309,24 @@ def compare(frame, more, less, metric):
     """The difference of two variants in one metric, seed by seed.
 
     frame : of `sweep`. more, less : names of variants. metric : a column.
-    Returns a dict: mean, low, high (95 % t interval), seeds, clear (True where the interval leaves 0 out). ValueError : a name that is not in the frame.
+    Returns a dict: mean, low, high (95 % t interval for seeds that divide the same cells anew, tables.interval), seeds, p (of no difference), clear (True where the
+    interval leaves 0 out). ValueError : a name that is not in the frame; variants that were tested on other cells with the same seed.
     """
     for name in (more, less):
         if name not in set(frame["variant"]): raise ValueError(f"no variant {name!r}; there are {', '.join(frame['variant'].unique())}.")
     if metric not in frame: raise ValueError(f"no column {metric!r}; there are {', '.join(frame)}.")
     wide = frame.pivot(index="seed", columns="variant", values=metric)
     differences = (wide[more] - wide[less]).dropna()
-    mean, low, high = tables.interval(differences)
-    return {"mean": mean, "low": low, "high": high, "seeds": len(differences), "clear": bool(low > 0 or high < 0)}
+    runs = frame[frame["variant"].isin([more, less]) & frame["seed"].isin(differences.index)]
+    if "test_cells" in runs and (seeds := tables._tested_otherwise(runs)):
+        raise ValueError(f"{more} and {less} were tested on other cells with seed {', '.join(map(str, seeds))}, so they cannot be compared seed by seed.")
+    ratio = tables.test_ratio(runs)
+    mean, low, high = tables.interval(differences, ratio=ratio)
+    return {"mean": mean, "low": low, "high": high, "seeds": len(differences), "p": tables.p_value(differences, ratio), "clear": bool(low > 0 or high < 0)}
+
+def over_seeds(runs, column):
+    "(mean, low, high) of a column over the seeds of some runs, rows of `sweep`: the 95 % t interval for seeds that divide the same cells anew."
+    return tables.interval(runs[column].dropna(), ratio=tables.test_ratio(runs))
 
 def told(value, digits=3, signed=False):
     "A difference, or an interval (mean, low, high), in words: '0.05 [0.02, 0.08]', with '(not clear)' where a difference is none; '-1 in every seed' where all are the same."
@@ -336,8 +345,8 @@ def summary(frame, metrics_, digits=3, by="variant"):
     for column, heading in metrics_.items():
         if column not in frame: continue
         at = digits.get(column, 3) if isinstance(digits, dict) else digits
-        groups = frame.groupby(by, sort=False)[column]
-        words = {name: told(tables.interval(values.dropna()), at) if values.notna().any() else "-" for name, values in groups}
+        groups = frame.groupby(by, sort=False)
+        words = {name: told(over_seeds(runs, column), at) if runs[column].notna().any() else "-" for name, runs in groups}
         cells[heading] = {name: text.replace(", ", ",\u00a0") for name, text in words.items()}          # a narrow column breaks before an interval, not in it
     return pd.DataFrame(cells).rename_axis(None)
 
@@ -402,11 +411,16 @@ def part_of(frame, data):
 def changes(frame, more, less, judged):
     """What a variant is clearly better in than another, and what worse, in words; in brackets the mean differences, data set by data set, a dash where one is not clear.
 
+    What is clear is so after Holm's correction (tables.holm), whose family is the sentence: all columns of `judged` in all data sets.
+
     frame : of `gather`. more, less : names of variants. judged : dict from a column to its name, digits, and 1 or -1: higher, or lower, is better.
     """
     parts, found = [part_of(frame, data) for data in frame["data"].unique()], {"better": [], "worse": []}
+    rows = {column: [compare(part, more, less, column) if column in part else {"p": np.nan} for part in parts] for column in judged}
+    family = [d for each in rows.values() for d in each]
+    for d, p in zip(family, tables.holm([d["p"] for d in family])): d["clear"] = bool(p < 0.05)
     for column, (name, digits, sign) in judged.items():
-        each = [compare(part, more, less, column) if column in part else {"clear": False} for part in parts]
+        each = rows[column]
         for word, way in (("better", sign), ("worse", -sign)):
             means = [f"{d['mean']:+.{digits}f}" if d["clear"] and d["mean"] * way > 0 else "–" for d in each]
             if set(means) != {"–"}: found[word].append(f"{name} ({', '.join(means)})")

@@ -6,8 +6,9 @@
 __all__ = ['PRIORS_OF', 'MORE_GENES', 'MANY', 'WHOLE', 'FLAGS', 'INSTEAD', 'MUCH', 'OFTEN', 'LOOKS', 'CHECKSUMS', 'OTHER_CELLS',
            'CELLS', 'FORMAT', 'PARTS', 'FILES', 'PRESETS', 'Network', 'counts_and_batch', 'Architecture',
            'build_network', 'mean_log_rates', 'variable_genes', 'batch_name', 'batch_codes', 'verb', 'Inference',
-           'importance_bound', 'Bounds', 'Generative', 'CellMarks', 'Persistence', 'load', 'FixedRows', 'only_new_rows',
-           'Trainable', 'CountAutoencoder', 'AE', 'VAE', 'IAF', 'VAMP', 'VAMPIAF', 'HVAMP']
+           'importance_bound', 'log_odds_of_both', 'Bounds', 'Generative', 'CellMarks', 'Persistence', 'load',
+           'FixedRows', 'only_new_rows', 'Trainable', 'CountAutoencoder', 'AE', 'VAE', 'IAF', 'VAMP', 'VAMPIAF',
+           'HVAMP']
 
 # %% ../nbs/07_models.ipynb #imports
 import contextlib, copy, dataclasses, functools, hashlib, inspect, io, json, os, re, sys, time
@@ -110,10 +111,15 @@ class Network(keras.Model):
         z, log_q = self.posterior.sample(parameters, noise)
         return self.prior.log_prob(z, components) - log_q - self.reconstruction(cells, z)
 
-    def log_weight_of_both(self, cells, parameters, z, components):
-        "The same at a z that is drawn from the posterior or from the prior, with even chances: log p(x, z) less the log-density of such draws."
+    def log_weight_of_both(self, cells, parameters, z, components, log_odds=np.zeros(2, "float32")):
+        """The same at a z that is drawn from the posterior or from the prior: log p(x, z) less the log-density of all draws together.
+
+        log_odds : of `log_odds_of_both`, of the draws from posterior and prior; by default they are equally many.
+        """
         log_p = self.prior.log_prob(z, components)
-        return log_p - self.reconstruction(cells, z) - (ops.logaddexp(self.posterior.log_prob(z, parameters), log_p) - np.log(2))
+        log_q = self.posterior.log_prob(z, parameters)
+        log_draws = ops.logaddexp(log_q + log_odds[0], log_p + log_odds[1]) - np.log(2)
+        return log_p - self.reconstruction(cells, z) - log_draws
 
     def noise(self, n):
         "Standard normal, (n, latent), float32 whatever Keras' default is."
@@ -542,6 +548,15 @@ def importance_bound(log_weights):
     relative_variance = np.maximum(n * np.exp(second - 2 * first) - 1, 0) / (n - 1) if n > 1 else np.full_like(first, np.nan)
     return first - np.log(n), np.sqrt(relative_variance)
 
+def log_odds_of_both(draws):
+    """Logarithms of twice the shares of the posterior and of the prior among so many draws in turn, float32 (2,); 0 where they are even.
+
+    Of an odd number the posterior has one more: with even weights the mean of the weights would be above p(x), and its logarithm no bound.
+    """
+    from_prior = draws // 2
+    twice = 2 * np.array([draws - from_prior, from_prior]) / draws
+    with np.errstate(divide="ignore"): return np.log(twice).astype("float32")          # one draw: none of the prior
+
 # %% ../nbs/07_models.ipynb #bounds
 class Bounds(Inference):
     "Verbs that say how probable cells are: mixed into CountAutoencoder."
@@ -603,12 +618,13 @@ class Bounds(Inference):
         if proposal == "both": self._needs_density()
         rng, components, rows, (X, cells) = np.random.default_rng(seed), self._components(), [], self._cells(adata, indices)
         net = self._network(cells, n_mc_samples)
+        log_odds = log_odds_of_both(n_mc_samples)
 
         def log_weight(x, parameters, draw):
             if proposal == "posterior": return net.log_weight(x, parameters, self._noise_for(rng, parameters), components)
             z = self.network.prior.sample(len(parameters[0]), self.network.n_latent, components, rng) if draw % 2 else \
                 net.sample(parameters, self._noise_for(rng, parameters))[0]
-            return net.log_weight_of_both(x, parameters, z, components)
+            return net.log_weight_of_both(x, parameters, z, components, log_odds)
 
         for x in Batches(X, cells, batch_size):
             parameters = net.encode_counts(x)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['IN_A_RUN', 'COLUMNS', 'TEMPLATE', 'KINDS', 'KERNEL', 'IN_A_REPORT', 'NO_ALT', 'MEANINGS', 'STYLE', 'embed',
            'compactness', 'judge', 'hash_of', 'data_hash', 'Run', 'read_run', 'configuration', 'difference', 'preset',
-           'run', 'transfer', 'ask_run', 'cells_of', 'table', 'show_table', 'findings', 'refuse_unknown', 'report',
-           'to_html', 'find_runs', 'settings_of', 'run_page']
+           'run', 'transfer', 'ask_run', 'cells_of', 'division_of', 'table', 'show_table', 'findings', 'refuse_unknown',
+           'report', 'to_html', 'find_runs', 'settings_of', 'run_page']
 
 # %% ../nbs/14_study.ipynb #imports
 import base64, contextlib, dataclasses, hashlib, html, io, json, os, re, signal, subprocess, sys, threading, time, warnings
@@ -29,14 +29,17 @@ def embed(model, n_mc_samples=25):
 
 # %% ../nbs/14_study.ipynb #compactness
 def compactness(model, z, halves):
-    """Active units and PCs95, free of sampling noise, and the plain 10-sample figures beside them where they differ.
+    """Active units, PCs95 and how units vary together, free of sampling noise, and the plain 10-sample figures beside them where they differ.
 
-    model : trained. z, halves : of `embed`, (cells, latent units). Returns a dict of whole numbers.
+    model : trained. z, halves : of `embed`, (cells, latent units). Returns a dict: whole numbers, and where the embedding is sampled
+    co_variation_split_half, a correlation, None where fewer than 2 units are active.
     """
     if halves is None: return {"active_units": metrics.active_units(z), "pcs95": metrics.n_components(z)}
     plain = model.get_latent_representation(n_mc_samples=10, seed=3)
+    together = metrics.co_variation_split_half(*halves)
     return {"active_units": metrics.active_units_split_half(*halves), "pcs95": metrics.n_components_split_half(*halves),
-            "active_units_10_samples": metrics.active_units(plain), "pcs95_10_samples": metrics.n_components(plain)}
+            "active_units_10_samples": metrics.active_units(plain), "pcs95_10_samples": metrics.n_components(plain),
+            "co_variation_split_half": together if np.isfinite(together) else None}
 
 # %% ../nbs/14_study.ipynb #judge
 def judge(model, labels=None):
@@ -316,6 +319,14 @@ def cells_of(names, split, labels=None):
     for part in ("train", "validation", "test"): cells.iloc[getattr(split, part), 0] = part
     if labels is not None: cells["label"] = pd.Series(labels, dtype=object).fillna("").astype(str).to_numpy()
     return cells
+
+def division_of(cells):
+    """How a run's cells were divided, as a dict: n_train and n_test, and test_cells, a short hash of the test cells' names, "" without any.
+
+    cells : of `cells_of` or of a Run.
+    """
+    test = cells.index[cells["split"] == "test"]
+    return {"n_train": int((cells["split"] == "train").sum()), "n_test": len(test), "test_cells": hash_of(*test) if len(test) else ""}
 
 # %% ../nbs/14_study.ipynb #table
 COLUMNS = {"active_units": "active units", "pcs95": "PCs for 95 %", "asw": "ASW cell type", "nmi": "NMI", "ari": "ARI", "knn_purity": "kNN purity",
