@@ -76,7 +76,7 @@ def judge_invented(model, labels=None, seed=0):
     Returns the dict of `judge_cells`, with log_p, the bound on log p(x) from 200 draws of posterior and prior; aggregate_kl; and mutual_information, all
     of the test cells, in nats. ValueError : an AE.
     """
-    said = judge_cells(model, model.sample_prior(N_INVENTED, seed=seed).X, labels, seed)
+    said = judge_cells(model, model.genes.map(model.sample_prior(N_INVENTED, seed=seed))[0], labels, seed)
     if model.architecture.posterior == "gaussian":
         parts = model.get_aggregate_kl(indices=model.split.test, seed=seed)
         said.update({name: parts[name] for name in ("aggregate_kl", "mutual_information")})
@@ -445,7 +445,7 @@ def programmes(model, labels, at_least=5):
     types = pd.Series(np.asarray(labels, object)).replace("", np.nan)
     sizes = types.value_counts()
     found = {t: loadings.to_numpy() @ (z[types == t].mean(0) - z[types.notna() & (types != t)].mean(0)) for t in sizes.index[sizes >= at_least]}
-    return pd.DataFrame(found, index=model.genes.symbols)
+    return pd.DataFrame(found, index=model.gene_table["symbol"].to_numpy())
 
 def marker_agreement(table, known):
     """How high known markers stand in the programme of their type, and in those of the others.

@@ -59,6 +59,7 @@ class Counts:
     """
     share = float("nan")              # of the data's counts, how much has a place; known after check_counts
     seen = None                       # a mark of the values that check_counts saw
+    own_names, columns_of, column_names = None, None, None     # what the data call a model's genes, and which of them each column is
     names, batch = None, None         # of the cells; (the code of each cell's batch, how many batches there are)
 
     def __init__(self, X, where=None, n_genes=None):

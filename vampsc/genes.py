@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['MISSING_WORDS', 'MIN_RECOGNISED', 'KNOWN', 'ENSEMBL', 'NO_GENE', 'TYPE_COLUMNS', 'GENE_TYPES', 'OTHER_TYPES',
-           'ID_COLUMNS', 'SYMBOL_COLUMNS', 'KINDS', 'GeneSpaceError', 'listed', 'missing_labels', 'bare_ids',
+           'ID_COLUMNS', 'SYMBOL_COLUMNS', 'KINDS', 'GeneSpaceError', 'listed', 'nearest', 'missing_labels', 'bare_ids',
            'GeneSpace', 'protein_coding', 'other_features', 'positions', 'DamagedError', 'check_pointers',
            'check_indices', 'check_sparse', 'check_matrix', 'pointers_of', 'native', 'native_sparse', 'sparse_of',
            'compressed', 'csr_float32', 'matrix_of', 'layer_names', 'values_of', 'some_cells', 'raw_of', 'check_places',
-           'MappingReport', 'cells_with', 'with_counts', 'project', 'mapping', 'resolve']
+           'MappingReport', 'cells_with', 'with_counts', 'project', 'mapping', 'OwnNames', 'resolve']
 
 # %% ../nbs/00_genes.ipynb #imports
-import dataclasses, gzip, re, warnings, zlib
+import dataclasses, difflib, gzip, re, warnings, zlib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -35,6 +35,11 @@ def listed(names, most=None, none="none"):
     shown = names[:most]
     if len(shown) < len(names): shown.append("...")
     return ", ".join(shown) or none
+
+def nearest(name, known):
+    "For a message about a name that is not known: '; did you mean 'n_genes'?', or nothing where none of the known names is like it."
+    close = difflib.get_close_matches(str(name), list(map(str, known)), 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 # %% ../nbs/00_genes.ipynb #missing-labels
 # As pandas, R, spreadsheets and databases spell it; "unknown" and "unassigned" are labels that people choose.
@@ -793,6 +798,71 @@ def _to_dict(space):
     "GeneSpace.to_dict: plain lists, ready for JSON."
     return {"name": space.name, "ids": space.ids.tolist(), "symbols": space.symbols.tolist(),
             "whole": None if space.whole is None else _to_dict(space.whole)}
+
+# %% ../nbs/00_genes.ipynb #own-names
+def _usual_names(space, places, own):
+    "Names for the genes of a space, in the way of those (genes of the data) that lie in these places: by symbol or by identifier."
+    as_symbols = own == space.symbols[places]
+    as_ids = bare_ids(own) == space.ids[places]
+    if as_symbols.sum() <= as_ids.sum(): return space.ids.astype(object)
+    return np.where(np.isin(space.symbols, list(space.ambiguous)), space.ids, space.symbols).astype(object)
+
+@dataclass(frozen=True, eq=False)
+class OwnNames:
+    """What a data set calls the genes of a space, and in which order it has them.
+
+    names : (genes of the space,) text. order : positions in the space: of the data's genes, in the data's order, then of those that the
+    data lack. n_own : how many of them the data have.
+    """
+    names: np.ndarray
+    order: np.ndarray
+    n_own: int
+
+    @classmethod
+    def of(cls, space, where, var_names, others=None):
+        """The names in a data set.
+
+        space : GeneSpace. where : int (genes of the data,), their places in the space, or negative. var_names : (genes of the data,).
+        others : (genes of the space,) what to call genes that the data lack; None: in the data's way, by symbol or by identifier.
+        """
+        where = np.asarray(where)
+        columns = np.flatnonzero(where >= 0)
+        places, first = np.unique(where[columns], return_index=True)       # of columns that were added up, the first names the gene
+        own = np.asarray(var_names, object)[columns[first]].astype(str).astype(object)
+        names = np.array(_usual_names(space, places, own) if others is None else others, dtype=object)
+        names[places] = own
+        order = np.concatenate([places[np.argsort(columns[first])], np.setdiff1d(np.arange(len(space)), places)]).astype(int)
+        again = order[pd.Index(names[order]).duplicated()]
+        names[again] = space.ids[again]
+        return cls(names, order, len(places))
+
+    @classmethod
+    def by_id(cls, space):
+        "Names of a space whose data are not known: its identifiers, in its order."
+        return cls(space.ids.astype(object), np.arange(len(space)), len(space))
+
+    @property
+    def there(self):
+        "Which genes of the space the data have, bool (genes of the space,)."
+        return np.isin(np.arange(len(self.names)), self.order[:self.n_own])
+
+    def table(self, space):
+        "A row for each gene of the space, by the data's names and in their order: a DataFrame with the columns id and symbol."
+        return pd.DataFrame({"id": space.ids[self.order], "symbol": space.symbols[self.order]}, index=self.names[self.order])
+
+    def to_dict(self):
+        "Plain lists, ready for JSON."
+        return {"names": list(map(str, self.names)), "order": self.order.tolist(), "n_own": self.n_own}
+
+    @classmethod
+    def from_dict(cls, d, space):
+        "The names that `to_dict` wrote down. GeneSpaceError where they are not those of so many genes."
+        names = d["names"]
+        if len(names) != len(space) or not all(isinstance(name, str) for name in names):
+            raise GeneSpaceError(f"{len(names):,} names for {space!r}")
+        if sorted(d["order"]) != list(range(len(space))) or not 0 <= d["n_own"] <= len(space):
+            raise GeneSpaceError(f"the order of the names is not one of {len(space):,} genes")
+        return cls(np.array(names, dtype=object), np.array(d["order"], int), int(d["n_own"]))
 
 # %% ../nbs/00_genes.ipynb #kind-of-names
 KINDS = (("ENSMUSG", "mouse genes"), ("ENSRNOG", "rat genes"), ("ENSDARG", "zebrafish genes"),

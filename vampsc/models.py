@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['PRIORS_OF', 'MORE_GENES', 'MANY', 'WHOLE', 'FLAGS', 'INSTEAD', 'MUCH', 'OFTEN', 'LOOKS', 'CHECKSUMS', 'OTHER_CELLS',
            'CELLS', 'FORMAT', 'PARTS', 'FILES', 'PRESETS', 'Network', 'counts_and_batch', 'Architecture',
-           'build_network', 'mean_log_rates', 'variable_genes', 'batch_name', 'batch_codes', 'verb', 'Inference',
-           'importance_bound', 'log_odds_of_both', 'Bounds', 'Generative', 'CellMarks', 'Persistence', 'load',
-           'FixedRows', 'only_new_rows', 'Trainable', 'CountAutoencoder', 'AE', 'VAE', 'IAF', 'VAMP', 'VAMPIAF',
+           'build_network', 'mean_log_rates', 'variable_genes', 'genes_to_keep', 'batch_name', 'batch_codes', 'verb',
+           'Inference', 'importance_bound', 'log_odds_of_both', 'Bounds', 'Generative', 'CellMarks', 'Persistence',
+           'load', 'FixedRows', 'only_new_rows', 'Trainable', 'CountAutoencoder', 'AE', 'VAE', 'IAF', 'VAMP', 'VAMPIAF',
            'HVAMP']
 
 # %% ../nbs/07_models.ipynb #imports
-import contextlib, copy, dataclasses, functools, hashlib, inspect, io, json, os, re, sys, time
+import contextlib, copy, dataclasses, functools, hashlib, inspect, io, json, numbers, os, re, sys, time
 import warnings, zipfile, zlib
 from importlib.metadata import version
 from pathlib import Path
@@ -282,6 +282,75 @@ def variable_genes(X, n_genes, cells=None, seed=0):
                                                           flavor="pearson_residuals", inplace=False)
     return seen[ranked["highly_variable"].to_numpy()]
 
+# %% ../nbs/07_models.ipynb #named-genes
+def _genes_of_column(adata, column):
+    "The names of the genes for which a column of adata.var, of True and False, says True."
+    if column not in adata.var: raise ValueError(f"n_genes={column!r} is no column of adata.var{genes.nearest(column, adata.var)}; there are "
+                                                 f"{genes.listed(adata.var.columns)}; or give a number, or a list of genes.")
+    values = adata.var[column]
+    if not values.isin([True, False]).all():
+        raise ValueError(f"n_genes={column!r}: that column of adata.var must hold True and False only, not {values.iloc[0]!r}.")
+    if not values.any(): raise ValueError(f"n_genes={column!r}: that column of adata.var is True for no gene.")
+    return list(adata.var_names[values.astype(bool)])
+
+def _is_mask(values): return len(values) > 0 and all(isinstance(value, (bool, np.bool_)) for value in values)
+
+def _list_of_genes(what, value, adata):
+    "Names of genes as a list: of one name, a row of names, or a mask of the data's genes. ValueError for anything else."
+    if isinstance(value, str): value = [value]
+    if not np.iterable(value) or isinstance(value, dict): raise ValueError(f"{what} must be a list of genes, not {value!r}.")
+    value = list(value)
+    if _is_mask(value) and len(value) == adata.n_vars: return list(adata.var_names[np.asarray(value, bool)])
+    if strange := [name for name in value if not isinstance(name, str)]:
+        raise ValueError(f"{what} must be a list of names of genes, or a mask of the data's {adata.n_vars:,} genes; {strange[0]!r} is no name.")
+    return [str(name) for name in value]
+
+def genes_to_keep(what, value, adata, data, where, space):
+    """The places in a gene space of genes that a user names: an int array, ascending.
+
+    Parameters
+    ----------
+    what : the argument's name, for messages. value : one name, a list of names (the data's own, identifiers or symbols), or a mask.
+    adata, data : AnnData; the second holds the counts, which may be adata.raw's. where : int (genes of data,), their places or -1.
+
+    Raises
+    ------
+    ValueError : genes that the data do not have, all by name; nothing is left.
+
+    Warns
+    -----
+    UserWarning : genes of the data without a place in the space, by name, which the model cannot have.
+    """
+    names = _list_of_genes(what, value, adata)
+    found = {name: int(place) for name, place in zip(reversed(data.var_names), reversed(where))}
+    others = [name for name in names if name not in found]
+    if others:
+        by_name = genes.positions(space, ad.AnnData(var=pd.DataFrame(index=others)))[0]
+        present = np.isin(by_name, where[where >= 0])
+        found.update((name, int(place)) for name, place, there in zip(others, by_name, present) if there)
+    if lost := [name for name in names if name not in found]:
+        raise ValueError(f"{what}: {len(lost):,} of {len(names):,} genes are not in the data: {genes.listed(lost)}; leave them out, or name "
+                         "them as the data do.")
+    if outside := [name for name in names if found[name] < 0]:
+        warnings.warn(f"{what}: {len(outside):,} of {len(names):,} genes have no place in {space.name} and are left out: "
+                      f"{genes.listed(outside, 20)}; gene_space=None takes all of the data's genes.", stacklevel=4)
+    keep = sorted({found[name] for name in names if found[name] >= 0})
+    if names and not keep: raise ValueError(f"{what}: none of {len(names):,} genes has a place in {space.name}; gene_space=None takes all of the data's.")
+    return np.array(keep, int)
+
+def _only_there(space, X, mapping):
+    """Of a few genes, mapped onto a space of all: the positions of those that the data have; None where they have most of the space.
+
+    Warns that the model is one of these genes, with what else could be had.
+    """
+    there = np.unique(X.where[X.where >= 0])
+    if space.whole is not None or 2 * len(there) >= len(space): return None
+    unknown = f" (not: {genes.listed(mapping.not_used, 3)})" if mapping.unrecognised else ""
+    warnings.warn(f"the data have {mapping.n_data:,} genes, a small part of {space.name}: the model has the {len(there):,} of them that are known "
+                  f"there{unknown}; gene_space=None takes all {mapping.n_data:,} as they are, gene_space={space.name!r} the whole {len(space):,}.",
+                  stacklevel=4)
+    return there
+
 # %% ../nbs/07_models.ipynb #batch-codes
 def batch_name(value):
     "What a batch is called: text without blanks around it; whole numbers alike, be they 1, 1.0 or \"1.0\"."
@@ -339,7 +408,7 @@ def _warn_if_alike(key, name, others):
 
 # %% ../nbs/07_models.ipynb #at-least-one
 WHOLE = {"n_mc_samples": 1, "n_samples": 1, "batch_size": 1, "seed": 0}        # whole numbers, and the least that they can be
-FLAGS = ("per_cell", "progress", "resume", "overwrite")
+FLAGS = ("per_cell", "progress", "resume", "overwrite", "skip_missing")
 
 # What users of scvi-tools and Keras type, and what does the same here.
 INSTEAD = {
@@ -423,6 +492,7 @@ class Inference:
             which, cells = np.unique(cells, return_inverse=True)
             adata = genes.some_cells(adata, which)
         X, self.query_mapping = self._take(adata, of_batch)
+        self._name_genes(X, adata, self.own_names.names)
         return X, cells
 
     def _encoded(self, adata, indices):
@@ -436,6 +506,18 @@ class Inference:
             X.batch = batch_codes(adata, self.batch_key, self.batches)[0], len(self.batches)
         X.names = adata.obs_names
         return X, report
+
+    def _name_genes(self, X, adata, others=None):
+        """Note with Counts X of adata what adata calls the model's genes, which it returns, and which of them each of its columns is.
+
+        others : (genes,) what to call those that adata lacks. The counts may be those of adata.raw, which has other columns than adata.
+        """
+        data = adata.raw if self.use_raw else adata
+        X.own_names = genes.OwnNames.of(self.genes, X.where, data.var_names, others)
+        X.column_names = adata.var_names
+        place = dict(zip(data.var_names, X.where))
+        X.columns_of = np.array([place.get(name, -1) for name in adata.var_names], int) if self.use_raw else X.where
+        return X.own_names
 
     def _network(self, cells, draws=1):
         """The network; where there is much to do, with its functions compiled as a whole, which takes a second or two once.
@@ -704,28 +786,55 @@ class Bounds(Inference):
 # %% ../nbs/07_models.ipynb #generative
 class Generative(Bounds):
     "Verbs that make cells or their expression: mixed into CountAutoencoder."
-    def _genes_frame(self): return pd.DataFrame({"symbol": self.genes.symbols}, index=self.genes.ids)
+    @property
+    def gene_table(self):
+        "The model's genes as its data named and ordered them: a DataFrame (genes,) with their identifiers (id) and symbols (symbol)."
+        return self.own_names.table(self.genes)
 
-    def _positions_of(self, gene_list):
-        "Where these genes, by identifier, symbol or a mask, are among the model's, and what to call them; None: all."
-        if gene_list is None: return np.arange(len(self.genes)), self.genes.ids
+    def _positions_of(self, gene_list, own, skip_missing=False):
+        """Where these genes, by name or a mask, are among the model's, and what to call them; None: all, as OwnNames `own` has them.
+
+        skip_missing : leave out those that are not there, instead of a ValueError that names them.
+        """
+        if gene_list is None: return own.order, own.names[own.order]
         wanted = [gene_list] if isinstance(gene_list, str) else list(gene_list)
-        if wanted and all(isinstance(g, (bool, np.bool_)) for g in wanted): return self._positions_of_mask(wanted)
+        if _is_mask(wanted): return self._positions_of_mask(wanted, own)
+        found = self._found(wanted, own)
+        lost = [gene for i, gene in zip(found, wanted) if i < 0]
+        if lost and (not skip_missing or len(lost) == len(wanted)): raise ValueError(self._not_there(lost, len(wanted)))
+        kept = [(i, gene) for i, gene in zip(found, wanted) if i >= 0]
+        return np.array([i for i, _ in kept], int), [gene for _, gene in kept]
+
+    def _found(self, wanted, own):
+        "The position of each of these genes among the model's, or -1: by identifier, by the data's own name, or by symbol."
         by_id = {gene: i for i, gene in enumerate(self.genes.ids)}
+        by_own = {own.names[i]: i for i in own.order[:own.n_own]}
         by_symbol = {s: i for i, s in enumerate(self.genes.symbols) if s not in self.genes.ambiguous}
         bare = [genes.bare_ids([g])[0] if isinstance(g, str) else g for g in wanted]       # without the identifier's version
-        found = [next((where[name] for where, name in ((by_id, g), (by_symbol, g), (by_id, b)) if name in where), -1)
-                 for g, b in zip(wanted, bare)]
-        if lost := [g for i, g in zip(found, wanted) if i < 0]:
-            several = lost[0] in self.genes.ambiguous
-            what = "stands for several genes: name them by identifier" if several else "is not a gene of the model"
-            raise ValueError(f"{lost[0]!r} {what}; see model.genes.symbols and .ids.")
-        return np.array(found, int), wanted
+        places = lambda g, b: ((by_id, g), (by_own, g), (by_symbol, g), (by_id, b))
+        return [next((where[name] for where, name in places(g, b) if name in where), -1) for g, b in zip(wanted, bare)]
 
-    def _positions_of_mask(self, mask):
+    def _not_there(self, lost, n):
+        "What to say of genes that are not the model's, of n that were asked for: all of their names."
+        several = [gene for gene in lost if gene in self.genes.ambiguous]
+        absent = [gene for gene in lost if gene not in several]
+        said = []
+        if len(absent) == 1: said.append(f"{absent[0]!r} is not a gene of the model")
+        elif absent: said.append(f"{len(absent):,} of {n:,} are not genes of the model: {genes.listed(absent)}")
+        if len(several) == 1: said.append(f"{several[0]!r} stands for several genes: name them by identifier")
+        elif several: said.append(f"{genes.listed(several)} stand for several genes each: name them by identifier")
+        others = "; skip_missing=True goes on with the others" if len(lost) < n else ""
+        keep = "; a model made with keep_genes= has them" if absent else ""
+        return f"{'; '.join(said)}{others}{keep}; see model.gene_table."
+
+    def _positions_of_mask(self, mask, own):
         if len(mask) != len(self.genes):
             raise ValueError(f"a mask of genes needs {len(self.genes):,} entries, not {len(mask):,}.")
-        return np.flatnonzero(mask), self.genes.ids[np.flatnonzero(mask)]
+        return np.flatnonzero(mask), own.names[np.flatnonzero(mask)]
+
+    def _in_own_order(self, matrix, obs, own, **more):
+        "An AnnData of a matrix (cells, genes of the model), its genes as OwnNames `own` names and orders them."
+        return ad.AnnData(matrix[:, own.order], obs, own.table(self.genes), **more)
 
     def _one_hot(self, codes):
         "Batches for the decoder, (cells, batches), or None for a model that knows none."
@@ -768,33 +877,52 @@ class Generative(Bounds):
 
     @verb
     def get_normalized_expression(self, adata=None, indices=None, transform_batch=None, gene_list=None, library_size=1e4,
-                                  n_mc_samples=10, seed=0, batch_size=512):
+                                  n_mc_samples=10, seed=0, batch_size=512, skip_missing=False, fill=None):
         """Denoised expression: the decoder's mean, for a library of library_size counts.
+
+        `adata.layers["denoised"] = model.get_normalized_expression(adata, fill=np.nan).to_numpy()` makes a layer of it.
 
         Parameters
         ----------
         transform_batch : decode all cells as if they were of this batch. None: each as of its own.
-        gene_list : identifiers or symbols of the genes to return, one or several, or a mask of the model's. None: all.
+        gene_list : names of the genes to return, one or several: the data's own, identifiers or symbols; or a mask of model.genes. None: all.
+        skip_missing : leave out genes of the list that the model does not have. False: they are an error, which names them all.
+        fill : a number, such as np.nan or 0: the columns are those of adata, all of them, and where the model does not have the gene they
+            hold this number; columns that were added up as one gene all hold its value. None: the model's genes only.
         library_size : counts per cell, or "observed" for each cell's own. The decoder does not force the sum over all genes to
             be exactly this.
         n_mc_samples : draws of z over which the mean is taken.
 
         Returns
         -------
-        pandas.DataFrame (cells, genes), float32; columns as in gene_list, or the genes' identifiers.
+        pandas.DataFrame (cells, genes), float32; columns as in gene_list, or the data's own names in the data's order, and after them
+        the model's genes that the data lack.
 
         Raises
         ------
-        ValueError : a gene or a batch that the model does not know.
+        ValueError : genes or a batch that the model does not know; both gene_list and fill.
         """
-        which, names = self._positions_of(gene_list)
+        if fill is not None and gene_list is not None: raise ValueError("gene_list= chooses genes and fill= takes all: give one of them.")
+        if fill is not None and not (isinstance(fill, numbers.Real) and not isinstance(fill, bool)):
+            raise ValueError(f"fill must be a number, such as np.nan or 0, not {fill!r}.")
         X, cells = self._decodable(adata, indices, transform_batch)
+        which, names = self._positions_of(gene_list, X.own_names, skip_missing)
         total = np.zeros((len(cells), len(which)), "float32")
         log_scale = self._log_library(library_size, X.totals[cells]) - np.log(X.totals[cells])
         draws = 1 if self.network.prior is None else n_mc_samples
         for _, block, log_mu, _ in self._decoded(X, cells, transform_batch, draws, seed, batch_size):
             total[block] += np.exp(log_mu[:, which] + log_scale[block, None].astype("float32"))
-        return pd.DataFrame(total / draws, index=X.names[cells], columns=names)
+        expression = pd.DataFrame(total / draws, index=X.names[cells], columns=names)
+        return expression if fill is None else self._filled(expression, which, X, fill)
+
+    def _filled(self, expression, which, X, fill):
+        "Expression (cells, genes of the model `which`) with the columns of the data of X: `fill` where the model does not have the gene."
+        column = np.full(len(self.genes) + 1, -1)                              # the last entry answers for -1
+        column[which] = np.arange(len(which))
+        column = column[np.maximum(X.columns_of, -1)]
+        values = np.full((len(expression), len(column)), fill, "float32")
+        values[:, column >= 0] = expression.to_numpy()[:, column[column >= 0]]
+        return pd.DataFrame(values, index=expression.index, columns=X.column_names)
 
     @verb
     def posterior_predictive_sample(self, adata=None, indices=None, n_samples=1, transform_batch=None, seed=0, batch_size=512):
@@ -807,7 +935,8 @@ class Generative(Bounds):
         Returns
         -------
         AnnData (n_samples x cells, genes) of counts, CSR float32: all cells once, then once more, and so on. obs["cell"] is the
-        name of the cell, obs["sample"] the number of the draw, from 0.
+        name of the cell, obs["sample"] the number of the draw, from 0. Genes as in get_normalized_expression; model.genes.map(cells)[0]
+        has them in the order of model.X.
         """
         (X, cells), rng = self._decodable(adata, indices, transform_batch), np.random.default_rng([seed, 1])
         drawn = [[] for _ in range(n_samples)]
@@ -815,7 +944,7 @@ class Generative(Bounds):
             drawn[sample].append(_negative_binomial(rng, log_mu, log_theta))
         names, sample = np.tile(X.names[cells], n_samples), np.repeat(np.arange(n_samples), len(cells))
         obs = pd.DataFrame({"cell": names, "sample": sample}, index=[f"{name}-{i}" for name, i in zip(names, sample)])
-        return ad.AnnData(sp.vstack(sum(drawn, []), format="csr"), obs, self._genes_frame())
+        return self._in_own_order(sp.vstack(sum(drawn, []), format="csr"), obs, X.own_names)
 
     @verb
     def sample_prior(self, n_samples=1000, seed=0, batch_size=512, batch=None):
@@ -829,6 +958,7 @@ class Generative(Bounds):
         Returns
         -------
         AnnData (n_samples, genes) of counts, CSR float32, with the draws in obsm["z"] and, where there are batches, theirs in obs.
+        Genes are named and ordered as in the model's data (model.gene_table); model.genes.map(cells)[0] has them in the order of model.X.
 
         Raises
         ------
@@ -847,7 +977,7 @@ class Generative(Bounds):
             blocks.append(_negative_binomial(rng, *self.network.decoder(z[here], log_size[here], batch=told)))
         columns = {self.batch_key: np.array(self.batches)[codes]} if self.batches else None
         obs = pd.DataFrame(columns, index=np.arange(n_samples).astype(str))
-        return ad.AnnData(sp.vstack(blocks, format="csr"), obs, self._genes_frame(), obsm={"z": z})
+        return self._in_own_order(sp.vstack(blocks, format="csr"), obs, self.own_names, obsm={"z": z})
 
     @verb
     def pseudo_inputs(self):
@@ -855,7 +985,7 @@ class Generative(Bounds):
 
         Returns
         -------
-        AnnData (K, genes) of log-normalised expression. obs["weight"] is each one's share of the prior, obsm["z"] the mean of
+        AnnData (K, genes) of log-normalised expression, genes as in model.gene_table. obs["weight"] is each one's share of the prior, obsm["z"] the mean of
         its component (HVAMP: of z2).
 
         Raises
@@ -866,7 +996,7 @@ class Generative(Bounds):
             raise ValueError(f"{type(self).__name__} has no pseudo-inputs; take VAMP, VAMPIAF or HVAMP.")
         means, _, log_weights = (np.asarray(c) for c in self._components())
         obs = pd.DataFrame({"weight": np.exp(log_weights)}, index=[f"pseudo-input {k}" for k in range(len(means))])
-        return ad.AnnData(ops.convert_to_numpy(self.network.prior.pseudo_inputs).copy(), obs, self._genes_frame(), obsm={"z": means})
+        return self._in_own_order(ops.convert_to_numpy(self.network.prior.pseudo_inputs), obs, self.own_names, obsm={"z": means})
 
     @verb
     def get_loadings(self):
@@ -874,7 +1004,7 @@ class Generative(Bounds):
 
         Returns
         -------
-        pandas.DataFrame (genes, latent), float32, named by the genes' identifiers: the change of the gene's log-rate for a step of 1
+        pandas.DataFrame (genes, latent), float32, genes as in model.gene_table: the change of the gene's log-rate for a step of 1
         in the unit. Units of another scale than 1 are compared by loading times spread of the unit.
 
         Raises
@@ -884,7 +1014,8 @@ class Generative(Bounds):
         if not self.architecture.linear_decoder:
             raise ValueError(f"this {type(self).__name__} has a decoder with hidden layers; make it with linear_decoder=True.")
         weights = np.asarray(self.network.decoder.log_rate.kernel)[:self.network.n_latent]           # those of batches come after
-        return pd.DataFrame(weights.T.copy(), index=self.genes.ids, columns=[f"z{d}" for d in range(len(weights))])
+        own = self.own_names
+        return pd.DataFrame(weights.T[own.order], index=own.names[own.order], columns=[f"z{d}" for d in range(len(weights))])
 
 # %% ../nbs/07_models.ipynb #negative-binomial
 def _negative_binomial(rng, log_mu, log_theta):
@@ -1106,6 +1237,7 @@ class Persistence:
             batch = {"key": self.batch_key, "names": self.batches, "of_library": self.library_batch.tolist()}
         return {"format": FORMAT, "name": type(self).__name__, "architecture": dataclasses.asdict(self.architecture),
                 "seed": self.seed, "layer": self.layer, "use_raw": self.use_raw, "batch": batch, "genes": self.genes.to_dict(),
+                "own_names": self.own_names.to_dict(),
                 "split": self.split.to_dict(), "versions": versions}
 
     def __getstate__(self):
@@ -1207,6 +1339,7 @@ class _Saved:
         marks = self._marks()
         split = self.field("split", lambda d: _split_of(d, marks, library))
         space = self.field("genes", _genes_of)
+        own_names = self.field("own_names", lambda d: genes.OwnNames.from_dict(d, space) if d else genes.OwnNames.by_id(space), None)
         architecture = self.field("architecture", lambda d: Architecture(**d))
         batch = self.field("batch", lambda d: _batches_of(d, architecture.n_batches, len(library)), None)
         seed = self.field("seed", lambda seed: whole_number("seed", seed))
@@ -1219,6 +1352,7 @@ class _Saved:
         model = kind.__new__(kind)
         model._assemble(architecture, space, split, seed, layer, library, use_raw, batch)
         model._marks = marks
+        model.own_names = own_names
         model.history = history
         with self.of("model.weights.h5"):
             model.network.load_weights(_InMemory(weights))
@@ -1501,7 +1635,10 @@ class CountAutoencoder(Generative, Trainable, Persistence):
     posterior, prior : see Architecture. The presets AE, VAE, IAF, VAMP, VAMPIAF and HVAMP set both.
     gene_space : "auto" maps onto the embedded protein-coding genes when the data's names allow it; a name, a path or
         a GeneSpace maps onto that one; None takes the data's genes as they are.
-    n_genes : keep so many genes, those that vary most between training cells. None keeps the whole gene space.
+    n_genes : keep so many genes, those that vary most between training cells; or which: a list of them, or the name of a column of
+        adata.var of True and False, such as "highly_variable". None keeps the whole gene space; of data that have less than half of
+        its genes, such as adata[:, highly_variable], only those, with a warning.
+    keep_genes : genes, by name, that are kept in addition to the n_genes that vary most, such as markers.
     layer : the layer of adata that holds the counts. None: X. use_raw : adata.raw holds them.
     batch_key : column of adata.obs, such as "donor" or "study", that the decoder is told, so that the embedding need not hold
         it; with encode_batch=True the encoder is told, too. None: the models are the paper's.
@@ -1511,19 +1648,22 @@ class CountAutoencoder(Generative, Trainable, Persistence):
     seed : decides split, initial weights, and the order and noise of training.
     **architecture : single settings of Architecture, such as n_latent=32 or beta=0.1.
     """
-    def __init__(self, adata, posterior="gaussian", prior="normal", *, gene_space="auto", n_genes=None, layer=None,
+    def __init__(self, adata, posterior="gaussian", prior="normal", *, gene_space="auto", n_genes=None, keep_genes=(), layer=None,
                  use_raw=False, batch_key=None, pseudo_inputs_from="cells", split=None, seed=0, **architecture):
         devices.check_ready()
         a = _architecture(posterior, prior, architecture)
         pseudo_inputs_from = choice("pseudo_inputs_from", pseudo_inputs_from, ("cells", "random"))
         seed, use_raw = whole_number("seed", seed), flag("use_raw", use_raw)
-        if n_genes is not None: n_genes = whole_number("n_genes", n_genes, 1)
+        named = n_genes is not None and (isinstance(n_genes, str) or np.iterable(n_genes))
+        if n_genes is not None and not named: n_genes = whole_number("n_genes", n_genes, 1)
         layer, batch_key = _name_of_layer(layer), None if batch_key is None else column_name("batch_key", batch_key)
         genes._check_adata(adata)
         genes.check_places(layer, use_raw)
         split = check_split(split_cells(adata.n_obs, seed) if split is None else split, adata.n_obs)
         of_batch = None if batch_key is None else batch_codes(adata, batch_key)
-        space = genes.resolve(gene_space, genes.raw_of(adata) if use_raw else adata)
+        data = genes.raw_of(adata) if use_raw else adata
+        if isinstance(n_genes, str): n_genes = _genes_of_column(adata, n_genes)
+        space = genes.resolve(gene_space, data)
         X, mapping = checked_counts(adata, space, layer, use_raw)
         batch = None
         if of_batch is not None:
@@ -1533,8 +1673,13 @@ class CountAutoencoder(Generative, Trainable, Persistence):
             if absent := [name for i, name in enumerate(names) if i not in codes[split.train]]:
                 warnings.warn(f"{batch_key} {', '.join(absent)} has no training cell; its cells are decoded with untrained weights.",
                               stacklevel=2)
-        if n_genes is not None:
-            keep = variable_genes(X, n_genes, split.train, seed)
+        keep = None
+        always = genes_to_keep("keep_genes", keep_genes, adata, data, X.where, space)
+        if named: keep = genes_to_keep("n_genes", n_genes, adata, data, X.where, space)
+        elif n_genes is not None: keep = variable_genes(X, n_genes, split.train, seed)
+        elif isinstance(gene_space, str) and gene_space == "auto": keep = _only_there(space, X, mapping)
+        if keep is not None:
+            keep = np.union1d(keep, always)
             space, X = space.subset(keep), X.columns(keep)
             check_counts(X, adata.obs_names, space.symbols, leave_out=MORE_GENES)     # a cell may have none of the chosen genes
         if a.has_pseudo_inputs and a.n_pseudo_inputs > len(split.train):
@@ -1554,10 +1699,12 @@ class CountAutoencoder(Generative, Trainable, Persistence):
         self.library_batch = np.asarray(batch["of_library"], int) if batch else None
         self.network, self._compiled = build_network(architecture, len(space), seed), {}
         self.history, self.interrupted = pd.DataFrame(index=pd.RangeIndex(1, 1, name="epoch")), False
+        self.own_names = genes.OwnNames.by_id(space)
 
     def _own(self, X, adata, mapping):
         "Take these counts as the model's own cells."
         self.X, self.mapping, X.names = X, mapping, adata.obs_names
+        self.own_names = self._name_genes(X, adata)
 
     def _initialise_pseudo_inputs(self, origin):
         rng, k = np.random.default_rng(self.seed), self.architecture.n_pseudo_inputs

@@ -74,7 +74,7 @@ def ours(model, task):
     made.train(training.get_profile(task.profile, max_epochs=task.max_epochs), progress=False)
     seconds = time.perf_counter() - start
     numbers, latent = study.judge(made)
-    invented = None if made.network.prior is None else made.sample_prior(beyond.N_INVENTED, seed=task.seed).X
+    invented = None if made.network.prior is None else made.genes.map(made.sample_prior(beyond.N_INVENTED, seed=task.seed))[0]
     return Fitted(latent, {**numbers, "epochs": len(made.history), "train_seconds": seconds}, invented, study.embed(made)[1])
 
 # %% ../nbs/20_peers.ipynb #pca
