@@ -28,7 +28,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from . import kernels
-from .genes import missing_labels
+from .genes import check_words, missing_labels
 
 # %% ../nbs/09_metrics.ipynb #as-matrix
 def _as_matrix(z, name="embedding"):
@@ -191,26 +191,30 @@ def n_components_split_half(mean_a, mean_b, share=0.95, n_noisier=8):
     return int(np.clip(k if lost == 0 else math.ceil(between + lost), 1, a.shape[1]))
 
 # %% ../nbs/09_metrics.ipynb #label-codes
-def _label_codes(labels):
+def _label_codes(labels, unlabelled=None):
     "An integer for each cell's label, from 0 in order of appearance; -1 where it is missing, as `genes.missing_labels` says."
     try: labels = np.array(labels, dtype=object)
     except ValueError: raise ValueError("Labels must be a list with one per cell; got lists of different shapes.") from None
     if labels.ndim != 1: raise ValueError(f"Labels must be a list with one per cell; got shape {labels.shape}.")
-    labels[missing_labels(labels)] = None
+    labels[missing_labels(labels, unlabelled)] = None
     try: return pd.factorize(labels)[0]
     except TypeError: raise ValueError(f"Labels must be words or numbers; got {type(labels[0]).__name__}s.") from None
 
 # %% ../nbs/09_metrics.ipynb #n-labelled
-def n_labelled(labels):
+def n_labelled(labels, unlabelled=None):
     "Number of cells that have a label: of labels (cells,), those that are not missing (`genes.missing_labels`)."
-    return int((_label_codes(labels) >= 0).sum())
+    return int((_label_codes(labels, unlabelled) >= 0).sum())
 
-def check_labels(labels, what="Judging by labels"):
+def check_labels(labels, what="Judging by labels", unlabelled=None):
     """Raise ValueError unless there are two different labels and one of them has two cells, as `silhouette` and its like need.
 
     labels : one per cell (cells,). what : how the message begins, such as "The silhouette".
+    unlabelled : words for a missing label, as in `genes.unlabelled_words`.
+    Warns, as all functions of this chapter that take labels, of labels such as "unknown" that count as a cell type,
+    unless unlabelled says which are none.
     """
-    codes = _label_codes(labels)
+    codes = _label_codes(labels, unlabelled)
+    check_words(labels, unlabelled)
     sizes = np.bincount(codes[codes >= 0])
     unlabelled = f", and {(codes < 0).sum()} of {len(codes)} cells have none" if (codes < 0).any() else ""
     if len(sizes) < 2: raise ValueError(f"{what} needs at least 2 different labels; found {len(sizes)}{unlabelled}.")
@@ -290,11 +294,11 @@ def _widths(sums, codes, sizes):
     return np.where(sizes[codes] > 1, width, 0.0)
 
 # %% ../nbs/09_metrics.ipynb #labelled-part
-def _labelled_part(z, labels, what):
+def _labelled_part(z, labels, what, unlabelled=None):
     "Checked: z as a matrix, the codes of the labels, which cells have one, and the sizes of the types."
-    z, codes = _as_matrix(z), _label_codes(labels)
+    z, codes = _as_matrix(z), _label_codes(labels, unlabelled)
     if len(z) != len(codes): raise ValueError(f"The embedding has {len(z)} cells but there are {len(codes)} labels.")
-    check_labels(labels, what)
+    check_labels(labels, what, unlabelled)
     known = codes >= 0
     return z, codes, known, np.bincount(codes[known])
 
@@ -307,17 +311,17 @@ def _whole_number(name, value, most=np.inf, why=""):
     raise ValueError(f"{name} must be {range_}, and a whole number; got {value!r}.")
 
 # %% ../nbs/09_metrics.ipynb #silhouette-samples
-def _silhouettes(z, labels, block_size, other=None):
+def _silhouettes(z, labels, block_size, other=None, unlabelled=None):
     "The silhouette of each cell, NaN without a label; other as in `_distance_sums`."
     block_size = _whole_number("block_size", block_size)
-    z, codes, known, sizes = _labelled_part(z, labels, "The silhouette")
+    z, codes, known, sizes = _labelled_part(z, labels, "The silhouette", unlabelled)
     by_type = np.flatnonzero(known)[np.argsort(codes[known], kind="stable")]
     sums = _distance_sums(_centred(z[by_type]), codes[by_type], block_size, None if other is None else _centred(other[by_type]))
     widths = np.full(len(z), np.nan)
     widths[by_type] = _widths(sums, codes[by_type], sizes)
     return widths
 
-def silhouette_samples(z, labels, block_size=1024):
+def silhouette_samples(z, labels, block_size=1024, unlabelled=None):
     """Silhouette of each cell with respect to its label, Euclidean, exact (Rousseeuw 1987).
 
     Parameters
@@ -326,6 +330,7 @@ def silhouette_samples(z, labels, block_size=1024):
     labels : one per cell; NaN, None, blank, or a word for a missing one such as "nan" means unlabelled.
     block_size : cells in one side of a tile of distances; memory is about 8 * block_size^2 bytes for each
         core plus a few copies of z. The result does not depend on it.
+    unlabelled : more words for a missing label, such as "unknown,unassigned", or a list of them.
 
     Returns
     -------
@@ -335,10 +340,10 @@ def silhouette_samples(z, labels, block_size=1024):
     ------
     ValueError : fewer than two labels, no label with two cells, lengths that differ, block_size below 1.
     """
-    return _silhouettes(z, labels, block_size)
+    return _silhouettes(z, labels, block_size, unlabelled=unlabelled)
 
 # %% ../nbs/09_metrics.ipynb #silhouette
-def silhouette(z, labels, block_size=1024):
+def silhouette(z, labels, block_size=1024, unlabelled=None):
     """Average silhouette width (ASW) over the labelled cells, Euclidean, exact, not rescaled (the paper's Table 2).
 
     Parameters and errors as in `silhouette_samples`; `n_labelled(labels)` says how many cells were used.
@@ -347,16 +352,16 @@ def silhouette(z, labels, block_size=1024):
     -------
     float : the mean over labelled cells, in [-1, 1].
     """
-    return float(np.nanmean(silhouette_samples(z, labels, block_size)))
+    return float(np.nanmean(silhouette_samples(z, labels, block_size, unlabelled)))
 
 # %% ../nbs/09_metrics.ipynb #silhouette-split-half
-def silhouette_split_half(mean_a, mean_b, labels, block_size=1024):
+def silhouette_split_half(mean_a, mean_b, labels, block_size=1024, unlabelled=None):
     """ASW of E[z|x] from two independent Monte Carlo means of it, free of what their noise takes from a `silhouette`.
 
     Parameters
     ----------
     mean_a, mean_b : (cells, units) two estimates of E[z|x] from independent samples, cells in the same order.
-    labels, block_size : as in `silhouette_samples`.
+    labels, block_size, unlabelled : as in `silhouette_samples`.
 
     Returns
     -------
@@ -367,7 +372,7 @@ def silhouette_split_half(mean_a, mean_b, labels, block_size=1024):
     ValueError : a half is no matrix of finite numbers, their shapes differ, or as in `silhouette_samples`.
     """
     a, b = _as_centred_pair(mean_a, mean_b)
-    return float(np.nanmean(_silhouettes(a, labels, block_size, b)))
+    return float(np.nanmean(_silhouettes(a, labels, block_size, b, unlabelled)))
 
 # %% ../nbs/09_metrics.ipynb #co-variation-split-half
 def co_variation_split_half(mean_a, mean_b, threshold=0.01):
@@ -392,29 +397,31 @@ def co_variation_split_half(mean_a, mean_b, threshold=0.01):
     return float(np.abs(correlation[~np.eye(len(scale), dtype=bool)]).mean())
 
 # %% ../nbs/09_metrics.ipynb #nmi-ari
-def nmi_ari(z, labels, n_clusters=None, seed=0):
+def nmi_ari(z, labels, n_clusters=None, seed=0, unlabelled=None):
     """Agreement of k-means clusters with the labels: {"nmi": ..., "ari": ...} over the labelled cells.
 
     z : (cells, units) embedding. labels : one per cell; NaN, None, blank, or a word for a missing one such as "nan" means unlabelled.
+    unlabelled : more such words, as in `silhouette_samples`.
     n_clusters : by default the number of different labels. seed : of the 10 starts of k-means, the best of which counts.
     Two floats: NMI (equation 8) in [0, 1], ARI at most 1 and about 0 by chance. Errors as in `silhouette`; also for n_clusters
     below 1 or above the number of labelled cells.
     """
-    z, codes, known, sizes = _labelled_part(z, labels, "Comparing clusters with labels")
+    z, codes, known, sizes = _labelled_part(z, labels, "Comparing clusters with labels", unlabelled)
     n_clusters = len(sizes) if n_clusters is None else _whole_number("n_clusters", n_clusters, known.sum(), "the labelled cells")
     clusters = KMeans(n_clusters, n_init=10, random_state=seed).fit_predict(_centred(z[known]))
     return {"nmi": float(normalized_mutual_info_score(codes[known], clusters)),
             "ari": float(adjusted_rand_score(codes[known], clusters))}
 
 # %% ../nbs/09_metrics.ipynb #knn-purity
-def knn_purity(z, labels, k=15):
+def knn_purity(z, labels, k=15, unlabelled=None):
     """Share of the k nearest labelled neighbours (Euclidean, the cell itself left out) with the cell's own label.
 
     z : (cells, units) embedding. labels : one per cell; NaN, None, blank, or a word for a missing one such as "nan" means unlabelled.
+    unlabelled : more such words, as in `silhouette_samples`.
     Returns the mean over the labelled cells, in [0, 1]. Mixed at random it is the sum of the squared shares of the types.
     Errors as in `silhouette`; also for k below 1 or not below the number of labelled cells.
     """
-    z, codes, known, _ = _labelled_part(z, labels, "The purity of neighbourhoods")
+    z, codes, known, _ = _labelled_part(z, labels, "The purity of neighbourhoods", unlabelled)
     k = _whole_number("k", k, known.sum() - 1, "one less than the labelled cells")
     neighbours = NearestNeighbors(n_neighbors=k).fit(_centred(z[known])).kneighbors(return_distance=False)
     codes = codes[known]
@@ -514,13 +521,13 @@ def count_marginals(real, invented, n_genes=200):
             "correlation": float(np.corrcoef(r, s)[0, 1]), "correlation_slope": float(r @ s / (r @ r))}
 
 # %% ../nbs/09_metrics.ipynb #type-shares
-def type_shares(real, labels, *others, seed=0):
+def type_shares(real, labels, *others, seed=0, unlabelled=None):
     """The share of each cell type in sets of cells, named by a logistic regression that has learnt the types from real cells.
 
     Parameters
     ----------
     real : (cells, genes) counts to learn from. labels : (cells,), missing where there is none; those cells are left out.
-    others : sets of cells, (cells, genes) counts of the same genes.
+    others : sets of cells, (cells, genes) counts of the same genes. unlabelled : as in `silhouette_samples`.
 
     Returns
     -------
@@ -530,8 +537,8 @@ def type_shares(real, labels, *others, seed=0):
     ------
     ValueError : fewer than two types, a matrix that holds no counts, or other genes.
     """
-    check_labels(labels, "Naming the types of cells")
-    names = pd.Series(np.asarray(labels, object))[_label_codes(labels) >= 0].astype(str)
+    check_labels(labels, "Naming the types of cells", unlabelled)
+    names = pd.Series(np.asarray(labels, object))[_label_codes(labels, unlabelled) >= 0].astype(str)
     if any(x.shape[1] != real.shape[1] for x in others): raise ValueError("All sets of cells must have the same genes.")
     learnt = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000, random_state=seed))
     learnt.fit(_expression(real, "real")[names.index], names.to_numpy())

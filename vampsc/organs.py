@@ -671,10 +671,10 @@ def describe(name, adata):
             "cell_types": int(labels[known_labels].nunique()), "paper": bool(names) and set(names) == set(likely)}
 
 # %% ../nbs/11_organs.ipynb #categorical
-def _categorical(column, key):
+def _categorical(column, key, unlabelled=None):
     "A column of obs as a Categorical without unused categories, in which a blank label, or a word for a missing one, is missing."
     if column.ndim != 1: raise OrganError(f"{column.shape[1]} columns of adata.obs are called '{key}': rename all but one")
-    try: found = pd.Categorical(column.mask(missing_labels(column))).remove_unused_categories()
+    try: found = pd.Categorical(column.mask(missing_labels(column, unlabelled))).remove_unused_categories()
     except TypeError: raise OrganError(f"column '{key}' of adata.obs holds no labels but {type(column.iloc[0]).__name__}s") from None
     if len(found) and not len(found.categories): raise OrganError(f"column '{key}' of adata.obs: none of {len(found):,} cells has a label")
     return found
@@ -682,13 +682,13 @@ def _categorical(column, key):
 # %% ../nbs/11_organs.ipynb #labels
 WITHOUT_LABELS = "For cells without labels: label_key=None, on the command line --label-key none."
 
-def labels(adata, key="cell_type"):
+def labels(adata, key="cell_type", unlabelled=None):
     """The labels of the cells.
 
     Parameters
     ----------
     adata : AnnData.
-    key : column of adata.obs.
+    key : column of adata.obs. unlabelled : more words for a missing label, such as "unknown,unassigned", or a list of them.
 
     Returns
     -------
@@ -701,7 +701,7 @@ def labels(adata, key="cell_type"):
     """
     if not isinstance(key, (str, int, np.integer)):
         raise OrganError(f"key must be the name of one column of adata.obs, not {key!r}")
-    if key in adata.obs: return _categorical(adata.obs[key], key)
+    if key in adata.obs: return _categorical(adata.obs[key], key, unlabelled)
     columns = [str(c) for c in adata.obs.columns]
     plain = {c.lower().replace("_", "").replace(" ", "").replace(".", ""): c for c in columns}
     close = difflib.get_close_matches(str(key).lower().replace("_", ""), plain, n=1, cutoff=0.6)

@@ -42,12 +42,13 @@ def compactness(model, z, halves):
             "co_variation_split_half": together if np.isfinite(together) else None}
 
 # %% ../nbs/14_study.ipynb #judge
-def judge(model, labels=None):
+def judge(model, labels=None, unlabelled=None):
     """All metrics of a trained model.
 
     Parameters
     ----------
     model : trained, with its split. labels : (cells,), missing where there is none; None: nothing is judged by cell types.
+    unlabelled : more words for a missing label, as in `run`.
 
     Returns
     -------
@@ -63,13 +64,15 @@ def judge(model, labels=None):
         elbo = model.get_elbo(indices=test)
         result.update(test_kl=elbo["kl"], test_elbo=elbo["elbo"], test_elbo_standard_error=elbo["standard_error"],
                       test_marginal_ll=model.get_marginal_ll(indices=test, n_mc_samples=50)["marginal_ll"])
-    return {**result, **(_by_labels(z, labels, halves) if labels is not None else {})}, z
+    return {**result, **(_by_labels(z, labels, halves, unlabelled) if labels is not None else {})}, z
 
-def _by_labels(z, labels, halves=None):
+def _by_labels(z, labels, halves=None, unlabelled=None):
     "The part of these numbers that judges an embedding (cells, units) by labels (cells,); halves as of `embed`."
-    n = metrics.n_labelled(labels)
-    found = {"asw": metrics.silhouette(z, labels), **metrics.nmi_ari(z, labels), "n_labelled": n, "knn_purity": metrics.knn_purity(z, labels, k=min(15, n - 1))}
-    return found if halves is None else {**found, "asw_split_half": metrics.silhouette_split_half(*halves, labels)}
+    none = dict(unlabelled=unlabelled)
+    n = metrics.n_labelled(labels, **none)
+    found = {"asw": metrics.silhouette(z, labels, **none), **metrics.nmi_ari(z, labels, **none), "n_labelled": n,
+             "knn_purity": metrics.knn_purity(z, labels, k=min(15, n - 1), **none)}
+    return found if halves is None else {**found, "asw_split_half": metrics.silhouette_split_half(*halves, labels, **none)}
 
 # %% ../nbs/14_study.ipynb #data-hash
 def hash_of(*lines):
@@ -128,10 +131,10 @@ def _as_npy(array):
     return file.getvalue()
 
 # %% ../nbs/14_study.ipynb #configuration
-def configuration(adata, model, profile, seed, label_key, settings):
+def configuration(adata, model, profile, seed, label_key, settings, unlabelled=None):
     """What decides a run's result, as a dict that is ready for JSON.
 
-    adata : AnnData. model : its name. profile : training.Profile. seed, label_key : as in `run`. settings : dict of the model's.
+    adata : AnnData. model : its name. profile : training.Profile. seed, label_key, unlabelled : as in `run`. settings : dict of the model's.
     """
     from vampsc import __version__
     settings = {"n_genes": profile.n_genes, **settings}
@@ -142,12 +145,15 @@ def configuration(adata, model, profile, seed, label_key, settings):
         plain["gene_space"] = hash_of(downloads.user_path(space).read_bytes())
     for what, key in (("labels", label_key), ("batches", settings.get("batch_key"))):
         if key is not None and key in adata.obs: plain[what] = hash_of(*adata.obs[key])
+    if words := genes.unlabelled_words(unlabelled): plain["unlabelled"] = words
+    column = settings["n_genes"]
+    if isinstance(column, str) and column in adata.var: plain["genes"] = hash_of(*adata.var[column])
     return {**plain, "data": data_hash(adata, settings.get("layer"), settings.get("use_raw", False))}
 
 def _by_content(value):
     "A setting that JSON has no word for: a Split or a GeneSpace by what is in it."
     if hasattr(value, "to_dict"): return f"{type(value).__name__} {hash_of(json.dumps(value.to_dict()))}"
-    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else str(value)             # numpy's numbers as Python's
+    return value.tolist() if hasattr(value, "tolist") else str(value)       # of numpy and pandas, as Python's
 
 def difference(old, new):
     "The first setting in which two configurations differ, in words, or None. The version of the package is not one."
@@ -164,7 +170,7 @@ def preset(name):
     return models.PRESETS[name.upper()]
 
 # %% ../nbs/14_study.ipynb #run
-def run(adata, model, out, profile="quick", seed=0, label_key=None, progress=True, overwrite=False, **settings):
+def run(adata, model, out, profile="quick", seed=0, label_key=None, progress=True, overwrite=False, unlabelled=None, **settings):
     """One run: build, train, judge, record in the folder out/<model>-seed<seed>; read back if it is there already.
 
     If it was stopped before its end, the same call goes on from its checkpoint, also with more epochs.
@@ -174,7 +180,9 @@ def run(adata, model, out, profile="quick", seed=0, label_key=None, progress=Tru
     adata : AnnData of raw counts. model : "ae", "vae", "iaf", "vamp", "vampiaf" or "hvamp".
     profile : name or training.Profile. label_key : the column of obs with cell types, None, or "auto": cell_type if there is one.
     overwrite : replace what the folder holds of a run with other settings or data, or files of these names that are not a run's.
-    **settings : of the model, such as gene_space, n_genes, layer or batch_key.
+    unlabelled : labels that stand for none, such as "unknown,unassigned", or a list of them; a warning tells which
+        look like that.
+    **settings : of the model, such as gene_space, n_genes, keep_genes, layer or batch_key.
 
     Returns
     -------
@@ -188,14 +196,15 @@ def run(adata, model, out, profile="quick", seed=0, label_key=None, progress=Tru
     preset(model)
     model, seed = model.lower(), counts.whole_number("seed", seed)
     folder = ask_run(Path(out).expanduser() / f"{model}-seed{seed}", overwrite)
-    label_key, labels = _labels_to_judge(adata, label_key)
+    label_key, labels = _labels_to_judge(adata, label_key, unlabelled)
     profile = _to_judge(profile)
-    config = configuration(adata, model, profile, seed, label_key, settings)
+    config = configuration(adata, model, profile, seed, label_key, settings, unlabelled)
     if done := _as_wanted(folder, config, overwrite): return done
     net = preset(model)(adata, seed=seed, **{"n_genes": profile.n_genes, **settings})                    # first, since it may fail
     return _alone_in(folder, net, config, profile, labels, progress, overwrite)
 
-def transfer(source, adata, out, profile="quick", seed=None, label_key=None, progress=True, overwrite=False, unfrozen=False):
+def transfer(source, adata, out, profile="quick", seed=None, label_key=None, progress=True, overwrite=False, unfrozen=False,
+             unlabelled=None):
     """One run that begins with the weights of a trained model, on other cells; judged and recorded as `run` does.
 
     As in `model.transfer`, only the weights of new batches are trained, unless unfrozen is true.
@@ -204,7 +213,7 @@ def transfer(source, adata, out, profile="quick", seed=None, label_key=None, pro
     ----------
     source : folder of a run, or of a saved model; it decides model, genes, where the counts are, and the column of batches.
     adata : AnnData of raw counts. out : the run goes into out/<model>-seed<seed>. seed : that of the model if not given.
-    profile, label_key, progress, overwrite : as in `run`. unfrozen : train all weights.
+    profile, label_key, progress, overwrite, unlabelled : as in `run`. unfrozen : train all weights.
 
     Returns
     -------
@@ -219,11 +228,11 @@ def transfer(source, adata, out, profile="quick", seed=None, label_key=None, pro
     if folder.resolve() in (source.resolve(), saved.resolve().parent):
         raise ValueError(f"{folder} is the run that this one begins with; choose another folder (out), or another seed.")
     ask_run(folder, overwrite)
-    label_key, labels = _labels_to_judge(adata, label_key)
+    label_key, labels = _labels_to_judge(adata, label_key, unlabelled)
     settings = {"layer": origin.layer, "use_raw": origin.use_raw, "batch_key": origin.batch_key, "n_genes": len(origin.genes)}
     if not unfrozen: settings["trains only"] = "new batches"
     begins_with = hash_of((saved / models.CHECKSUMS).read_text())
-    config = {**configuration(adata, model, profile, seed, label_key, settings), "begins_with": begins_with}
+    config = {**configuration(adata, model, profile, seed, label_key, settings, unlabelled), "begins_with": begins_with}
     if done := _as_wanted(folder, config, overwrite): return done
     net = origin.transfer(adata, profile, seed=seed, progress=False, unfrozen=unfrozen, max_epochs=0, kl_warmup=0)   # first: it may fail
     if not unfrozen and net.batches == origin.batches:
@@ -268,12 +277,13 @@ def _is_checkpoint(path):
     except (OSError, ValueError): return False
     return True
 
-def _labels_to_judge(adata, label_key):
+def _labels_to_judge(adata, label_key, unlabelled=None):
     "(the column of obs to judge by, its labels), None where there is none. label_key : as in `run`. ValueError : no such column, or labels that nothing can be judged by."
     label_key = organs.label_key(adata, label_key)
     if label_key is None: return None, None
-    labels = organs.labels(adata, label_key)
-    metrics.check_labels(labels, f"Judging by {label_key!r}")
+    labels = organs.labels(adata, label_key, unlabelled)
+    genes.check_words(adata.obs[label_key], unlabelled)
+    metrics.check_labels(labels, f"Judging by {label_key!r}", unlabelled="")
     return label_key, labels
 
 def _as_wanted(folder, config, overwrite):
@@ -299,7 +309,7 @@ def _train_and_record(net, folder, config, profile, labels, progress, overwrite)
     _write_whole(folder / "config.json", json.dumps(config, indent=1))
     net.train(profile, progress=progress, checkpoint=checkpoint, resume=True)
     if net.interrupted: raise KeyboardInterrupt(f"stopped after epoch {len(net.history)}; the same call goes on from there")
-    result, z = judge(net, labels)
+    result, z = judge(net, labels, "")                    # which labels are none was settled before
     result.update(epochs=len(net.history), best_epoch=int(net.history["val_loss"][profile.kl_warmup:].idxmin()),
                   train_seconds=round(net.history["seconds"].sum(), 1), n_cells=len(z), n_genes=len(net.genes))
     net.save(folder / "model", overwrite=True)
@@ -378,7 +388,7 @@ def findings(frame):
 def refuse_unknown(given, known):
     "Raise a one-line error for the first name in `given` that is not among the `known` parameters."
     if unknown := sorted(set(given) - set(known)):
-        raise ValueError(f"parameter {unknown[0]!r} is not known; there are {', '.join(known)}.")
+        raise ValueError(f"parameter {unknown[0]!r} is not known{genes.nearest(unknown[0], known)}; there are {', '.join(known)}.")
 
 # %% ../nbs/14_study.ipynb #report
 TEMPLATE = Path(counts.__file__).parent / "analysis" / "organ.ipynb"
