@@ -204,7 +204,7 @@ def test_an_identifier_may_have_a_version():
     ("get_normalized_expression", dict(library_size=float("nan")), "library_size"), ("get_normalized_expression", dict(transform_batch=["d0", "d1"]), "one name"),
     ("get_normalized_expression", dict(return_numpy=True), "no argument 'return_numpy'.*to_numpy"), ("get_latent_representation", dict(give_mean=True), "n_mc_samples"),
     ("get_latent_representation", dict(n_mc_samples=10.0), "n_mc_samples must be a whole number"), ("get_latent_representation", dict(seed=-1), "seed must be"),
-    ("get_latent_representation", dict(batch_size=0), "batch_size"), ("get_elbo", dict(n_mc_samples=0), "n_mc_samples"), ("get_elbo", dict(indexes=[0]), "no argument 'indexes'; it has adata, indices"),
+    ("get_latent_representation", dict(batch_size=0), "batch_size"), ("get_elbo", dict(n_mc_samples=0), "n_mc_samples"), ("get_elbo", dict(indexes=[0]), "no argument 'indexes' \(did you mean 'indices'\?\); it has adata, indices"),
     ("get_marginal_ll", dict(per_cell="yes"), "per_cell must be True or False"), ("get_marginal_ll", dict(proposal=1), "proposal=1"), ("sample_prior", dict(n_samples=1e3), "n_samples must be a whole number"),
     ("sample_prior", dict(n_samples=0), "n_samples must be a whole number of at least 1"), ("posterior_predictive_sample", dict(n_samples=True), "n_samples"),
     ("save", dict(path="x", overwrite="yes"), "overwrite"), ("embed", dict(adata=None, key=["X"]), "key must be the name")])

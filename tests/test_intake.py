@@ -214,8 +214,8 @@ more = np.column_stack([COUNTS, 100 * np.ones(60)])
 QUERIES = {
     "the cells of the model": Case(lambda f: data(), COUNTS),
     "another order of genes": Case(lambda f: data(COUNTS[:, ::-1], GENES[::-1]), COUNTS),
-    "genes missing": Case(lambda f: data(np.delete(COUNTS, [0, 5], 1), np.delete(GENES, [0, 5])), lost),
-    "most genes missing": Case(lambda f: data(COUNTS[:, :8], GENES[:8]), edited(0, slice(None), slice(8, None)), "only 8 of the 40 genes of own genes are in the data"),
+    "genes missing": Case(lambda f: data(np.delete(COUNTS, [0, 5], 1), np.delete(GENES, [0, 5])), lost, "lack 2 of the model's 40 genes, 5.0%"),
+    "most genes missing": Case(lambda f: data(COUNTS[:, :8], GENES[:8]), edited(0, slice(None), slice(8, None)), "lack 32 of the model's 40 genes, 80.0%"),
     "more genes": Case(lambda f: data(more, [*GENES, "novel"]), COUNTS),
     "all genes unknown": Case(lambda f: data(genes=[f"g{i}" for i in range(40)]), says=r"only 0 of the data's 40 genes \(0.0%\)"),
     "dense int64": Case(lambda f: data(COUNTS.astype("int64")), COUNTS),

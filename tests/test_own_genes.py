@@ -101,7 +101,7 @@ def test_genes_of_raw_are_chosen_by_the_columns_of_adata(adata):
 
 @pytest.mark.parametrize("n_genes, says", [
     (["CCR7", "nix", "nada"], r"2 of 3 genes are not in the data: nix, nada"),
-    ("highly_variabel", r"no column of adata.var; did you mean 'highly_variable'\?; there are gene_ids, highly_variable"),
+    ("highly_variabel", r"no column of adata.var \(did you mean 'highly_variable'\?\); there are gene_ids, highly_variable"),
     ("gene_ids", "must hold True and False only"), ([1, 2], "1 is no name"), (["MALAT1"], "none of 1 genes has a place"), (1.5, "n_genes")])
 def test_genes_that_cannot_be_had(adata, n_genes, says):
     data = adata.copy()

@@ -59,7 +59,9 @@ class Counts:
     """
     share = float("nan")              # of the data's counts, how much has a place; known after check_counts
     seen = None                       # a mark of the values that check_counts saw
-    own_names, columns_of, column_names = None, None, None     # what the data call a model's genes, and which of them each column is
+    own_names = None                  # what the data call a model's genes
+    columns_of = None                 # the model's gene in each column of the data, or -1
+    column_names = None               # of these columns
     names, batch = None, None         # of the cells; (the code of each cell's batch, how many batches there are)
 
     def __init__(self, X, where=None, n_genes=None):
@@ -424,7 +426,8 @@ def checked_counts(adata, space, layer=None, use_raw=False, of_model=False):
     adata : AnnData (cells, genes).
     space : GeneSpace.
     layer, use_raw : take the counts from this layer, or from adata.raw with its genes; from X if neither is given.
-    of_model : the genes are those of a model that is there, for the messages.
+    of_model : the genes are those of a model that is there. Which of them its own data had, bool (genes,), or True
+        for all.
 
     Returns
     -------
@@ -437,16 +440,17 @@ def checked_counts(adata, space, layer=None, use_raw=False, of_model=False):
     Warns
     -----
     UserWarning : as `check_counts`; cell names that occur more than once; less than half of the counts are in the space, or of
-        a model's own choice of genes less than half are in the data.
+        a choice of genes less than half are in the data; any gene of a model is missing, with the share.
     """
     check_places(layer, use_raw)
     data = raw_of(adata) if use_raw else adata
     X, report = counts_of(data, space, layer)
     check_counts(X, data.obs_names, space.symbols, lambda: where_counts_may_be(adata, layer, use_raw),
-                 _leave_out(space, layer, use_raw, of_model))
+                 _leave_out(space, layer, use_raw, of_model is not False))
     report = with_counts(report, np.where(X.no_gene, NO_GENE, X.where), X.cells_with, data.var_names, X.share)
     _warn_of_names(data.obs_names)
-    _warn_of_genes(space, report)
+    if of_model is False: _warn_of_genes(space, report)
+    else: _warn_of_missing(space, X, of_model)
     return X, report
 
 # %% ../nbs/01_counts.ipynb #has-counts
@@ -499,8 +503,20 @@ def _warn_of_genes(space, report):
         warnings.warn(f"only {report.share_of_counts:.1%} of the counts are in genes of {space.name}; in most cells of the others: "
                       f"{listed(report.not_used)} (gene_space=None keeps all genes)", stacklevel=3)
     if (space.whole is not None or space.name == "own genes") and there < 0.5 * report.n_space:
-        warnings.warn(f"only {there:,} of the {report.n_space:,} genes of {space.name} are in the data: the others count as 0, which is "
-                      "not what the model has learnt", stacklevel=3)
+        warnings.warn(f"only {there:,} of the {report.n_space:,} genes of {space.name} are in the data: the others "
+                      "count as 0", stacklevel=3)
+
+def _warn_of_missing(space, X, known):
+    """Say how many of a model's genes these Counts lack.
+
+    known : those that the model's own data had, bool (genes,), or True for all.
+    """
+    lost = ~np.isin(np.arange(len(space)), X.where) & known
+    if not lost.any(): return
+    of = len(space) if known is True else int(known.sum())
+    first = listed(space.symbols[lost][:3])
+    warnings.warn(f"the data lack {lost.sum():,} of the model's {of:,} genes, {lost.sum() / of:.1%} (first: {first}): "
+                  "they count as 0, which is not what the model has learnt", stacklevel=4)
 
 # %% ../nbs/01_counts.ipynb #settings
 def whole_number(name, value, least=0):

@@ -285,24 +285,29 @@ def variable_genes(X, n_genes, cells=None, seed=0):
 # %% ../nbs/07_models.ipynb #named-genes
 def _genes_of_column(adata, column):
     "The names of the genes for which a column of adata.var, of True and False, says True."
-    if column not in adata.var: raise ValueError(f"n_genes={column!r} is no column of adata.var{genes.nearest(column, adata.var)}; there are "
-                                                 f"{genes.listed(adata.var.columns)}; or give a number, or a list of genes.")
+    if column not in adata.var:
+        close = genes.nearest(column, adata.var)
+        raise ValueError(f"n_genes={column!r} is no column of adata.var{close}; there are "
+                         f"{genes.listed(adata.var.columns)}; or give a number, or a list of genes.")
     values = adata.var[column]
+    said = f"n_genes={column!r}: that column of adata.var"
     if not values.isin([True, False]).all():
-        raise ValueError(f"n_genes={column!r}: that column of adata.var must hold True and False only, not {values.iloc[0]!r}.")
-    if not values.any(): raise ValueError(f"n_genes={column!r}: that column of adata.var is True for no gene.")
+        raise ValueError(f"{said} must hold True and False only, not {values.iloc[0]!r}.")
+    if not values.any(): raise ValueError(f"{said} is True for no gene.")
     return list(adata.var_names[values.astype(bool)])
 
 def _is_mask(values): return len(values) > 0 and all(isinstance(value, (bool, np.bool_)) for value in values)
 
 def _list_of_genes(what, value, adata):
-    "Names of genes as a list: of one name, a row of names, or a mask of the data's genes. ValueError for anything else."
+    "Names of genes as a list: of one name, a row of names, or a mask of the data's genes. ValueError for others."
     if isinstance(value, str): value = [value]
-    if not np.iterable(value) or isinstance(value, dict): raise ValueError(f"{what} must be a list of genes, not {value!r}.")
+    if not np.iterable(value) or isinstance(value, dict):
+        raise ValueError(f"{what} must be a list of genes, not {value!r}.")
     value = list(value)
     if _is_mask(value) and len(value) == adata.n_vars: return list(adata.var_names[np.asarray(value, bool)])
     if strange := [name for name in value if not isinstance(name, str)]:
-        raise ValueError(f"{what} must be a list of names of genes, or a mask of the data's {adata.n_vars:,} genes; {strange[0]!r} is no name.")
+        raise ValueError(f"{what} must be a list of names of genes, or a mask of the data's {adata.n_vars:,} genes; "
+                         f"{strange[0]!r} is no name.")
     return [str(name) for name in value]
 
 def genes_to_keep(what, value, adata, data, where, space):
@@ -310,8 +315,10 @@ def genes_to_keep(what, value, adata, data, where, space):
 
     Parameters
     ----------
-    what : the argument's name, for messages. value : one name, a list of names (the data's own, identifiers or symbols), or a mask.
-    adata, data : AnnData; the second holds the counts, which may be adata.raw's. where : int (genes of data,), their places or -1.
+    what : the argument's name, for messages.
+    value : one name, a list of names (the data's own, identifiers or symbols), or a mask.
+    adata, data : AnnData; the second holds the counts, which may be adata.raw's.
+    where : int (genes of data,), their places or -1.
 
     Raises
     ------
@@ -329,26 +336,28 @@ def genes_to_keep(what, value, adata, data, where, space):
         present = np.isin(by_name, where[where >= 0])
         found.update((name, int(place)) for name, place, there in zip(others, by_name, present) if there)
     if lost := [name for name in names if name not in found]:
-        raise ValueError(f"{what}: {len(lost):,} of {len(names):,} genes are not in the data: {genes.listed(lost)}; leave them out, or name "
-                         "them as the data do.")
-    if outside := [name for name in names if found[name] < 0]:
-        warnings.warn(f"{what}: {len(outside):,} of {len(names):,} genes have no place in {space.name} and are left out: "
-                      f"{genes.listed(outside, 20)}; gene_space=None takes all of the data's genes.", stacklevel=4)
+        raise ValueError(f"{what}: {len(lost):,} of {len(names):,} genes are not in the data: {genes.listed(lost)}; "
+                         "leave them out, or name them as the data do.")
     keep = sorted({found[name] for name in names if found[name] >= 0})
-    if names and not keep: raise ValueError(f"{what}: none of {len(names):,} genes has a place in {space.name}; gene_space=None takes all of the data's.")
+    if names and not keep:
+        raise ValueError(f"{what}: none of {len(names):,} genes has a place in {space.name}; gene_space=None takes all "
+                         "of the data's.")
+    if outside := [name for name in names if found[name] < 0]:
+        warnings.warn(f"{what}: {len(outside):,} of {len(names):,} genes have no place in {space.name} and are left "
+                      f"out: {genes.listed(outside, 20)}; gene_space=None takes all of the data's genes.", stacklevel=4)
     return np.array(keep, int)
 
 def _only_there(space, X, mapping):
-    """Of a few genes, mapped onto a space of all: the positions of those that the data have; None where they have most of the space.
+    """Positions of the genes that the data have; None where these are half of the space or more, or it is a part itself.
 
     Warns that the model is one of these genes, with what else could be had.
     """
     there = np.unique(X.where[X.where >= 0])
     if space.whole is not None or 2 * len(there) >= len(space): return None
     unknown = f" (not: {genes.listed(mapping.not_used, 3)})" if mapping.unrecognised else ""
-    warnings.warn(f"the data have {mapping.n_data:,} genes, a small part of {space.name}: the model has the {len(there):,} of them that are known "
-                  f"there{unknown}; gene_space=None takes all {mapping.n_data:,} as they are, gene_space={space.name!r} the whole {len(space):,}.",
-                  stacklevel=4)
+    warnings.warn(f"the data have {mapping.n_data:,} genes, a small part of {space.name}: the model has the "
+                  f"{len(there):,} of them that are known there{unknown}; gene_space=None takes all {mapping.n_data:,} as "
+                  f"they are, gene_space={space.name!r} the whole {len(space):,}.", stacklevel=4)
     return there
 
 # %% ../nbs/07_models.ipynb #batch-codes
@@ -442,7 +451,9 @@ INSTEAD = {
     "save_anndata": "adata.write_h5ad(path)",
 }
 
-def _hint(name): return f"; here it is {INSTEAD[name]}" if name in INSTEAD else ""
+def _hint(name, known=()):
+    "What to take instead of an argument that there is not: what does the same, or the known one that is most like it."
+    return f"; here it is {INSTEAD[name]}" if name in INSTEAD else genes.nearest(name, known)
 
 def _settled(name, value):
     "The value of an argument, checked and made Python's, if it is one of those that many verbs have."
@@ -459,7 +470,8 @@ def verb(method):
         devices.check_ready()
         unknown = [] if "settings" in takes or "changes" in takes else [name for name in kwargs if name not in names]
         if unknown:
-            raise TypeError(f"{method.__name__} has no argument {unknown[0]!r}{_hint(unknown[0])}; it has {', '.join(names)}.")
+            hint = _hint(unknown[0], names)
+            raise TypeError(f"{method.__name__} has no argument {unknown[0]!r}{hint}; it has {', '.join(names)}.")
         given = inspect.signature(method).bind(self, *args, **kwargs)
         for name, value in given.arguments.items():
             if value is not takes[name].default: given.arguments[name] = _settled(name, value)
@@ -501,16 +513,17 @@ class Inference:
 
     def _take(self, adata, of_batch=True):
         "Counts of adata on the model's genes, with the cells' batches if the model knows batches, and the mapping's report."
-        X, report = checked_counts(adata, self.genes, self.layer, self.use_raw, of_model=True)
+        X, report = checked_counts(adata, self.genes, self.layer, self.use_raw, of_model=self.own_names.there)
         if self.batches and of_batch:
             X.batch = batch_codes(adata, self.batch_key, self.batches)[0], len(self.batches)
         X.names = adata.obs_names
         return X, report
 
     def _name_genes(self, X, adata, others=None):
-        """Note with Counts X of adata what adata calls the model's genes, which it returns, and which of them each of its columns is.
+        """Note with Counts X what adata calls the model's genes, and which of them each column of adata is: OwnNames.
 
-        others : (genes,) what to call those that adata lacks. The counts may be those of adata.raw, which has other columns than adata.
+        others : (genes,) what to call those that adata lacks. The counts may be those of adata.raw, which has other
+        columns than adata.
         """
         data = adata.raw if self.use_raw else adata
         X.own_names = genes.OwnNames.of(self.genes, X.where, data.var_names, others)
@@ -518,6 +531,21 @@ class Inference:
         place = dict(zip(data.var_names, X.where))
         X.columns_of = np.array([place.get(name, -1) for name in adata.var_names], int) if self.use_raw else X.where
         return X.own_names
+
+    @property
+    def is_trained(self):
+        "Has this model, or the one that it was transferred from, been trained? One step is enough."
+        optimizer = getattr(self.network, "optimizer", None)
+        by_steps = optimizer is not None and int(optimizer.iterations) > 0
+        transferred = any(isinstance(value, float) for value in self._origin)
+        return bool(len(self.history) or by_steps or self._began_trained or transferred)
+
+    _began_trained = False                     # loaded: it was transferred, and has no history of its own
+
+    def _warn_untrained(self, what):
+        if self.is_trained: return
+        warnings.warn(f"this {type(self).__name__} is not trained: {what} random weights; model.train() comes first.",
+                      stacklevel=4)
 
     def _network(self, cells, draws=1):
         """The network; where there is much to do, with its functions compiled as a whole, which takes a second or two once.
@@ -568,6 +596,7 @@ class Inference:
             embedding does not depend on the batch, and cells may be of any. All verbs that look at cells take the same four
             arguments and raise the same errors; those that decode need each cell's batch.
         """
+        self._warn_untrained("the embedding is that of")
         rng, (X, cells) = np.random.default_rng(seed), self._encoded(adata, indices)
         net = self._network(cells, 1 if self.network.posterior.exact_mean else n_mc_samples)
         parameters = (net.encode_counts(x) for x in Batches(X, cells, batch_size))
@@ -788,12 +817,13 @@ class Generative(Bounds):
     "Verbs that make cells or their expression: mixed into CountAutoencoder."
     @property
     def gene_table(self):
-        "The model's genes as its data named and ordered them: a DataFrame (genes,) with their identifiers (id) and symbols (symbol)."
+        "The genes as the model's data named and ordered them: a DataFrame (genes,) with the columns id and symbol."
         return self.own_names.table(self.genes)
 
     def _positions_of(self, gene_list, own, skip_missing=False):
-        """Where these genes, by name or a mask, are among the model's, and what to call them; None: all, as OwnNames `own` has them.
+        """Where these genes, by name or a mask, are among the model's, and what to call them.
 
+        gene_list : None: all, as OwnNames `own` has them.
         skip_missing : leave out those that are not there, instead of a ValueError that names them.
         """
         if gene_list is None: return own.order, own.names[own.order]
@@ -801,12 +831,13 @@ class Generative(Bounds):
         if _is_mask(wanted): return self._positions_of_mask(wanted, own)
         found = self._found(wanted, own)
         lost = [gene for i, gene in zip(found, wanted) if i < 0]
-        if lost and (not skip_missing or len(lost) == len(wanted)): raise ValueError(self._not_there(lost, len(wanted)))
+        if lost and (not skip_missing or len(lost) == len(wanted)):
+            raise ValueError(self._not_there(lost, len(wanted)))
         kept = [(i, gene) for i, gene in zip(found, wanted) if i >= 0]
         return np.array([i for i, _ in kept], int), [gene for _, gene in kept]
 
     def _found(self, wanted, own):
-        "The position of each of these genes among the model's, or -1: by identifier, by the data's own name, or by symbol."
+        "The position of each gene among the model's, or -1: by identifier, by the data's own name, or by symbol."
         by_id = {gene: i for i, gene in enumerate(self.genes.ids)}
         by_own = {own.names[i]: i for i in own.order[:own.n_own]}
         by_symbol = {s: i for i, s in enumerate(self.genes.symbols) if s not in self.genes.ambiguous}
@@ -885,26 +916,30 @@ class Generative(Bounds):
         Parameters
         ----------
         transform_batch : decode all cells as if they were of this batch. None: each as of its own.
-        gene_list : names of the genes to return, one or several: the data's own, identifiers or symbols; or a mask of model.genes. None: all.
-        skip_missing : leave out genes of the list that the model does not have. False: they are an error, which names them all.
-        fill : a number, such as np.nan or 0: the columns are those of adata, all of them, and where the model does not have the gene they
-            hold this number; columns that were added up as one gene all hold its value. None: the model's genes only.
+        gene_list : names of the genes to return, one or several: the data's own, identifiers or symbols; or a mask of
+            model.genes. None: all.
+        skip_missing : leave out genes of the list that the model does not have. False: an error names them all.
+        fill : a number, such as np.nan or 0: the columns are those of adata, all of them, and hold this number where the
+            model does not have the gene; columns that were added up as one gene all hold its value. None: the model's
+            genes only.
         library_size : counts per cell, or "observed" for each cell's own. The decoder does not force the sum over all genes to
             be exactly this.
         n_mc_samples : draws of z over which the mean is taken.
 
         Returns
         -------
-        pandas.DataFrame (cells, genes), float32; columns as in gene_list, or the data's own names in the data's order, and after them
-        the model's genes that the data lack.
+        pandas.DataFrame (cells, genes), float32; columns as in gene_list, or the data's own names in the data's order,
+        and after them the model's genes that the data lack.
 
         Raises
         ------
         ValueError : genes or a batch that the model does not know; both gene_list and fill.
         """
-        if fill is not None and gene_list is not None: raise ValueError("gene_list= chooses genes and fill= takes all: give one of them.")
+        if fill is not None and gene_list is not None:
+            raise ValueError("gene_list= chooses genes and fill= takes all: give one of them.")
         if fill is not None and not (isinstance(fill, numbers.Real) and not isinstance(fill, bool)):
             raise ValueError(f"fill must be a number, such as np.nan or 0, not {fill!r}.")
+        self._warn_untrained("the expression is that of")
         X, cells = self._decodable(adata, indices, transform_batch)
         which, names = self._positions_of(gene_list, X.own_names, skip_missing)
         total = np.zeros((len(cells), len(which)), "float32")
@@ -916,7 +951,7 @@ class Generative(Bounds):
         return expression if fill is None else self._filled(expression, which, X, fill)
 
     def _filled(self, expression, which, X, fill):
-        "Expression (cells, genes of the model `which`) with the columns of the data of X: `fill` where the model does not have the gene."
+        "Expression (cells, genes of the model `which`) with all columns of the data of X: `fill` where there is none."
         column = np.full(len(self.genes) + 1, -1)                              # the last entry answers for -1
         column[which] = np.arange(len(which))
         column = column[np.maximum(X.columns_of, -1)]
@@ -935,9 +970,10 @@ class Generative(Bounds):
         Returns
         -------
         AnnData (n_samples x cells, genes) of counts, CSR float32: all cells once, then once more, and so on. obs["cell"] is the
-        name of the cell, obs["sample"] the number of the draw, from 0. Genes as in get_normalized_expression; model.genes.map(cells)[0]
-        has them in the order of model.X.
+        name of the cell, obs["sample"] the number of the draw, from 0. Genes as in get_normalized_expression;
+        model.genes.map(cells)[0] has them in the order of model.X.
         """
+        self._warn_untrained("the counts are drawn with")
         (X, cells), rng = self._decodable(adata, indices, transform_batch), np.random.default_rng([seed, 1])
         drawn = [[] for _ in range(n_samples)]
         for sample, _, log_mu, log_theta in self._decoded(X, cells, transform_batch, n_samples, seed, batch_size):
@@ -958,13 +994,15 @@ class Generative(Bounds):
         Returns
         -------
         AnnData (n_samples, genes) of counts, CSR float32, with the draws in obsm["z"] and, where there are batches, theirs in obs.
-        Genes are named and ordered as in the model's data (model.gene_table); model.genes.map(cells)[0] has them in the order of model.X.
+        Genes are named and ordered as in the model's data (model.gene_table); model.genes.map(cells)[0] has them in the
+        order of model.X.
 
         Raises
         ------
         ValueError : an AE, which has no prior, or a batch that is not known.
         """
         rng, components = np.random.default_rng(seed), self._components()
+        self._warn_untrained("the cells are invented with")
         z = self.network.prior.sample(n_samples, self.network.n_latent, components, rng)
         like = rng.integers(len(self.library), size=n_samples)
         log_size = np.log(self.library[like, None] / TARGET_SUM).astype("float32")
@@ -996,7 +1034,8 @@ class Generative(Bounds):
             raise ValueError(f"{type(self).__name__} has no pseudo-inputs; take VAMP, VAMPIAF or HVAMP.")
         means, _, log_weights = (np.asarray(c) for c in self._components())
         obs = pd.DataFrame({"weight": np.exp(log_weights)}, index=[f"pseudo-input {k}" for k in range(len(means))])
-        return self._in_own_order(ops.convert_to_numpy(self.network.prior.pseudo_inputs), obs, self.own_names, obsm={"z": means})
+        inputs = ops.convert_to_numpy(self.network.prior.pseudo_inputs)
+        return self._in_own_order(inputs, obs, self.own_names, obsm={"z": means})
 
     @verb
     def get_loadings(self):
@@ -1013,9 +1052,11 @@ class Generative(Bounds):
         """
         if not self.architecture.linear_decoder:
             raise ValueError(f"this {type(self).__name__} has a decoder with hidden layers; make it with linear_decoder=True.")
+        self._warn_untrained("the loadings are")
         weights = np.asarray(self.network.decoder.log_rate.kernel)[:self.network.n_latent]           # those of batches come after
         own = self.own_names
-        return pd.DataFrame(weights.T[own.order], index=own.names[own.order], columns=[f"z{d}" for d in range(len(weights))])
+        units = [f"z{d}" for d in range(len(weights))]
+        return pd.DataFrame(weights.T[own.order], index=own.names[own.order], columns=units)
 
 # %% ../nbs/07_models.ipynb #negative-binomial
 def _negative_binomial(rng, log_mu, log_theta):
@@ -1237,7 +1278,7 @@ class Persistence:
             batch = {"key": self.batch_key, "names": self.batches, "of_library": self.library_batch.tolist()}
         return {"format": FORMAT, "name": type(self).__name__, "architecture": dataclasses.asdict(self.architecture),
                 "seed": self.seed, "layer": self.layer, "use_raw": self.use_raw, "batch": batch, "genes": self.genes.to_dict(),
-                "own_names": self.own_names.to_dict(),
+                "own_names": self.own_names.to_dict(), "trained": self.is_trained,
                 "split": self.split.to_dict(), "versions": versions}
 
     def __getstate__(self):
@@ -1339,7 +1380,8 @@ class _Saved:
         marks = self._marks()
         split = self.field("split", lambda d: _split_of(d, marks, library))
         space = self.field("genes", _genes_of)
-        own_names = self.field("own_names", lambda d: genes.OwnNames.from_dict(d, space) if d else genes.OwnNames.by_id(space), None)
+        named = lambda d: genes.OwnNames.from_dict(d, space) if d else genes.OwnNames.by_id(space)
+        own_names = self.field("own_names", named, None)
         architecture = self.field("architecture", lambda d: Architecture(**d))
         batch = self.field("batch", lambda d: _batches_of(d, architecture.n_batches, len(library)), None)
         seed = self.field("seed", lambda seed: whole_number("seed", seed))
@@ -1353,6 +1395,7 @@ class _Saved:
         model._assemble(architecture, space, split, seed, layer, library, use_raw, batch)
         model._marks = marks
         model.own_names = own_names
+        model._began_trained = self.field("trained", lambda value: flag("trained", value), False)
         model.history = history
         with self.of("model.weights.h5"):
             model.network.load_weights(_InMemory(weights))
@@ -1635,9 +1678,9 @@ class CountAutoencoder(Generative, Trainable, Persistence):
     posterior, prior : see Architecture. The presets AE, VAE, IAF, VAMP, VAMPIAF and HVAMP set both.
     gene_space : "auto" maps onto the embedded protein-coding genes when the data's names allow it; a name, a path or
         a GeneSpace maps onto that one; None takes the data's genes as they are.
-    n_genes : keep so many genes, those that vary most between training cells; or which: a list of them, or the name of a column of
-        adata.var of True and False, such as "highly_variable". None keeps the whole gene space; of data that have less than half of
-        its genes, such as adata[:, highly_variable], only those, with a warning.
+    n_genes : keep so many genes, those that vary most between training cells; or which: a list of them, or the name of
+        a column of adata.var of True and False, such as "highly_variable". None keeps the whole gene space; with "auto", of
+        data that have less than half of its genes, such as adata[:, highly_variable], only those, with a warning.
     keep_genes : genes, by name, that are kept in addition to the n_genes that vary most, such as markers.
     layer : the layer of adata that holds the counts. None: X. use_raw : adata.raw holds them.
     batch_key : column of adata.obs, such as "donor" or "study", that the decoder is told, so that the embedding need not hold
@@ -1646,7 +1689,14 @@ class CountAutoencoder(Generative, Trainable, Persistence):
         gene's value is drawn on its own from the training cells', so that the genes are those of no cell.
     split : a Split of the cells; by default 10 % validation and 10 % test, drawn by `seed`.
     seed : decides split, initial weights, and the order and noise of training.
-    **architecture : single settings of Architecture, such as n_latent=32 or beta=0.1.
+    n_latent : width of the bottleneck. hidden : widths of the encoder's layers, which the decoder mirrors.
+    dropout, l1, l2 : after each hidden layer, and on its weights.
+    dispersion : "gene-cell", or "gene" for one of each gene. linear_decoder : no hidden layers in the decoder.
+    beta : weight of the KL term while training.
+    n_pseudo_inputs, learn_weights : of a VAMP prior, the number of its components, and whether their weights are learnt.
+    n_flow_steps, flow_hidden : of a flow, its steps, and the widths of their layers.
+    encode_batch : with batch_key, the encoder is told the batch, too.
+    precision : "float32", or "mixed_bfloat16" for the layers' products.
     """
     def __init__(self, adata, posterior="gaussian", prior="normal", *, gene_space="auto", n_genes=None, keep_genes=(), layer=None,
                  use_raw=False, batch_key=None, pseudo_inputs_from="cells", split=None, seed=0, **architecture):
@@ -1731,7 +1781,10 @@ def _architecture(posterior, prior, settings):
     "The Architecture, or a TypeError that names the setting that is none."
     known = [f.name for f in dataclasses.fields(Architecture) if f.name != "n_batches"]
     if unknown := [k for k in settings if k not in known]:
-        raise TypeError(f"{unknown[0]!r} is not a setting of a model{_hint(unknown[0])}; there are {', '.join(known)}.")
+        shown = inspect.signature(CountAutoencoder).parameters.values()
+        names = [p.name for p in shown if p.kind is p.KEYWORD_ONLY]
+        hint = _hint(unknown[0], names)
+        raise TypeError(f"{unknown[0]!r} is not a setting of a model{hint}; there are {', '.join(names)}.")
     return Architecture(posterior, prior, **settings)
 
 def _name_of_layer(layer):
@@ -1769,3 +1822,20 @@ class HVAMP(CountAutoencoder):
     def __init__(self, adata, **settings): super().__init__(adata, "hierarchical", "hvamp", **settings)
 
 PRESETS = {cls.__name__: cls for cls in (AE, VAE, IAF, VAMP, VAMPIAF, HVAMP)}
+
+def _show_arguments(cls):
+    "Let help and editors show all arguments of a model's class, Architecture's among them, instead of **settings."
+    own = [p for p in inspect.signature(_init_of_all).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    kind = inspect.Parameter.KEYWORD_ONLY
+    settings = [inspect.Parameter(f.name, kind, default=f.default) for f in dataclasses.fields(Architecture)]
+    names = {p.name for p in own} | {"n_batches"}
+    shown = [*own, *(p for p in settings if p.name not in names)]
+    if cls is not CountAutoencoder:
+        shown = [p for p in shown if p.name not in ("posterior", "prior")]
+        words = inspect.cleandoc(CountAutoencoder.__doc__).split("\n", 1)[1]
+        arguments = re.sub(r"(?m)^posterior, prior : .*\n", "", words)
+        cls.__doc__ = f"{cls.__doc__}\n{arguments}"
+    cls.__init__.__signature__ = inspect.Signature(shown)
+
+_init_of_all = inspect.unwrap(CountAutoencoder.__init__)
+for cls in (*PRESETS.values(), CountAutoencoder): _show_arguments(cls)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from . import devices, files, kernels
 from .counts import Batches, as_counts, check_split, flag, real_number, whole_number
 from .downloads import user_path
+from .genes import nearest
 
 # %% ../nbs/08_training.ipynb #profile
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +97,7 @@ def get_profile(profile="quick", **changes):
         raise ValueError(f"profile must be one of {', '.join(PROFILES)}, or a training.Profile, not {profile!r}.")
     known = [f.name for f in dataclasses.fields(Profile)]
     if unknown := [name for name in changes if name not in known]:
-        raise ValueError(f"training setting {unknown[0]!r} is not known; there are {', '.join(known)}.")
+        raise ValueError(f"training setting {unknown[0]!r} is not known{nearest(unknown[0], known)}; there are {', '.join(known)}.")
     return dataclasses.replace(profile, **{k: v for k, v in changes.items() if v is not None})
 
 # %% ../nbs/08_training.ipynb #whole-settings
