@@ -87,6 +87,7 @@ def test_the_folder_that_fit_leaves_is_an_organ(own, monkeypatch):
     assert list(tables.gather(own.parent, "mine")[0]["model"]) == ["AE", "VAE"]
 
 
+@pytest.mark.slow
 def test_real_trainings_that_patience_ended_test_claims(tmp_path):
     "Two seeds of VAE and IAF that stopped by themselves, and their verdicts; then one of them stopped by max_epochs."
     adata, flow = cells(), dict(n_flow_steps=1, flow_hidden=(8,))
