@@ -390,7 +390,7 @@ def co_variation_split_half(mean_a, mean_b, threshold=0.01):
     float : in [0, 1]; NaN where fewer than 2 units are active.
     """
     a, b = _as_centred_pair(mean_a, mean_b)
-    activity = (a * b).mean(0)
+    activity = activity_split_half(a, b)
     active = activity > threshold
     if active.sum() < 2: return float("nan")
     cross = a[:, active].T @ b[:, active] / len(a)
