@@ -80,9 +80,38 @@ def test_tables_of_own_data_in_a_folder_of_their_own(own):
 def test_the_folder_that_fit_leaves_is_an_organ(own, monkeypatch):
     runs, problems = tables.gather(own)
     assert list(runs["organ"]) == ["mine", "mine"] and list(runs["model"]) == ["AE", "VAE"] and not problems
+    assert set(runs["why_not_at_its_end"]) == {"ended by max_epochs 1 after 1 of 2771 epochs"}          # 150 * 128 / sqrt(48)
+    assert set(zip(runs["n_train"], runs["n_test"])) == {(48, 6)} and runs["test_cells"].nunique() == 1
     monkeypatch.chdir(own)
     assert list(tables.gather(".")[0]["organ"]) == ["mine", "mine"]
     assert list(tables.gather(own.parent, "mine")[0]["model"]) == ["AE", "VAE"]
+
+
+@pytest.mark.slow
+def test_real_trainings_that_patience_ended_test_claims(tmp_path):
+    "Two seeds of VAE and IAF that stopped by themselves, and their verdicts; then one of them stopped by max_epochs."
+    adata, flow = cells(), dict(n_flow_steps=1, flow_hidden=(8,))
+    patient = training.get_profile("paper", learning_rate=0.02, patience=45, max_epochs=2000)
+    for seed in (0, 1):
+        study.run(adata, "vae", tmp_path / "liver", patient, seed, "cell_type", progress=False, **TINY)
+        study.run(adata, "iaf", tmp_path / "liver", patient, seed, "cell_type", progress=False, **TINY, **flow)
+    runs, problems = tables.gather(tmp_path)
+    assert runs["at_its_end"].all() and not problems and runs["epochs"].max() < 2000
+    assert tables.test_ratio(runs) == 6 / 48
+    iaf = runs[runs["model"] == "IAF"].iloc[0]
+    recorded = study.read_run(iaf["folder"]).metrics
+    assert iaf["asw"] == recorded["asw_split_half"] != recorded["asw"] and not iaf["asw_noisy"] and not iaf["co_variation_noisy"]
+    assert recorded["co_variation_split_half"] is None or iaf["co_variation"] == recorded["co_variation_split_half"]
+    judged = tables.verdicts(runs).set_index("claim")
+    assert tables.UNTESTED not in set(judged["verdict"])
+    cut = training.get_profile("paper", learning_rate=0.02, patience=45, max_epochs=3)
+    study.run(adata, "iaf", tmp_path / "liver", cut, 1, "cell_type", progress=False, overwrite=True, **TINY, **flow)
+    runs, _ = tables.gather(tmp_path)
+    judged = tables.verdicts(runs).set_index("claim")
+    assert any("liver: not all runs were trained to their end (IAF: ended by max_epochs 3" in sentence for sentence in tables.caveats(runs))
+    assert judged.loc["The IAF has a lower test loss than the VAE", "verdict"] == tables.UNTESTED
+    page = page_of(tmp_path)
+    for words in ("not tested by this training", "agrees with the paper", "as claimed"): assert words in page
 
 
 def test_an_organs_page_beside_its_runs_is_no_run(own):

@@ -309,8 +309,9 @@ def compare(frame, more, less, metric):
     """The difference of two variants in one metric, seed by seed.
 
     frame : of `sweep`. more, less : names of variants. metric : a column.
-    Returns a dict: mean, low, high (95 % t interval for seeds that divide the same cells anew, tables.interval), seeds, p (of no difference), clear (True where the
-    interval leaves 0 out). ValueError : a name that is not in the frame; variants that were tested on other cells with the same seed.
+    Returns a dict: mean, low, high (95 % t interval for seeds that divide the same cells anew, tables.interval), seeds, p (of no
+    difference), clear (True where the interval leaves 0 out). ValueError : a name that is not in the frame; variants that were
+    tested on other cells with the same seed.
     """
     for name in (more, less):
         if name not in set(frame["variant"]): raise ValueError(f"no variant {name!r}; there are {', '.join(frame['variant'].unique())}.")
@@ -319,13 +320,15 @@ def compare(frame, more, less, metric):
     differences = (wide[more] - wide[less]).dropna()
     runs = frame[frame["variant"].isin([more, less]) & frame["seed"].isin(differences.index)]
     if "test_cells" in runs and (seeds := tables._tested_otherwise(runs)):
-        raise ValueError(f"{more} and {less} were tested on other cells with seed {', '.join(map(str, seeds))}, so they cannot be compared seed by seed.")
+        raise ValueError(f"{more} and {less} were tested on other cells with seed {', '.join(map(str, seeds))}, so they cannot be "
+                         "compared seed by seed.")
     ratio = tables.test_ratio(runs)
     mean, low, high = tables.interval(differences, ratio=ratio)
-    return {"mean": mean, "low": low, "high": high, "seeds": len(differences), "p": tables.p_value(differences, ratio), "clear": bool(low > 0 or high < 0)}
+    return {"mean": mean, "low": low, "high": high, "seeds": len(differences), "p": tables.p_value(differences, ratio),
+            "clear": bool(low > 0 or high < 0)}
 
 def over_seeds(runs, column):
-    "(mean, low, high) of a column over the seeds of some runs, rows of `sweep`: the 95 % t interval for seeds that divide the same cells anew."
+    "(mean, low, high) of a column over the seeds of some runs, rows of `sweep`: 95 % t interval, as in `compare`."
     return tables.interval(runs[column].dropna(), ratio=tables.test_ratio(runs))
 
 def told(value, digits=3, signed=False):
@@ -411,12 +414,15 @@ def part_of(frame, data):
 def changes(frame, more, less, judged):
     """What a variant is clearly better in than another, and what worse, in words; in brackets the mean differences, data set by data set, a dash where one is not clear.
 
-    What is clear is so after Holm's correction (tables.holm), whose family is the sentence: all columns of `judged` in all data sets.
+    What is clear is so after Holm's correction (tables.holm), whose family is the sentence: all columns of `judged` in all data
+    sets.
 
     frame : of `gather`. more, less : names of variants. judged : dict from a column to its name, digits, and 1 or -1: higher, or lower, is better.
     """
     parts, found = [part_of(frame, data) for data in frame["data"].unique()], {"better": [], "worse": []}
-    rows = {column: [compare(part, more, less, column) if column in part else {"p": np.nan} for part in parts] for column in judged}
+    def of(part, column): return compare(part, more, less, column) if column in part else {"p": np.nan}
+
+    rows = {column: [of(part, column) for part in parts] for column in judged}
     family = [d for each in rows.values() for d in each]
     for d, p in zip(family, tables.holm([d["p"] for d in family])): d["clear"] = bool(p < 0.05)
     for column, (name, digits, sign) in judged.items():

@@ -167,14 +167,15 @@ def _components_of_halves(a, b, share):
     return k, k - 1 + min(max((share * total - before) / last, 0.0), 1.0)
 
 def n_components_split_half(mean_a, mean_b, share=0.95, n_noisier=8):
-    """PCs95 from two independent Monte Carlo means of E[z|x], without the variance of their noise and without what it takes from the count.
+    """PCs95 from two independent Monte Carlo means of E[z|x], without the variance of their noise and what it takes from the count.
 
     Parameters
     ----------
     mean_a, mean_b : (cells, units) two estimates of E[z|x] from independent samples, cells in the same order.
     share : part of the total variance, above 0 and at most 1; the total is the trace of the symmetrised cross-covariance.
-    n_noisier : noise spreads the eigenvalues, and with few cells the largest seem too large: too few then reach the share. By how
-        much is told by so many pairs of halves with twice the noise, their own differences in another order of the cells; 0: as it is.
+    n_noisier : noise spreads the eigenvalues, and with few cells the largest seem too large: too few then reach the share. By
+        how much is told by so many pairs of halves with twice the noise, made with their own differences in another order of
+        the cells; 0: as it is.
 
     Returns
     -------
@@ -183,7 +184,8 @@ def n_components_split_half(mean_a, mean_b, share=0.95, n_noisier=8):
     a, b = _as_centred_pair(mean_a, mean_b)
     k, between = _components_of_halves(a, b, share)
     if k == 0 or n_noisier == 0: return k
-    noise, rng = (a - b) / np.sqrt(2), np.random.default_rng(0)         # of one half: differences have its variance twice
+    noise = (a - b) / np.sqrt(2)                                        # of one half: differences have its variance twice
+    rng = np.random.default_rng(0)
     def other(): return noise[rng.permutation(len(noise))]
 
     noisier = [_components_of_halves(a + other(), b + other(), share)[1] for _ in range(n_noisier)]
@@ -376,7 +378,7 @@ def silhouette_split_half(mean_a, mean_b, labels, block_size=1024, unlabelled=No
 
 # %% ../nbs/09_metrics.ipynb #co-variation-split-half
 def co_variation_split_half(mean_a, mean_b, threshold=0.01):
-    """Mean absolute correlation between different active units of E[z|x] (chapter 16, equation 1), without the noise of its samples.
+    """Mean absolute correlation between different active units of E[z|x] (chapter 16, equation 1), without sampling noise.
 
     Parameters
     ----------
@@ -388,12 +390,12 @@ def co_variation_split_half(mean_a, mean_b, threshold=0.01):
     float : in [0, 1]; NaN where fewer than 2 units are active.
     """
     a, b = _as_centred_pair(mean_a, mean_b)
-    activity = (a * b).mean(0)
+    activity = activity_split_half(a, b)
     active = activity > threshold
     if active.sum() < 2: return float("nan")
     cross = a[:, active].T @ b[:, active] / len(a)
     scale = np.sqrt(activity[active])
-    correlation = np.clip((cross + cross.T) / 2 / np.outer(scale, scale), -1, 1)       # a weak unit's can come out above 1
+    correlation = np.clip((cross + cross.T) / 2 / np.outer(scale, scale), -1, 1)       # a weak unit's can be above 1
     return float(np.abs(correlation[~np.eye(len(scale), dtype=bool)]).mean())
 
 # %% ../nbs/09_metrics.ipynb #nmi-ari

@@ -112,7 +112,7 @@ class Network(keras.Model):
         return self.prior.log_prob(z, components) - log_q - self.reconstruction(cells, z)
 
     def log_weight_of_both(self, cells, parameters, z, components, log_odds=np.zeros(2, "float32")):
-        """The same at a z that is drawn from the posterior or from the prior: log p(x, z) less the log-density of all draws together.
+        """The same at a z of the posterior or of the prior: log p(x, z) less the log-density of all draws together.
 
         log_odds : of `log_odds_of_both`, of the draws from posterior and prior; by default they are equally many.
         """
@@ -660,9 +660,9 @@ def importance_bound(log_weights):
     return first - np.log(n), np.sqrt(relative_variance)
 
 def log_odds_of_both(draws):
-    """Logarithms of twice the shares of the posterior and of the prior among so many draws in turn, float32 (2,); 0 where they are even.
+    """Logarithms of twice the shares of posterior and prior among so many draws in turn, float32 (2,); 0 where they are even.
 
-    Of an odd number the posterior has one more: with even weights the mean of the weights would be above p(x), and its logarithm no bound.
+    Of an odd number the posterior has one more: with even weights their mean would be above p(x), and its logarithm no bound.
     """
     from_prior = draws // 2
     twice = 2 * np.array([draws - from_prior, from_prior]) / draws

@@ -29,10 +29,10 @@ def embed(model, n_mc_samples=25):
 
 # %% ../nbs/14_study.ipynb #compactness
 def compactness(model, z, halves):
-    """Active units, PCs95 and how units vary together, free of sampling noise, and the plain 10-sample figures beside them where they differ.
+    """Active units and PCs95, free of sampling noise, and the plain 10-sample figures beside them where they differ.
 
-    model : trained. z, halves : of `embed`, (cells, latent units). Returns a dict: whole numbers, and where the embedding is sampled
-    co_variation_split_half, a correlation, None where fewer than 2 units are active.
+    model : trained. z, halves : of `embed`, (cells, latent units). Returns a dict: whole numbers, and where the embedding is
+    sampled co_variation_split_half, a correlation, None where fewer than 2 units are active.
     """
     if halves is None: return {"active_units": metrics.active_units(z), "pcs95": metrics.n_components(z)}
     plain = model.get_latent_representation(n_mc_samples=10, seed=3)
@@ -331,12 +331,13 @@ def cells_of(names, split, labels=None):
     return cells
 
 def division_of(cells):
-    """How a run's cells were divided, as a dict: n_train and n_test, and test_cells, a short hash of the test cells' names, "" without any.
+    """How a run's cells were divided, as a dict: n_train, n_test, and test_cells, a short hash of the names, "" without any.
 
     cells : of `cells_of` or of a Run.
     """
     test = cells.index[cells["split"] == "test"]
-    return {"n_train": int((cells["split"] == "train").sum()), "n_test": len(test), "test_cells": hash_of(*test) if len(test) else ""}
+    n_train = int((cells["split"] == "train").sum())
+    return {"n_train": n_train, "n_test": len(test), "test_cells": hash_of(*test) if len(test) else ""}
 
 # %% ../nbs/14_study.ipynb #table
 COLUMNS = {"active_units": "active units", "pcs95": "PCs for 95 %", "asw": "ASW cell type", "nmi": "NMI", "ari": "ARI", "knn_purity": "kNN purity",

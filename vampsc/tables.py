@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PAPER_MODELS', 'GENERATIVE', 'METRICS', 'IN_TABLE_1', 'IN_TABLE_2', 'ENOUGH_PATIENCE', 'READ', 'NO_RUNS',
            'PAPER_GENES', 'PAPERS_DATA', 'CAVEATS', 'AS_IT_IS', 'INTERVAL', 'NOISE', 'BESIDE', 'ORDERS', 'VAE_AND_IAF',
-           'FEWER', 'CLAIMS', 'HOLDS', 'FAILS', 'OPEN', 'NOT_HERE', 'UNTESTED', 'TEMPLATE', 'WRITTEN', 'Metric',
-           'printed', 'paper_tables', 'co_variation', 'profile_of', 'unlike_the_paper', 'paper_organ', 'training_end',
-           'gather', 'missing', 'overview', 'caveats', 'interval', 'test_ratio', 'summarise', 'marks', 'table_1',
-           'table_2', 'Html', 'show_words', 'in_markdown', 'show', 'noise_said', 'beside_the_paper',
+           'FEWER', 'CLAIMS', 'HOLDS', 'FAILS', 'OPEN', 'NOT_HERE', 'UNTESTED', 'EITHER_WAY', 'TEMPLATE', 'WRITTEN',
+           'Metric', 'printed', 'paper_tables', 'co_variation', 'profile_of', 'unlike_the_paper', 'paper_organ',
+           'training_end', 'gather', 'missing', 'overview', 'caveats', 'interval', 'test_ratio', 'summarise', 'marks',
+           'table_1', 'table_2', 'Html', 'show_words', 'in_markdown', 'show', 'noise_said', 'beside_the_paper',
            'why_nothing_beside', 'orders', 'show_beside', 'Claim', 'decide', 'p_value', 'holm', 'verdicts',
            'over_organs', 'why_no_verdict', 'figure_1', 'figure_2', 'make']
 
@@ -115,14 +115,16 @@ def training_end(settings, history, n_train, width=128):
     history : DataFrame with a row for each epoch. n_train : training cells. width : units of the widest hidden layer.
     """
     known = {f.name for f in dataclasses.fields(training.Profile)}
-    profile = training.Profile(**{name: value for name, value in training.with_defaults(settings).items() if name in known})
+    whole = training.with_defaults(settings)
+    profile = training.Profile(**{name: value for name, value in whole.items() if name in known})
     if not len(history): return "its history is empty"
     if profile.steps is None: return _end_of_patience(profile, history)
     if n_train < 1: return "it is not known how many cells it was trained on"
     return _end_of_steps(profile, len(history), n_train, width)
 
 def _end_of_steps(profile, done, n_train, width):
-    def epochs(steps): return dataclasses.replace(profile, steps=steps, max_epochs=None, kl_warmup=0).epochs(n_train, width)
+    def epochs(steps):
+        return dataclasses.replace(profile, steps=steps, max_epochs=None, kl_warmup=0).epochs(n_train, width)
 
     own, rule = epochs(profile.steps), epochs("auto")
     cut = f" by max_epochs {profile.max_epochs}" if profile.max_epochs == done else ""
@@ -135,7 +137,8 @@ def _end_of_patience(profile, history):
     watched = history["val_loss"].to_numpy()[profile.kl_warmup:] if "val_loss" in history else ()
     if not len(watched): return "its history has no validation loss"
     since = len(watched) - 1 - int(np.argmin(watched))
-    return "" if since >= profile.patience else f"ended by max_epochs {profile.max_epochs}, {since} epochs after its best"
+    if since >= profile.patience: return ""
+    return f"ended by max_epochs {profile.max_epochs}, {since} epochs after its best"
 
 # %% ../nbs/16_tables.ipynb #cells-of-an-organ
 def _cells_of(folder, problems):
@@ -171,17 +174,21 @@ def _row(folder):
     if len(set(sizes)) > 1: raise ValueError(f"{path}: latent.npy, cells.csv and metrics.json are about {sizes} cells.")
     numbers = _numbers_of(run.metrics)
     labels = run.cells["label"] if "label" in run.cells else pd.Series(dtype=str)
+    units = _of_the_units(run.embedding, numbers, run.metrics.get("co_variation_split_half"))
     why_not = _why_not_at_its_end(run)
-    return {"model": run.name.upper(), "seed": int(config["seed"]), **numbers, **_of_the_units(run.embedding, numbers, run.metrics.get("co_variation_split_half")),
-            **study.division_of(run.cells), "at_its_end": not why_not, "why_not_at_its_end": why_not, "found_types": labels[labels != ""].nunique(), "profile": profile_of(config["training"]),
+    return {"model": run.name.upper(), "seed": int(config["seed"]), **numbers, **units, **study.division_of(run.cells),
+            "at_its_end": not why_not, "why_not_at_its_end": why_not,
+            "found_types": labels[labels != ""].nunique(), "profile": profile_of(config["training"]),
             "unlike_the_paper": unlike_the_paper(config["training"]), "data": config["data"], "folder": path}
 
 def _why_not_at_its_end(run):
     "The words of `training_end`. The widest hidden layer is that of the saved model, or the default."
     saved = run.folder / "model" / "model.json"
-    said = json.loads(saved.read_text()).get("architecture", {}) if saved.is_file() else run.config.get("settings") or {}
+    said = run.config.get("settings") or {}
+    if saved.is_file(): said = json.loads(saved.read_text()).get("architecture", {})
     hidden = said.get("hidden", models.Architecture.__dataclass_fields__["hidden"].default)
-    return training_end(run.config["training"], run.history, study.division_of(run.cells)["n_train"], max(np.atleast_1d(hidden), default=0))
+    n_train = study.division_of(run.cells)["n_train"]
+    return training_end(run.config["training"], run.history, n_train, max(np.atleast_1d(hidden), default=0))
 
 def _numbers_of(found):
     """The numbers of a run, NaN where there is none; those of 10 samples are the exact ones where nothing is sampled.
@@ -259,7 +266,8 @@ def _not_alike(runs):
             kinds = "" if column == "data" else f" ({'; '.join(str(v) for v in group[column].unique())})"
             yield f"{organ}: its runs differ in their {words}{kinds}, so a comparison of its models may be about that."
         if seeds := _tested_otherwise(group):
-            yield f"{organ}: its models were not tested on the same cells with seed {', '.join(map(str, seeds))}, so their test losses are not compared."
+            yield (f"{organ}: its models were not tested on the same cells with seed {', '.join(map(str, seeds))}, "
+                   "so their test losses are not compared.")
         if 0 < group["asw"].notna().sum() < len(group): yield f"{organ}: not all of its runs were judged by cell types."
 
 def _tested_otherwise(group):
@@ -365,8 +373,8 @@ def _as_many_genes(runs): return (runs["n_genes"] - PAPER_GENES).abs() <= 1000
 def interval(values, level=0.95, least_sd=0.0, ratio=0.0):
     """Mean and t interval of a few values (equation 2).
 
-    values : (seeds,). level : of the interval. least_sd : the standard deviation is taken to be at least this. ratio : n_test / n_train where each
-    seed divides the same cells anew (`test_ratio`), 0 for independent values.
+    values : (seeds,). level : of the interval. least_sd : the standard deviation is taken to be at least this. ratio : n_test /
+    n_train where each seed divides the same cells anew (`test_ratio`), 0 for independent values.
     Returns (mean, low, high) in the unit of the values; the limits are NaN for fewer than 2 values, the mean for none.
     """
     values = np.asarray(values, "float64")
@@ -505,19 +513,22 @@ def show(table, models=PAPER_MODELS):
     rule = "Bold: the best of VAE, IAF and VAMP." + " Italics: the AE is better than all of these." * ("asw" in columns)
     shown = table[table.index.isin(there, level="model")].reset_index()
     noise = noise_said(shown, "asw") if "asw" in columns else ""
-    return _html(_heads(columns), rows, " ".join(filter(None, [(INTERVAL + rule * bool(set(there) & set(GENERATIVE))).strip(), noise])))
+    said = INTERVAL + rule * bool(set(there) & set(GENERATIVE))
+    return _html(_heads(columns), rows, f"{said.strip()} {noise}".strip())
 
 NOISE = {"asw": "The ASW", "co_variation": "The mean |correlation|"}
 
 def noise_said(runs, metric):
-    """A sentence about the models whose number has sampling noise in it, since their runs were judged before it was taken out; else an empty text.
+    """A sentence about the models whose number has sampling noise in it, since their runs were judged before it was taken out.
 
-    runs : of `gather`, or a table with title, model and `<metric>_noisy`. metric : "asw" or "co_variation".
+    An empty text where there is none. runs : of `gather`, or a table with title, model and `<metric>_noisy`. metric : "asw" or
+    "co_variation".
     """
     noisy = runs[runs[f"{metric}_noisy"].astype(bool)]
     if noisy.empty: return ""
     where = "; ".join(f"{models_} ({titles})" for titles, models_ in _alike_models(noisy))
-    return f"{NOISE[metric]} of {where} is of a mean of samples, whose noise lowers it: these runs were judged before that was taken out."
+    return (f"{NOISE[metric]} of {where} is of a mean of samples, whose noise lowers it: these runs were judged before that was "
+            "taken out.")
 
 def _alike_models(runs):
     "(titles of organs, models) as texts, for each set of organs that have it."
@@ -674,8 +685,8 @@ UNTESTED = "not tested by this training"
 def decide(differences, bound=0.0, least_sd=0.0, ratio=0.0, level=0.95):
     """Is a mean difference above a bound, by its t interval over seeds?
 
-    differences : (seeds,). ratio : as in `interval`. level : of the interval. Returns (verdict, direction, mean, low, high). The direction is 1, -1 or 0 as the mean is above, below or at the bound,
-        NaN without any value.
+    differences : (seeds,). ratio : as in `interval`. level : of the interval. Returns (verdict, direction, mean, low, high).
+        The direction is 1, -1 or 0 as the mean is above, below or at the bound, NaN without any value.
     """
     mean, low, high = interval(differences, level, least_sd, ratio)
     verdict = HOLDS if low > bound else FAILS if high < bound else OPEN
@@ -699,19 +710,23 @@ def holm(p_values):
 
 # %% ../nbs/16_tables.ipynb #verdict-of-parts
 def _judge_part(group, metric, part, family=1):
-    """One comparison in one organ: (verdict, the verdict by Holm's first step in a family of so many, direction, number of seeds, the numbers in words).
+    """One comparison in one organ: (verdict, strict verdict, direction, number of seeds, the numbers in words).
 
-    UNTESTED where a run that it needs was not trained to its end. What cannot be compared is OPEN, and the words say why.
+    The strict verdict is the one by Holm's first step in a family of so many comparisons. UNTESTED where a run that it needs was
+    not trained to its end. What cannot be compared is OPEN, and the words say why.
     """
     more, less, bound = part
     needed = [m for m in (more, less) if m]
     wide = group.pivot_table(index="seed", columns="model", values=metric, aggfunc="first")
     lacking = [m for m in needed if m not in wide]
-    if lacking: return OPEN, OPEN, np.nan, 0, f"{lacking[0]}: {'no number' if lacking[0] in set(group['model']) else 'no run'}"
+    if lacking:
+        why = "no number" if lacking[0] in set(group["model"]) else "no run"
+        return OPEN, OPEN, np.nan, 0, f"{lacking[0]}: {why}"
     wide = wide[needed].dropna()
     runs = group[group["model"].isin(needed) & group["seed"].isin(wide.index)]
     if metric.startswith("test_") and (seeds := _tested_otherwise(runs)):
-        return OPEN, OPEN, np.nan, 0, f"{' and '.join(needed)} were tested on other cells with seed {', '.join(map(str, seeds))}"
+        numbers = f"{' and '.join(needed)} were tested on other cells with seed {', '.join(map(str, seeds))}"
+        return OPEN, OPEN, np.nan, 0, numbers
     differences = (wide[more] if more else 0) - (wide[less] if less else 0)
     rounding, ratio = METRICS[metric].step * np.sqrt(wide.shape[1] / 12), test_ratio(runs)
     verdict, direction, *found = decide(differences, bound, rounding, ratio)
@@ -734,7 +749,8 @@ def _numbers(means, metric, part, found):
 def _joined(verdicts, strict, any_part):
     """The verdict of a claim from those of its comparisons, and from the strict ones.
 
-    What all comparisons must show each shows at its own level; what one of several is enough for, it shows after Holm's correction.
+    What all comparisons must show each shows at its own level; what one of several is enough for it shows after Holm's
+    correction.
     """
     each, one = (FAILS, HOLDS) if any_part else (HOLDS, FAILS)
     if one in strict: return one
@@ -752,8 +768,8 @@ def _direction(directions, any_part):
 def verdicts(runs, claims=CLAIMS):
     """A verdict on each claim for each organ.
 
-    The family of Holm's correction are the comparisons of one claim in one organ, where one of them is enough: to hold for a claim with
-    any_part, to fail for every other. What all of them must show needs no correction.
+    The family of Holm's correction are the comparisons of one claim in one organ, where one of them is enough: to hold for a
+    claim with any_part, to fail for every other. What all of them must show needs no correction.
 
     Parameters
     ----------
@@ -762,17 +778,19 @@ def verdicts(runs, claims=CLAIMS):
 
     Returns
     -------
-    DataFrame : section, claim, organ, title, verdict ("holds", "does not hold", "cannot be told", "not tested by this training" or "does not apply"),
-        direction ("as claimed", "not as claimed" or "unknown", by the means alone), seeds, numbers, "in the paper" (the direction of the
-        paper's own numbers of that organ, "-" where it prints none) and "beside the paper", a sentence.
+    DataFrame : section, claim, organ, title, verdict ("holds", "does not hold", "cannot be told", "not tested by this training"
+        or "does not apply"), direction ("as claimed", "not as claimed" or "unknown", by the means alone), seeds, numbers,
+        "in the paper" (the direction of the paper's own numbers of that organ, "-" where it prints none) and "beside the
+        paper", a sentence.
     """
     theirs, rows = _papers_judged(claims), []
     for claim in claims:
         for organ, group in runs.groupby("organ", sort=False):
             found = _judged(group, claim)
             known = theirs.get((claim.text, group["paper_organ"].iloc[0] if "paper_organ" in group else None))
-            rows.append({"section": claim.section, "claim": claim.text, "organ": organ, "title": group["title"].iloc[0], **found,
-                         "in the paper": known["direction"] if known else "-", "beside the paper": _beside_its_paper(found, known)})
+            rows.append({"section": claim.section, "claim": claim.text, "organ": organ, "title": group["title"].iloc[0],
+                         **found, "in the paper": known["direction"] if known else "-",
+                         "beside the paper": _beside_its_paper(found, known)})
     return pd.DataFrame(rows)
 
 def _judged(group, claim):
@@ -785,15 +803,18 @@ def _judged(group, claim):
         why = f"{model} {printed(mean, metric)} {METRICS[metric].title}"
         if mean < 1: return _not_here(why, NOT_HERE if there["at_its_end"].all() else UNTESTED)
     family = len(claim.parts)
-    found, strict, directions, seeds, numbers = zip(*(_judge_part(group, claim.metric, part, family) for part in claim.parts))
+    parts = [_judge_part(group, claim.metric, part, family) for part in claim.parts]
+    found, strict, directions, seeds, numbers = zip(*parts)
     verdict, words = _joined(found, strict, claim.any_part), "; ".join(numbers)
-    if verdict == OPEN and (HOLDS if claim.any_part else FAILS) in found: words += f"; not clear after Holm's correction for {family} comparisons"
-    return {"verdict": verdict, "direction": _direction(directions, claim.any_part), "seeds": min(seeds), "numbers": words}
+    alone = HOLDS if claim.any_part else FAILS
+    if verdict == OPEN and alone in found: words += f"; not clear after Holm's correction for {family} comparisons"
+    direction = _direction(directions, claim.any_part)
+    return {"verdict": verdict, "direction": direction, "seeds": min(seeds), "numbers": words}
 
 def _not_here(why, verdict=NOT_HERE): return {"verdict": verdict, "direction": "unknown", "seeds": 0, "numbers": why}
 
 def _papers_judged(claims):
-    "The claims by the paper's own numbers: a dict from (claim, organ) to what `_judged` says; without organs of which it prints none."
+    "The claims by the paper's own numbers: a dict from (claim, organ) to what `_judged` says, where it prints numbers."
     paper = paper_tables().assign(seed=0, co_variation=np.nan, at_its_end=True, test_cells="")
     active = paper["active_units"]
     paper = paper.assign(share_active=active / 128, inactive_units=128 - active)
@@ -803,7 +824,7 @@ def _papers_judged(claims):
     return {key: {**row, "direction": NOT_HERE} if row["verdict"] == NOT_HERE else row for key, row in found.items()}
 
 def _beside_its_paper(found, known):
-    "How the direction of an organ stands to the paper's own numbers of it, as a sentence; known : of `_papers_judged`, or None."
+    "How an organ's direction stands to the paper's own numbers of it, in words; known : of `_papers_judged`, or None."
     if known is None: return "the paper prints no number of it"
     ours, theirs, numbers = found["direction"], known["direction"], known["numbers"]
     if theirs == NOT_HERE: return f"does not apply to the paper's own numbers: {numbers}"
@@ -816,17 +837,19 @@ def over_organs(judged, claims=CLAIMS):
     """The claims over all organs.
 
     judged : of `verdicts`. Returns a DataFrame with a row for each claim: section, claim, needs, verdict, organs (to which
-        it applies), in how many it holds, does not hold, cannot be told and is not tested by this training (which counts as open),
-        "as claimed" (how many by the means alone), "in the paper" (the same by its tables, of all its organs), "agrees with the paper's table" (in how many of the
-        organs that both have the means point as the paper's own numbers of the same organ do) and "beside the paper", a sentence about organs that are not as claimed.
+        it applies), in how many it holds, does not hold, cannot be told and is not tested by this training (which counts as
+        open), "as claimed" (how many by the means alone), "in the paper" (the same by its tables, of all its organs), "agrees with
+        the paper's table" (in how many of the organs that both have the means point as the paper's own numbers of the same organ
+        do) and "beside the paper", a sentence about organs that are not as claimed.
     """
     rows, papers = [], _in_the_paper(claims)
     for claim in claims:
         organs = judged[(judged["claim"] == claim.text) & (judged["verdict"] != NOT_HERE)]
         count = {v: int((organs["verdict"] == v).sum()) for v in (HOLDS, FAILS, OPEN, UNTESTED)}
         rows.append({"section": claim.section, "claim": claim.text, "needs": claim.needs,
-                     "verdict": _over(claim.needs, count[HOLDS], count[FAILS], count[OPEN] + count[UNTESTED]), "organs": len(organs), **count,
-                     "as claimed": _share(organs["direction"]), "in the paper": papers[claim.text], **_beside_over(organs)})
+                     "verdict": _over(claim.needs, count[HOLDS], count[FAILS], count[OPEN] + count[UNTESTED]),
+                     "organs": len(organs), **count, "as claimed": _share(organs["direction"]),
+                     "in the paper": papers[claim.text], **_beside_over(organs)})
     return pd.DataFrame(rows)
 
 def why_no_verdict(judged):
@@ -838,22 +861,24 @@ def why_no_verdict(judged):
     return ("None of the claims can be looked at: each compares models, or counts units, of which there are no runs here. "
             f"They need {', '.join(PAPER_MODELS)} with the same seeds, on the same data.")
 
+EITHER_WAY = ["as claimed", "not as claimed"]
+
 def _share(directions):
-    known = directions[directions.isin(["as claimed", "not as claimed"])]
+    known = directions[directions.isin(EITHER_WAY)]
     return f"{(known == 'as claimed').sum()} of {len(known)}" if len(known) else "-"
 
 def _beside_over(organs):
     "How many organs point as the paper's own numbers of the same organ do, and which are not as claimed."
-    sure = organs["direction"].isin(["as claimed", "not as claimed"]) & organs["in the paper"].isin(["as claimed", "not as claimed"])
-    both = organs[sure]
+    both = organs[organs["direction"].isin(EITHER_WAY) & organs["in the paper"].isin(EITHER_WAY)]
     if both.empty: return {"agrees with the paper's table": "-", "beside the paper": "-"}
     alike, wrong = both["direction"] == both["in the paper"], both["direction"] == "not as claimed"
     names = lambda mask: ", ".join(both["title"][mask])
     said = {"not as claimed, and not in the paper's own table either": names(alike & wrong),
             "not as claimed, other than in the paper's own table": names(~alike & wrong),
             "as claimed, other than in the paper's own table": names(~alike & ~wrong)}
+    sentence = "; ".join(f"{of}: {words}" for words, of in said.items() if of)
     return {"agrees with the paper's table": f"{alike.sum()} of {len(both)}",
-            "beside the paper": "; ".join(f"{of}: {words}" for words, of in said.items() if of) or "all as claimed, here and in the paper's own table"}
+            "beside the paper": sentence or "all as claimed, here and in the paper's own table"}
 
 def _over(needs, holds, fails, open_):
     "The verdict over organs, whatever the open ones may be."
@@ -865,7 +890,9 @@ def _over(needs, holds, fails, open_):
 def _in_the_paper(claims):
     "In how many of the paper's organs its printed numbers are as claimed: a dict from claim to '6 of 9'."
     found = _papers_judged(claims)
-    return {claim.text: _share(pd.Series([row["direction"] for (text, _), row in found.items() if text == claim.text], dtype=object)) for claim in claims}
+    def directions(claim): return [row["direction"] for (text, _), row in found.items() if text == claim.text]
+
+    return {claim.text: _share(pd.Series(directions(claim), dtype=object)) for claim in claims}
 
 # %% ../nbs/16_tables.ipynb #figure-1
 def figure_1(runs, most=20_000, width=9.0):
