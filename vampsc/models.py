@@ -1613,8 +1613,8 @@ class Trainable(Inference):
         adata : AnnData of raw counts, at least 10 cells; its genes are mapped onto this model's. If this model knows batches, those
             of adata that it does not know are added; they begin as the mean of the known ones.
         split, seed : as in the class; the seed is this model's if not given.
-        unfrozen : train all weights. The model then follows the new cells, and forgets the old ones: few cells, or a long training,
-            make its embedding worse for both.
+        unfrozen : train all weights. The model then follows the new cells, and its embedding of the old ones changes: few cells, or a long training,
+            can make it worse for both.
         profile, progress, **settings : as in `train`; max_epochs=0 leaves the weights as they are.
 
         Returns
