@@ -1,5 +1,11 @@
 """Covariates: models that are told each cell's batch."""
+import copy
+import json
+import pickle
+
+import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 
@@ -21,6 +27,23 @@ def adata():
     cells.X = sp.csr_matrix(rng.binomial(X.astype(int), keep).astype("float32"))
     cells.obs["lab"] = np.array(["north", "south"])[lab]
     return cells
+
+
+TINY = dict(gene_space=None, hidden=(8,), n_latent=3)
+
+
+def few_cells(donors, n=90):
+    "Cells of these donors in turn, 20 genes."
+    counts = np.random.default_rng(0).poisson(2.0, (n, 20)) + 1
+    obs = pd.DataFrame({"donor": [donors[i % len(donors)] for i in range(n)]}, index=[f"c{i}" for i in range(n)])
+    return ad.AnnData(sp.csr_matrix(counts.astype("float32")), obs, pd.DataFrame(index=[f"g{j}" for j in range(20)]))
+
+
+def rewrite(folder, description):
+    "Another model.json, with checksums that say so."
+    (folder / "model.json").write_text(json.dumps(description))
+    files = {p.name: p.read_bytes() for p in folder.iterdir() if p.name != models.CHECKSUMS}
+    (folder / models.CHECKSUMS).write_bytes(models._checksums(files))
 
 
 KINDS = {"without": {}, "decoder": {"batch_key": "lab"}, "both": {"batch_key": "lab", "encode_batch": True}}
@@ -197,10 +220,60 @@ def test_only_rows_of_new_batches_are_trained(adata, trained, name, tmp_path):
 
 
 def test_without_new_batches_nothing_is_trained(adata, trained, capsys):
-    for name in ("without", "decoder"):
-        same = trained[name].transfer(adata[:100], max_epochs=2)
-        assert len(same.history) == 0 and "no batch is new" in capsys.readouterr().out
+    for name, why in (("without", "it knows no batches"), ("decoder", "no batch is new")):
+        same = trained[name].transfer(adata[:100], max_epochs=2, progress=False)
+        assert len(same.history) == 0 and f"{why}" in capsys.readouterr().out
         assert all(np.array_equal(a, b) for a, b in zip(trained[name].network.weights, same.network.weights))
+        with pytest.raises(ValueError, match="nothing to train: .* unfrozen=True"): same.train(max_epochs=1)
+
+
+def changed_rows(before, after):
+    "For each weight that differs, which of its rows do: {path: list}."
+    pairs = [(w.path, np.asarray(b) != np.asarray(w)) for b, w in zip(before, after.network.weights)]
+    return {path: np.flatnonzero(rows.reshape(len(rows), -1).any(1)).tolist() for path, rows in pairs if rows.any()}
+
+
+def saved_and_loaded(model, query, path):
+    model.save(path)
+    return models.load(path, query)
+
+
+SENT = {"itself": lambda model, query, path: model, "deepcopy": lambda model, query, path: copy.deepcopy(model),
+        "pickle": lambda model, query, path: pickle.loads(pickle.dumps(model)), "saved": saved_and_loaded}
+
+
+@pytest.mark.parametrize("way, kind, more, n_weights", [
+    *((way, "VAE", {"encode_batch": True}, 4) for way in SENT),            # first layers of both, two offsets for each gene
+    ("itself", "VAE", {}, 3), ("itself", "AE", {"encode_batch": True, "hidden": ()}, 5), ("itself", "VAE", {"linear_decoder": True}, 4)])
+def test_training_a_transferred_model_again_changes_new_rows_alone(way, kind, more, n_weights, tmp_path):
+    cells = few_cells("abc")
+    known = cells[cells.obs["donor"] != "c"].copy()
+    query = cells[cells.obs["donor"] == "c"].copy()
+    model = models.PRESETS[kind](known, batch_key="donor", **{**TINY, **more})
+    new = SENT[way](model.transfer(query, max_epochs=0), query, tmp_path / "m")
+    before = new.network.get_weights()
+    new.train(max_epochs=2, learning_rate=1e-3, progress=False)
+    changed = changed_rows(before, new)
+    assert len(changed) == n_weights and all(len(rows) == 1 for rows in changed.values())
+    assert np.array_equal(model.get_latent_representation(), new.get_latent_representation(known))
+
+
+def test_a_model_saved_before_there_were_new_rows_is_loaded(tmp_path):
+    cells = few_cells("ab")
+    models.VAE(cells, batch_key="donor", **TINY).save(tmp_path / "m")
+    of_json = json.loads((tmp_path / "m" / "model.json").read_text())
+    assert of_json.pop("new_rows") is None
+    rewrite(tmp_path / "m", of_json)
+    before = models.load(tmp_path / "m", cells)
+    weights = before.network.get_weights()
+    assert len(changed_rows(weights, before.train(max_epochs=1, progress=False))) > 8
+
+
+@pytest.mark.parametrize("wrong", [{"weights": [99], "rows": 1}, {"weights": [0], "rows": 2}, {"weights": [], "rows": 1}, {"rows": 1}, 7], ids=str)
+def test_new_rows_that_save_did_not_write_are_refused(wrong, tmp_path):
+    models.VAE(few_cells("ab"), batch_key="donor", **TINY).save(tmp_path / "m")
+    rewrite(tmp_path / "m", {**json.loads((tmp_path / "m" / "model.json").read_text()), "new_rows": wrong})
+    with pytest.raises(ValueError, match="new_rows in .*model.json is not as save writes it"): models.load(tmp_path / "m")
 
 
 def test_a_transfer_of_new_batches_goes_on(adata, trained, tmp_path):

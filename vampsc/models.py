@@ -7,8 +7,8 @@ __all__ = ['PRIORS_OF', 'MORE_GENES', 'MANY', 'WHOLE', 'FLAGS', 'INSTEAD', 'MUCH
            'CELLS', 'FORMAT', 'PARTS', 'FILES', 'PRESETS', 'Network', 'counts_and_batch', 'Architecture',
            'build_network', 'mean_log_rates', 'variable_genes', 'genes_to_keep', 'batch_name', 'batch_codes', 'verb',
            'Inference', 'importance_bound', 'log_odds_of_both', 'Bounds', 'Generative', 'CellMarks', 'Persistence',
-           'load', 'FixedRows', 'only_new_rows', 'Trainable', 'CountAutoencoder', 'AE', 'VAE', 'IAF', 'VAMP', 'VAMPIAF',
-           'HVAMP']
+           'load', 'FixedRows', 'NewRows', 'only_new_rows', 'Trainable', 'CountAutoencoder', 'AE', 'VAE', 'IAF', 'VAMP',
+           'VAMPIAF', 'HVAMP']
 
 # %% ../nbs/07_models.ipynb #imports
 import contextlib, copy, dataclasses, functools, hashlib, inspect, io, json, numbers, os, re, sys, time
@@ -1279,6 +1279,7 @@ class Persistence:
         return {"format": FORMAT, "name": type(self).__name__, "architecture": dataclasses.asdict(self.architecture),
                 "seed": self.seed, "layer": self.layer, "use_raw": self.use_raw, "batch": batch, "genes": self.genes.to_dict(),
                 "own_names": self.own_names.to_dict(), "trained": self.is_trained,
+                "new_rows": None if self._new_rows is None else dataclasses.asdict(self._new_rows),
                 "split": self.split.to_dict(), "versions": versions}
 
     def __getstate__(self):
@@ -1387,6 +1388,7 @@ class _Saved:
         seed = self.field("seed", lambda seed: whole_number("seed", seed))
         layer = self.field("layer", _name_of_layer)
         use_raw = self.field("use_raw", lambda value: flag("use_raw", value), False)
+        new_rows = self.field("new_rows", lambda d: NewRows.of(d, architecture.n_batches), None)
         history = self._history()
         weights = self.files["model.weights.h5"]
         with self.of("model.weights.h5"): _check_sizes(weights, architecture, len(space))
@@ -1396,6 +1398,9 @@ class _Saved:
         model._marks = marks
         model.own_names = own_names
         model._began_trained = self.field("trained", lambda value: flag("trained", value), False)
+        if new_rows and max(new_rows.weights, default=0) >= len(model.network.weights):
+            raise ValueError(f"new_rows in {self.folder / 'model.json'} is not as save writes it{_AGAIN}")
+        model._new_rows = new_rows
         model.history = history
         with self.of("model.weights.h5"):
             model.network.load_weights(_InMemory(weights))
@@ -1516,6 +1521,29 @@ class FixedRows(keras.constraints.Constraint):
 
     def __call__(self, weight): return ops.concatenate([ops.cast(self.rows, weight.dtype), weight[len(self.rows):]])
 
+@dataclasses.dataclass(frozen=True)
+class NewRows:
+    "What is trained of a model that took new batches in: the last `rows` rows of these weights. weights : positions in network.weights."
+    weights: tuple = ()
+    rows: int = 0
+
+    @classmethod
+    def of(cls, d, n_batches):
+        "Of what JSON holds, a dict or None. ValueError where so many rows cannot be those of new batches."
+        if d is None: return None
+        rows = whole_number("rows", d["rows"])
+        weights = whole_numbers("weights", d["weights"], least=0) if d["weights"] else ()
+        if rows > max(0, n_batches - 1) or bool(rows) != bool(weights):
+            raise ValueError(f"{rows} new rows in {len(weights)} weights of a model of {n_batches} batches")
+        return cls(tuple(weights), rows)
+
+    def only(self, network):
+        "A context in which training changes these rows alone. ValueError where there are none."
+        if not self.rows:
+            raise ValueError("there is nothing to train: this model came from transfer, which found no new batch; "
+                             "transfer(adata, unfrozen=True) trains all weights.")
+        return only_new_rows(network, [network.weights[i] for i in self.weights], self.rows)
+
 @contextlib.contextmanager
 def only_new_rows(network, weights, n_new):
     """Within: training changes only the last n_new rows of these weights; all else in the network stays, to the last bit.
@@ -1538,7 +1566,7 @@ def only_new_rows(network, weights, n_new):
 # %% ../nbs/07_models.ipynb #trainable
 class Trainable(Inference):
     "The verbs that change the weights: mixed into CountAutoencoder."
-    _new_rows = None                        # of a transferred model: (weights, number of new batches) that are trained; None: all
+    _new_rows = None                        # of a transferred model: a NewRows, all that is trained; None: everything is
 
     @verb
     def train(self, profile="quick", progress=True, callbacks=(), checkpoint=None, resume=False, **changes):
@@ -1559,11 +1587,12 @@ class Trainable(Inference):
         Returns
         -------
         self. `history` has a row for each epoch. Called again without resume, it goes on from the present weights. Ctrl-C ends
-        it early with the best weights so far; `interrupted` then is True.
+        it early with the best weights so far; `interrupted` then is True. Of a model that came from `transfer`, saved and loaded or
+        not, the weights of its new batches alone are trained.
 
         Raises
         ------
-        ValueError : the checkpoint is damaged or of another run. OSError : it cannot be written.
+        ValueError : the checkpoint is damaged or of another run; a transferred model without new batches. OSError : it cannot be written.
         FloatingPointError : the loss became NaN or infinite, or jumped, and did so again at half the learning rate.
         """
         if foreign := [name for name in changes if name in INSTEAD]:
@@ -1572,11 +1601,10 @@ class Trainable(Inference):
         if resume and checkpoint is None: raise ValueError("resume=True needs the checkpoint= to go on from.")
         if checkpoint is not None: checkpoint = user_path(checkpoint)
         profile, X = training.get_profile(profile, **changes), self._own_counts()
-        if self._new_rows is not None and not self._new_rows[1]: return self
+        trained = contextlib.nullcontext() if self._new_rows is None else self._new_rows.only(self.network)
         run = training.Run(self.network, X, self.split, profile, seed=self.seed, progress=progress, callbacks=callbacks,
                            label=type(self).__name__, checkpoint=checkpoint, resume=resume, identity=self._identity(profile, X),
                            earlier=self.history.to_dict("records"))
-        trained = only_new_rows(self.network, *self._new_rows) if self._new_rows else contextlib.nullcontext()
         try:
             with trained: run.go()
         finally: self.history, self.interrupted = run.history, run.interrupted
@@ -1590,7 +1618,7 @@ class Trainable(Inference):
         "What must be the same for a run to go on."
         settings = {**dataclasses.asdict(self.architecture), **dataclasses.asdict(profile)}
         for name in ("max_epochs", "n_genes"): settings.pop(name)
-        if self._new_rows: settings["new batches"] = self._new_rows[1]
+        if self._new_rows: settings["new batches"] = self._new_rows.rows
         for name in ("kl_warmup", "steps", "beta_2"):                                    # older checkpoints know of none
             if getattr(profile, name) == getattr(training.Profile, name): settings.pop(name)
         some = X[np.linspace(0, len(X.totals) - 1, min(len(X.totals), 256)).astype(int)]           # all would be slow from a file
@@ -1606,7 +1634,8 @@ class Trainable(Inference):
 
         By default only what belongs to new batches is trained: a row of weights for each, as in scArches (Lotfollahi et al. 2022). All
         other weights stay to the last bit, so that the cells of this model keep their embedding, and the new cells are embedded among
-        them. Without new batches nothing is trained.
+        them. Without new batches nothing is trained, which is said. Without encode_batch the encoder does not know of batches: the new
+        cells, too, are then embedded as this model embeds them, and training serves what is decoded.
 
         Parameters
         ----------
@@ -1642,13 +1671,14 @@ class Trainable(Inference):
         new._assemble(a, self.genes, split, seed, self.layer, X.totals[split.train], self.use_raw, batch)
         new._own(X, adata, mapping)
         grown = []
-        for there, here in zip(new.network.weights, self.network.weights):
+        for i, (there, here) in enumerate(zip(new.network.weights, self.network.weights)):
             there.assign(_grown(np.asarray(here), there.shape, len(self.batches)))
-            if there.trainable and there.shape[0] != here.shape[0]: grown.append(there)
-        if not unfrozen: new._new_rows = grown, len(names) - len(self.batches)
-        new.train(profile, progress=progress, **settings)
-        if not grown and not unfrozen and progress:
-            print(f"{type(self).__name__}: no batch is new, so no weight was trained; transfer(unfrozen=True) trains all.", flush=True)
+            if there.trainable and there.shape[0] != here.shape[0]: grown.append(i)
+        if not unfrozen: new._new_rows = NewRows(tuple(grown), len(names) - len(self.batches))
+        if unfrozen or grown: return new.train(profile, progress=progress, **settings)
+        if settings.get("max_epochs") != 0:
+            why = "no batch is new" if self.batches else "it knows no batches (batch_key)"
+            print(f"{type(self).__name__}: {why}, so no weight is trained; unfrozen=True trains all.", flush=True)
         return new
 
     def _new_batches(self, adata):
