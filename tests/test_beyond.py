@@ -209,7 +209,9 @@ def test_programmes_are_the_decoders_change_between_means(linear):
     table, z = beyond.programmes(model, labels, at_least=100), model.get_latent_representation()
     is_beta = (labels == "beta").to_numpy()
     a = np.asarray(model.network.decoder.heads(np.stack([z[is_beta].mean(0), z[~is_beta].mean(0)]))[0])
-    np.testing.assert_allclose(table["beta"], a[0] - a[1], atol=1e-4)
+    by_symbol = pd.Series(a[0] - a[1], index=model.genes.symbols)                # the network's order; the table has that of the data
+    assert by_symbol.index.is_unique and set(by_symbol.index) == set(table.index)
+    np.testing.assert_allclose(table["beta"], by_symbol[table.index], atol=1e-4)
     assert set(table) == {"beta", "alpha", "delta", "endothelial", "ductal", "acinar"} and {"INS", "IAPP"} & set(table["beta"].nlargest(10).index)
 
 
