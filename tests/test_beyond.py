@@ -341,7 +341,7 @@ def checked(question, **given):
 
 @pytest.mark.slow
 def test_wrong_questions_and_parameters_are_named(tmp_path):
-    with pytest.raises(ValueError, match="question 'why' is not known; there are kl_weight"): beyond.make("why", tmp_path)
+    with pytest.raises(ValueError, match="question 'why' is not known; there are units, kl_weight"): beyond.make("why", tmp_path)
     with pytest.raises(ValueError, match="parameter 'weihgts' is not known"): beyond.make("kl_weight", tmp_path, weihgts="1")
     with pytest.raises(ValueError, match="-1 is below 0"): beyond.make("kl_weight", tmp_path, weights="1,-1")
     checked("kl_weight")
