@@ -394,6 +394,14 @@ def test_the_end_by_steps(tmp_path, changes, done, why):
     assert at_its_end(tmp_path) == why
 
 
+def test_a_wide_autoencoder_is_at_its_end_after_fewer_steps(tmp_path):
+    "Its rule is that of its training: 759 epochs divided by 4 once more."
+    epochs = training.get_profile("quick").epochs(40, 512, has_kl=False)
+    for model, why in (("ae", ""), ("vae", f"ended after {epochs} of 759 epochs")):
+        make_run(tmp_path / model, "liver", model, profile=training.get_profile("quick"), epochs=history(epochs - 2))
+        assert at_its_end(tmp_path / model) == why
+
+
 def test_runs_of_an_older_version_are_read(tmp_path):
     "Their settings know neither steps nor beta_2, their history may lack a column."
     folder = make_run(tmp_path, "liver", "vae")

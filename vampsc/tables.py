@@ -106,13 +106,13 @@ def paper_organ(name):
 # %% ../nbs/16_tables.ipynb #training-end
 ENOUGH_PATIENCE = 45             # epochs
 
-def training_end(settings, history, n_train, width=128):
+def training_end(settings, history, n_train, width=128, has_kl=True):
     """Why a training was not at its end, in words; an empty text where it was.
 
     Parameters
     ----------
     settings : dict, those of the training of a recorded run, also of an older version.
-    history : DataFrame with a row for each epoch. n_train : training cells. width : units of the widest hidden layer.
+    history : DataFrame with a row for each epoch. n_train, width, has_kl : as in `Profile.epochs`, which says how many are needed.
     """
     known = {f.name for f in dataclasses.fields(training.Profile)}
     whole = training.with_defaults(settings)
@@ -120,11 +120,11 @@ def training_end(settings, history, n_train, width=128):
     if not len(history): return "its history is empty"
     if profile.steps is None: return _end_of_patience(profile, history)
     if n_train < 1: return "it is not known how many cells it was trained on"
-    return _end_of_steps(profile, len(history), n_train, width)
+    return _end_of_steps(profile, len(history), n_train, width, has_kl)
 
-def _end_of_steps(profile, done, n_train, width):
+def _end_of_steps(profile, done, n_train, width, has_kl):
     def epochs(steps):
-        return dataclasses.replace(profile, steps=steps, max_epochs=None, kl_warmup=0).epochs(n_train, width)
+        return dataclasses.replace(profile, steps=steps, max_epochs=None, kl_warmup=0).epochs(n_train, width, has_kl)
 
     own, rule = epochs(profile.steps), epochs("auto")
     cut = f" by max_epochs {profile.max_epochs}" if profile.max_epochs == done else ""
@@ -188,7 +188,8 @@ def _why_not_at_its_end(run):
     if saved.is_file(): said = json.loads(saved.read_text()).get("architecture", {})
     hidden = said.get("hidden", models.Architecture.__dataclass_fields__["hidden"].default)
     n_train = study.division_of(run.cells)["n_train"]
-    return training_end(run.config["training"], run.history, n_train, max(np.atleast_1d(hidden), default=0))
+    has_kl = run.name != "ae"
+    return training_end(run.config["training"], run.history, n_train, max(np.atleast_1d(hidden), default=0), has_kl)
 
 def _numbers_of(found):
     """The numbers of a run, NaN where there is none; those of 10 samples are the exact ones where nothing is sampled.
