@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['N_INVENTED', 'TRAINING', 'ONE_CORE', 'QUESTIONS', 'Variant', 'judge_cells', 'judge_invented', 'judge_real', 'run',
-           'listed', 'in_processes', 'sweep', 'count_units', 'CountUnits', 'units_by_step', 'compare', 'over_seeds',
-           'told', 'summary', 'plain', 'gather', 'ask', 'part_of', 'changes', 'marker_genes', 'programmes',
-           'marker_agreement', 'component_use', 'make']
+           'listed', 'in_processes', 'sweep', 'CountUnits', 'units_by_step', 'compare', 'over_seeds', 'told', 'summary',
+           'plain', 'gather', 'ask', 'part_of', 'changes', 'marker_genes', 'programmes', 'marker_agreement',
+           'component_use', 'make']
 
 # %% ../nbs/19_beyond.ipynb #imports
 import contextlib, dataclasses, functools, json, math, os, re, time
@@ -241,19 +241,6 @@ def _told_failed(failed, n):
     return f"{len(failed)} of {n} runs failed: {'; '.join(failed[:3])}{'; ...' * (len(failed) > 3)}. The others are kept; the same call tries these again, other seeds may do without them."
 
 # %% ../nbs/19_beyond.ipynb #units-by-step
-def count_units(model, cells, n_mc_samples=10):
-    """Active units and PCs95 of a model on some of its cells, a dict; free of sampling noise.
-
-    model : of the package, also while it trains. cells : their positions. n_mc_samples : of each half, where E[z|x] is sampled.
-    """
-    def embedded(seed=0): return model.get_latent_representation(indices=cells, n_mc_samples=n_mc_samples, seed=seed)
-
-    if model.network.posterior.exact_mean:
-        z = embedded()
-        return {"active_units": metrics.active_units(z), "pcs95": metrics.n_components(z)}
-    halves = embedded(seed=1), embedded(seed=2)
-    return {"active_units": metrics.active_units_split_half(*halves), "pcs95": metrics.n_components_split_half(*halves)}
-
 class CountUnits(keras.callbacks.Callback):
     """Counts the active units of a model while it trains: after the first epoch, and then after each `every` optimiser steps.
 
@@ -274,7 +261,8 @@ class CountUnits(keras.callbacks.Callback):
         if step < self.next: return
         self.next = (step // self.every + 1) * self.every
         losses = {"val_loss": logs["val_loss"], "val_kl": logs.get("val_kl", np.nan)}
-        self.rows.append({"step": step, **count_units(self.trained, self.cells), **losses})
+        counted = study.without_noise(*study.embed(self.trained, n_mc_samples=10, indices=self.cells))
+        self.rows.append({"step": step, **counted, **losses})
 
 def units_by_step(adata, variant, out, steps, seed=0, learning_rate=4e-3, counts_made=25, **settings):
     """The active units of a model by the number of optimiser steps, at a learning rate that stays as it is; read back if it is there.
@@ -291,13 +279,14 @@ def units_by_step(adata, variant, out, steps, seed=0, learning_rate=4e-3, counts
     """
     settings = {**settings, **variant.settings}
     learning_rate = settings.pop("learning_rate", learning_rate)
-    model = study.preset(variant.model)(adata, seed=seed, **settings)
-    steps_per_epoch = math.ceil(len(model.split.train) / 128)
+    n_train = len(counts.split_cells(adata.n_obs, seed).train)
+    steps_per_epoch = math.ceil(n_train / 128)
     profile = training.Profile(learning_rate=learning_rate, max_epochs=math.ceil(steps / steps_per_epoch))
     config = study.configuration(adata, variant.model, profile, seed, None, {**settings, "counts_made": counts_made})
     name = study.hash_of(*(f"{k} {config[k]}" for k in ("training", "settings", "data")))
     path = downloads.user_path(out) / variant.folder / f"units-{name}-seed{seed}.csv"
     if not path.exists():
+        model = study.preset(variant.model)(adata, seed=seed, **settings)
         count = CountUnits(model, steps_per_epoch, steps / counts_made)
         model.train(profile, progress=False, callbacks=[count])
         path.parent.mkdir(parents=True, exist_ok=True)

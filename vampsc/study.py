@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['IN_A_RUN', 'COLUMNS', 'TEMPLATE', 'KINDS', 'KERNEL', 'IN_A_REPORT', 'NO_ALT', 'MEANINGS', 'STYLE', 'embed',
-           'compactness', 'judge', 'hash_of', 'data_hash', 'Run', 'read_run', 'configuration', 'difference', 'preset',
-           'run', 'transfer', 'ask_run', 'cells_of', 'division_of', 'table', 'show_table', 'findings', 'refuse_unknown',
-           'report', 'to_html', 'find_runs', 'settings_of', 'run_page']
+           'without_noise', 'compactness', 'judge', 'hash_of', 'data_hash', 'Run', 'read_run', 'configuration',
+           'difference', 'preset', 'run', 'transfer', 'ask_run', 'cells_of', 'division_of', 'table', 'show_table',
+           'findings', 'refuse_unknown', 'report', 'to_html', 'find_runs', 'settings_of', 'run_page']
 
 # %% ../nbs/14_study.ipynb #imports
 import base64, contextlib, dataclasses, hashlib, html, io, json, os, re, signal, subprocess, sys, threading, time, warnings
@@ -15,29 +15,34 @@ import anndata as ad, nbformat, numpy as np, pandas as pd
 from . import counts, downloads, figures, files, genes, metrics, models, organs, training
 
 # %% ../nbs/14_study.ipynb #embed-in-halves
-def embed(model, n_mc_samples=25):
-    """E[z|x] of all cells of a trained model.
+def embed(model, n_mc_samples=25, indices=None):
+    """E[z|x] of the cells of a model, of all or of those at some positions.
 
     Returns
     -------
     embedding : (cells, latent units). halves : None where this is exact, else two independent estimates of that shape, each from
         `n_mc_samples` draws, whose mean it is.
     """
-    if model.network.posterior.exact_mean: return model.get_latent_representation(), None
-    halves = [model.get_latent_representation(n_mc_samples=n_mc_samples, seed=seed) for seed in (1, 2)]
+    if model.network.posterior.exact_mean: return model.get_latent_representation(indices=indices), None
+    halves = [model.get_latent_representation(indices=indices, n_mc_samples=n_mc_samples, seed=seed) for seed in (1, 2)]
     return (halves[0] + halves[1]) / 2, halves
 
 # %% ../nbs/14_study.ipynb #compactness
+def without_noise(z, halves):
+    "Active units and PCs95 free of sampling noise, a dict of whole numbers. z, halves : of `embed`, (cells, latent units)."
+    if halves is None: return {"active_units": metrics.active_units(z), "pcs95": metrics.n_components(z)}
+    return {"active_units": metrics.active_units_split_half(*halves), "pcs95": metrics.n_components_split_half(*halves)}
+
 def compactness(model, z, halves):
     """Active units and PCs95, free of sampling noise, and the plain 10-sample figures beside them where they differ.
 
     model : trained. z, halves : of `embed`, (cells, latent units). Returns a dict: whole numbers, and where the embedding is
     sampled co_variation_split_half, a correlation, None where fewer than 2 units are active.
     """
-    if halves is None: return {"active_units": metrics.active_units(z), "pcs95": metrics.n_components(z)}
+    if halves is None: return without_noise(z, halves)
     plain = model.get_latent_representation(n_mc_samples=10, seed=3)
     together = metrics.co_variation_split_half(*halves)
-    return {"active_units": metrics.active_units_split_half(*halves), "pcs95": metrics.n_components_split_half(*halves),
+    return {**without_noise(z, halves),
             "active_units_10_samples": metrics.active_units(plain), "pcs95_10_samples": metrics.n_components(plain),
             "co_variation_split_half": together if np.isfinite(together) else None}
 
