@@ -135,7 +135,7 @@ def test_what_the_questions_do_not_take_is_refused(tmp_path):
     assert re.search(r"^question +5$", plan.stdout + plan.stderr, re.M)
     from vampsc import beyond
     assert f"QUESTIONS = {beyond.QUESTIONS}".replace("'", '"') in (ROOT / "workflow" / "Snakefile").read_text()      # which does not import them, to be quick
-    for config, words in (("questions=why", "question 'why' is not known; there are kl_weight"), ("batch_key=donor", "'batch_key' is for the study"),
+    for config, words in (("questions=why", "question 'why' is not known; there are units, kl_weight"), ("batch_key=donor", "'batch_key' is for the study"),
                           ("organs=a/x.h5ad,b/x.h5ad", "have one name")):
         done = ask(tmp_path, config, options=["-n"])
         assert done.returncode != 0 and words in done.stdout + done.stderr

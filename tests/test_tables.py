@@ -632,7 +632,7 @@ def test_the_notebook_refuses_unknown_parameters(tmp_path):
     with pytest.raises(papermill.PapermillExecutionError) as stop:
         papermill.execute_notebook(str(tables.TEMPLATE), str(tmp_path / "out.ipynb"), {"rnus": str(tmp_path)},
                                    kernel_name="python3", progress_bar=False)
-    assert "'rnus' is not known; there are runs, organs" in stop.value.evalue and "\n" not in stop.value.evalue.strip()
+    assert "'rnus' is not known (did you mean 'runs'?); there are runs, organs" in stop.value.evalue and "\n" not in stop.value.evalue.strip()
 
 
 def test_the_template_is_clean():

@@ -536,7 +536,7 @@ class Inference:
     def is_trained(self):
         "Has this model, or the one that it was transferred from, been trained? One step is enough."
         optimizer = getattr(self.network, "optimizer", None)
-        by_steps = optimizer is not None and int(optimizer.iterations) > 0
+        by_steps = optimizer is not None and int(ops.convert_to_numpy(optimizer.iterations)) > 0
         transferred = any(isinstance(value, float) for value in self._origin)
         return bool(len(self.history) or by_steps or self._began_trained or transferred)
 
