@@ -222,10 +222,13 @@ def test_nothing_is_left_of_a_question_that_is_ended(moment, to, tmp_path):
         if to == "SIGKILL of the kernel": are(marked(mark), "ipykernel")[0].kill()
         elif to == "SIGINT": os.killpg(process.pid, signal.SIGINT)
         else: process.send_signal(getattr(signal, to))
-        until(lambda: process.poll() is not None and not marked(mark), seconds=15)
+        until(lambda: process.poll() is not None and not marked(mark), seconds=40)      # where three tests share two cores
         said = process.communicate()[1]
     finally:
         for left in marked(mark): left.kill()
     assert process.returncode == {"SIGTERM": 143, "SIGINT": 130, "SIGKILL": -9}.get(to, 1)
-    if to == "SIGINT": assert said.count("vampsc: interrupted; the same command goes on") == 1 and "Traceback" not in said
+    if to == "SIGINT":
+        assert said.count("vampsc: interrupted; the same command goes on") == 1
+        # Before it, a Python interrupted while it imports may say where; the last word is ours.
+        assert said.splitlines()[-1].startswith("vampsc: interrupted; the same command goes on")
     if to == "SIGKILL of the kernel": assert "vampsc: the process that ran the notebook ended before its time" in said
