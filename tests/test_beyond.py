@@ -11,7 +11,7 @@ from scipy import stats
 
 from vampsc import beyond, models, organs, study, training
 
-TINY = dict(profile=training.get_profile("brisk", max_epochs=1, n_genes=60), hidden=(8,), n_latent=4)
+TINY = dict(profile=training.get_profile("quick", max_epochs=1, n_genes=60), hidden=(8,), n_latent=4)
 TWO = [beyond.Variant("full", "vae"), beyond.Variant("scaled", "vae", {"beta": 1e-3})]
 
 
@@ -50,7 +50,7 @@ def test_a_sweep_is_not_repeated_and_what_is_missing_is_done(adata, swept, monke
 
 def test_a_variant_may_have_settings_of_its_training(adata, tmp_path):
     rises = beyond.Variant("rises", "vae", {"kl_warmup": 1, "beta": 0.5})
-    how = {**TINY, "profile": training.get_profile("brisk", max_epochs=2, n_genes=60)}
+    how = {**TINY, "profile": training.get_profile("quick", max_epochs=2, n_genes=60)}
     row = beyond.run(adata, rises, tmp_path, invent=False, **how)
     done = study.read_run(row["folder"])
     assert rises.folder == "vae_beta-0.5_kl_warmup-1" and row["kl_warmup"] == 1 and row["best_epoch"] == 2
@@ -201,7 +201,7 @@ def test_numbers_in_words():
 def linear():
     cells = organs.load("pancreas")
     model = models.VAMP(cells, n_genes=400, hidden=(32,), n_latent=8, n_pseudo_inputs=40, linear_decoder=True)
-    return model.train("brisk", max_epochs=12, progress=False), cells.obs["cell_type"]
+    return model.train("quick", max_epochs=12, progress=False), cells.obs["cell_type"]
 
 
 def test_programmes_are_the_decoders_change_between_means(linear):

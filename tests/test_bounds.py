@@ -229,7 +229,7 @@ def test_both_proposals_find_what_a_wrong_posterior_misses(prior):
 
 def test_the_verb_with_both_proposals():
     from vampsc import organs
-    model = models.VAMP(organs.load("pancreas")[:120].copy(), n_genes=200, n_latent=4, hidden=(16,), n_pseudo_inputs=10).train("brisk", max_epochs=5, progress=False)
+    model = models.VAMP(organs.load("pancreas")[:120].copy(), n_genes=200, n_latent=4, hidden=(16,), n_pseudo_inputs=10).train("quick", max_epochs=5, progress=False)
     one, both = (model.get_marginal_ll(n_mc_samples=200, proposal=p) for p in ("posterior", "both"))
     assert both["marginal_ll"] == pytest.approx(one["marginal_ll"], abs=3) and both["marginal_ll"] != one["marginal_ll"]
     with pytest.raises(ValueError, match="proposal='prior' is not known; take one of posterior, both"): model.get_marginal_ll(proposal="prior")

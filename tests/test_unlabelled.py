@@ -96,15 +96,15 @@ TINY = dict(gene_space=None, hidden=(8,), n_latent=3, progress=False)
 def test_a_run(folder):
     adata = typed()
     with pytest.warns(UserWarning, match="40 of 120 cells are labelled 'unknown'"):
-        plain = study.run(adata, "ae", folder / "plain", "brisk", label_key="cell_type", **TINY)
+        plain = study.run(adata, "ae", folder / "plain", "quick", label_key="cell_type", **TINY)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*labelled 'unknown'")
-        chosen = study.run(adata, "ae", folder / "chosen", "brisk", label_key="cell_type", unlabelled="unknown", **TINY)
+        chosen = study.run(adata, "ae", folder / "chosen", "quick", label_key="cell_type", unlabelled="unknown", **TINY)
     assert plain.metrics["n_labelled"] == 120 and chosen.metrics["n_labelled"] == 80
     assert chosen.metrics["asw"] == pytest.approx(metrics.silhouette(chosen.embedding, adata.obs["cell_type"], unlabelled="unknown"))
     assert set(chosen.cells["label"]) == {"alpha", "beta", ""}
     with pytest.raises(FileExistsError, match="unlabelled was"):
-        study.run(adata, "ae", folder / "chosen", "brisk", label_key="cell_type", unlabelled="", **TINY)
+        study.run(adata, "ae", folder / "chosen", "quick", label_key="cell_type", unlabelled="", **TINY)
 
 
 def test_a_command(folder):

@@ -90,7 +90,7 @@ def judge_real(model, labels=None, seed=0):
 # %% ../nbs/19_beyond.ipynb #one-run
 TRAINING = {f.name for f in dataclasses.fields(training.Profile)} - {"n_genes"}                       # settings of a variant that are not the model's
 
-def run(adata, variant, out, profile="brisk", seed=0, label_key=None, test=0.2, invent=True, **settings):
+def run(adata, variant, out, profile="quick", seed=0, label_key=None, test=0.2, invent=True, **settings):
     """One run of a variant, with its invented cells judged; read back if it is there already.
 
     Parameters
@@ -205,7 +205,7 @@ def in_processes(function, tasks, names, jobs=None, progress=True):
     return found, failed
 
 # %% ../nbs/19_beyond.ipynb #sweep
-def sweep(adata, variants, out, seeds=range(5), profile="brisk", label_key="auto", jobs=None, progress=True, **settings):
+def sweep(adata, variants, out, seeds=range(5), profile="quick", label_key="auto", jobs=None, progress=True, **settings):
     """Train and judge all variants with all seeds.
 
     Parameters
@@ -358,7 +358,7 @@ def plain(name):
     return re.sub(r"[^\w.-]+", "-", Path(name).stem if str(name).endswith((".h5ad", ".zarr")) else str(name))
 
 # %% ../nbs/19_beyond.ipynb #gather
-def gather(question, names, variants, out="runs/beyond", seeds="0,1,2,3,4", profile="brisk", label_key="auto", jobs=None, n_genes=None, max_epochs=None,
+def gather(question, names, variants, out="runs/beyond", seeds="0,1,2,3,4", profile="quick", label_key="auto", jobs=None, n_genes=None, max_epochs=None,
            **settings):
     """The sweeps of a question over several data sets, in one table.
 

@@ -417,7 +417,7 @@ def beyond(question: str = typer.Argument(help="units, kl_weight, both, linear_d
            organs: str = option("pancreas", "Data sets, with commas: organs, or .h5ad files of raw counts."),
            out: Path = option(Path("runs/beyond"), "The folder for runs, tables and the page."),
            seeds: str = option("0,1,2,3,4", "With commas; each decides split, weights, order and noise."),
-           profile: str = option(None, "brisk, quick, or paper for the paper's settings; the notebook has its own."),
+           profile: str = option(None, "quick, or paper for the paper's settings; the notebook has its own."),
            label_key: str = option("auto", "Column of obs with cell types; auto: cell_type if there is one; none."),
            n_genes: int = option(None, "Number of most variable genes to keep; the profile decides if not given."),
            max_epochs: int = option(None, "Instead of the profile's."),

@@ -79,8 +79,6 @@ class Profile:
 PROFILES = {
     "paper": Profile(learning_rate=5e-5, lr_patience=10, patience=100, max_epochs=10_000),
     "quick": Profile(learning_rate=4e-3, steps="auto", beta_2=0.95, n_genes=4000),
-    # Stops early: only for the pages of chapter 19, whose numbers rest on it.
-    "brisk": Profile(learning_rate=4e-3, lr_patience=2, patience=6, max_epochs=40, n_genes=1000),
 }
 
 # %% ../nbs/08_training.ipynb #get-profile
