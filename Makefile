@@ -37,6 +37,8 @@ demo: $(READY)
 	$(BIN)/vampsc report pancreas --max-epochs 30 --out runs/demo
 
 test: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check --quiet || (echo 'not formatted: $(BIN)/ruff format, then $(BIN)/nbdev_export' >&2; exit 1)
 	$(BIN)/python tools/check_notebooks.py
 	$(BIN)/python tools/run_notebooks.py
 	$(BIN)/python -m pytest tests -m "not slow" -rs $(SIDE_BY_SIDE)

@@ -1,4 +1,5 @@
 """Packaging: everything is said once, in settings.ini."""
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -24,8 +25,14 @@ setup(
     package_data={lib: ["data/*", "analysis/*.ipynb"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "jax", "peers", "pipeline", "r")},
-    entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": [f"{lib}={lib}._modidx:d"]},
+    extras_require={
+        extra: cfg[f"{extra}_requirements"].split()
+        for extra in ("dev", "jax", "peers", "pipeline", "r")
+    },
+    entry_points={
+        "console_scripts": cfg["console_scripts"].split(),
+        "nbdev": [f"{lib}={lib}._modidx:d"],
+    },
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",

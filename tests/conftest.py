@@ -1,39 +1,91 @@
 """What the tests share."""
+
 import os
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")       # before anything imports TensorFlow
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before anything imports TensorFlow
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
 from hypothesis import settings
 
-# The first call of a compiled function is slow, whatever the example; on a server a failure must repeat.
+# The first call of a compiled function is slow, whatever the example; on a server a failure must
+# repeat.
 # JAX compiles anew for every shape, so that examples of many shapes are dear there.
 # `pytest --hypothesis-profile=thorough` tries more of them.
-settings.register_profile("vampsc", deadline=None, derandomize=bool(os.environ.get("CI")),
-                          max_examples=6 if os.environ.get("KERAS_BACKEND") == "jax" else 30)
+settings.register_profile(
+    "vampsc",
+    deadline=None,
+    derandomize=bool(os.environ.get("CI")),
+    max_examples=6 if os.environ.get("KERAS_BACKEND") == "jax" else 30,
+)
 settings.register_profile("thorough", settings.get_profile("vampsc"), max_examples=200)
 settings.load_profile("vampsc")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-# Where files are tested side by side, those that take longest begin first, so that none is left alone at the end.
-LONGEST = ("test_study", "test_beyond", "test_models", "test_cli", "test_persistence", "test_resume", "test_own_data", "test_batches", "test_pipeline",
-           "test_names_in_pages", "test_devices", "test_two_processes")
+# Where files are tested side by side, those that take longest begin first, so that none is left
+# alone at the end.
+LONGEST = (
+    "test_study",
+    "test_beyond",
+    "test_models",
+    "test_cli",
+    "test_persistence",
+    "test_resume",
+    "test_own_data",
+    "test_batches",
+    "test_pipeline",
+    "test_names_in_pages",
+    "test_devices",
+    "test_two_processes",
+)
 
 
-# Where our code meets the libraries: data and files, networks and their training, compiled kernels, notebooks, figures, commands. At the
-# oldest versions only these files are tested (`--libraries`); arithmetic, our own files, servers and words are the same with any version.
-AT_THE_LIBRARIES = ("test_counts", "test_counts_in_place", "test_intake", "test_genes", "test_features", "test_organs", "test_readers",
-                    "test_own_data", "test_own_cells", "test_models", "test_training", "test_environment", "test_persistence", "test_study",
-                    "test_cli", "test_figures", "test_metrics", "test_likelihood", "test_kernels", "test_networks", "test_posteriors",
-                    "test_pipeline", "test_readme", "test_versions", "test_door", "test_tables", "test_memory", "test_rows", "test_devices")
+# Where our code meets the libraries: data and files, networks and their training, compiled kernels,
+# notebooks, figures, commands. At the
+# oldest versions only these files are tested (`--libraries`); arithmetic, our own files, servers
+# and words are the same with any version.
+AT_THE_LIBRARIES = (
+    "test_counts",
+    "test_counts_in_place",
+    "test_intake",
+    "test_genes",
+    "test_features",
+    "test_organs",
+    "test_readers",
+    "test_own_data",
+    "test_own_cells",
+    "test_models",
+    "test_training",
+    "test_environment",
+    "test_persistence",
+    "test_study",
+    "test_cli",
+    "test_figures",
+    "test_metrics",
+    "test_likelihood",
+    "test_kernels",
+    "test_networks",
+    "test_posteriors",
+    "test_pipeline",
+    "test_readme",
+    "test_versions",
+    "test_door",
+    "test_tables",
+    "test_memory",
+    "test_rows",
+    "test_devices",
+)
 
 
 def pytest_addoption(parser):
-    parser.addoption("--libraries", action="store_true", help="only what may differ with the versions of the libraries")
+    parser.addoption(
+        "--libraries",
+        action="store_true",
+        help="only what may differ with the versions of the libraries",
+    )
 
 
 def pytest_collection_modifyitems(config, items):
@@ -41,11 +93,16 @@ def pytest_collection_modifyitems(config, items):
         others = [item for item in items if item.path.stem not in AT_THE_LIBRARIES]
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item.path.stem in AT_THE_LIBRARIES]
-    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+    items.sort(
+        key=lambda item: (
+            LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST)
+        )
+    )
 
 
 @pytest.fixture(scope="session")
 def shared_data():
     "The folder of larger data sets that the project does not ship."
-    if not SHARED.is_dir(): pytest.skip("needs the data sets in ../shared/data, which the project does not ship")
+    if not SHARED.is_dir():
+        pytest.skip("needs the data sets in ../shared/data, which the project does not ship")
     return SHARED

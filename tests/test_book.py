@@ -1,4 +1,7 @@
-"""The book keeps its promises: exercises with solutions, and for every exported function a docstring, a use and a test."""
+"""The book keeps its promises: exercises with solutions, and for every exported function a
+docstring, a use and a test.
+"""
+
 import ast
 import importlib
 import inspect
@@ -14,62 +17,102 @@ CHAPTERS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
 TESTS = "\n".join(p.read_text() for p in (ROOT / "tests").glob("*.py") if p != Path(__file__))
 
 
-def cells(path): return json.loads(path.read_text())["cells"]
-def source(cell): return "".join(cell["source"])
-def exported(cell): return cell["cell_type"] == "code" and re.search(r"^#\|\s*exports?i?\b", source(cell), re.M)
+def cells(path):
+    return json.loads(path.read_text())["cells"]
+
+
+def source(cell):
+    return "".join(cell["source"])
+
+
+def exported(cell):
+    return cell["cell_type"] == "code" and re.search(r"^#\|\s*exports?i?\b", source(cell), re.M)
 
 
 def defined(cell):
-    "Public functions and classes that an exported cell defines, as (name, the source of the definition)."
+    """Public functions and classes that an exported cell defines, as (name, the source of the
+    definition).
+    """
     text = source(cell)
-    return [(n.name, ast.get_source_segment(text, n)) for n in ast.parse(text).body
-            if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith("_")]
+    return [
+        (n.name, ast.get_source_segment(text, n))
+        for n in ast.parse(text).body
+        if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith("_")
+    ]
 
 
-def named(name, text): return re.search(rf"(?<!\w){name}(?!\w)", text)
+def named(name, text):
+    return re.search(rf"(?<!\w){name}(?!\w)", text)
 
 
 def chapter(path):
     "(module, the names it exports, each with the rest of the chapter's code, and with its checks)."
     code = [source(c) for c in cells(path) if c["cell_type"] == "code"]
-    module, checks = re.search(r"default_exp (\w+)", "\n".join(code))[1], "\n".join(t for t in code if "assert" in t and "#| export" not in t)
+    module = re.search(r"default_exp (\w+)", "\n".join(code))[1]
+    checks = "\n".join(t for t in code if "assert" in t and "#| export" not in t)
     for cell in filter(exported, cells(path)):
-        for name, segment in defined(cell): yield module, name, "\n".join(code).replace(segment, ""), checks
+        for name, segment in defined(cell):
+            yield module, name, "\n".join(code).replace(segment, ""), checks
 
 
 def methods(path):
     "Of each class that a chapter exports, the public methods."
     for cell in filter(exported, cells(path)):
         for node in ast.parse(source(cell)).body:
-            if isinstance(node, ast.ClassDef): yield from (n.name for n in node.body if isinstance(n, ast.FunctionDef) and n.name[0] != "_")
+            if isinstance(node, ast.ClassDef):
+                yield from (
+                    n.name for n in node.body if isinstance(n, ast.FunctionDef) and n.name[0] != "_"
+                )
 
 
 DEFINED = Counter(name for path in CHAPTERS for name in methods(path))
 
 
 def is_tested(symbol, name, checks):
-    "Is it named in a test or a check of its chapter? Of a class also a method that no other class has; of a command, its words."
-    if inspect.isclass(symbol) and any(f".{n}(" in TESTS for n in vars(symbol) if DEFINED[n] == 1): return True
-    return any(named(n, text) for n in (name, name.replace("_", '", "')) for text in (TESTS, checks))
+    """Is it named in a test or a check of its chapter?
+
+    Of a class also a method that no other class has; of a command, its words.
+    """
+    if inspect.isclass(symbol) and any(f".{n}(" in TESTS for n in vars(symbol) if DEFINED[n] == 1):
+        return True
+    return any(
+        named(n, text) for n in (name, name.replace("_", '", "')) for text in (TESTS, checks)
+    )
 
 
-USED_LATER = {"check_places"}                            # stands with its like, and is used by the next chapters
-# typer's callbacks: their docstring would become help text, and people call them as `vampsc` and `vampsc organs`
+# stands with its like, and is used by the next chapters
+USED_LATER = {"check_places"}
+# typer's callbacks: their docstring would become help text, and people call them as `vampsc` and
+# `vampsc organs`
 CALLBACKS = {"vampsc", "organs_callback", "main"}
-COMMANDS = {"tables": "vampsc tables", "organs_list": "vampsc organs list", "organs_fetch": "vampsc organs fetch"}
+COMMANDS = {
+    "tables": "vampsc tables",
+    "organs_list": "vampsc organs list",
+    "organs_fetch": "vampsc organs fetch",
+}
 
 
-NAMES = [pytest.param(*found, id=f"{found[0]}.{found[1]}") for path in CHAPTERS for found in chapter(path)
-         if not (found[0] == "cli" and found[1] in CALLBACKS)]
+NAMES = [
+    pytest.param(*found, id=f"{found[0]}.{found[1]}")
+    for path in CHAPTERS
+    for found in chapter(path)
+    if not (found[0] == "cli" and found[1] in CALLBACKS)
+]
 
 
 @pytest.mark.parametrize("module, name, others, checks", NAMES)
 def test_exported(module, name, others, checks):
     symbol = getattr(importlib.import_module(f"vampsc.{module}"), name)
     assert len((inspect.getdoc(symbol) or "").split()) >= 3, "no docstring"
-    assert symbol.__doc__ and symbol.__doc__ != getattr(symbol.__mro__[1], "__doc__", None) if inspect.isclass(symbol) else True
-    if module == "cli" and name in COMMANDS: assert COMMANDS[name] in "".join(map(source, cells(ROOT / "nbs" / "15_command_line.ipynb")))
-    elif name not in USED_LATER: assert named(name, others), "no use in its chapter"
+    assert (
+        symbol.__doc__ and symbol.__doc__ != getattr(symbol.__mro__[1], "__doc__", None)
+        if inspect.isclass(symbol)
+        else True
+    )
+    if module == "cli" and name in COMMANDS:
+        assert COMMANDS[name] in "".join(map(source, cells(ROOT / "nbs" / "15_command_line.ipynb")))
+    elif name not in USED_LATER:
+        assert named(name, others), "no use in its chapter"
     assert is_tested(symbol, name, checks), "no test"
 
 
@@ -87,12 +130,22 @@ def test_exercises_have_folded_solutions(path):
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
 def test_a_chapter_ends_with_what_is_next(path):
-    headings = re.findall(r"^## (.*)$", "\n".join(source(c) for c in cells(path) if c["cell_type"] == "markdown"), re.M)
+    headings = re.findall(
+        r"^## (.*)$",
+        "\n".join(source(c) for c in cells(path) if c["cell_type"] == "markdown"),
+        re.M,
+    )
     assert headings[-1].startswith("What we have")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "nbs").rglob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "nbs").rglob("*.ipynb")), ids=lambda path: path.stem
+)
 def test_only_solutions_are_folded(path):
     "A folded cell hides its output, too: whatever a reader should see has `echo: false`."
-    folded = [cell["id"] for cell in cells(path) if cell["cell_type"] == "code" and "code-fold: true" in source(cell)]
+    folded = [
+        cell["id"]
+        for cell in cells(path)
+        if cell["cell_type"] == "code" and "code-fold: true" in source(cell)
+    ]
     assert [name for name in folded if "solution" not in name] == []

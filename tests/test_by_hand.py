@@ -1,4 +1,7 @@
-"""The loss, the verbs' averages and the turns of a training run, against numbers worked out by hand."""
+"""The loss, the verbs' averages and the turns of a training run, against numbers worked out by
+hand.
+"""
+
 import anndata as ad
 import keras
 import numpy as np
@@ -14,20 +17,24 @@ SMALL = dict(gene_space=None, n_latent=3, hidden=(8,), split=SPLIT)
 
 @pytest.fixture(scope="module")
 def adata():
-    "Genes 0 to 4 vary between the training cells, genes 5 to 9 more between the test cells, the others by chance alone."
+    """Genes 0 to 4 vary between the training cells, genes 5 to 9 more between the test cells, the
+    others by chance alone.
+    """
     rng = np.random.default_rng(0)
     rates = np.full((60, 20), 4.0)
     rates[:40, :5] = rng.choice([2.0, 8.0], (40, 5))
     rates[50:, 5:10] = rng.choice([1.0, 300.0], (10, 5))
     counts = rng.poisson(rates).astype("float32")
-    counts[:, 19] += 1                                                              # no empty cell
+    counts[:, 19] += 1  # no empty cell
     return ad.AnnData(counts, var=pd.DataFrame(index=[f"gene-{g}" for g in range(20)]))
 
 
-def bound(a): return a / np.sqrt(1 + (a / 20)**2)
+def bound(a):
+    return a / np.sqrt(1 + (a / 20) ** 2)
 
 
 # ---- what the cells that are held out must not decide
+
 
 def test_genes_are_chosen_by_the_training_cells(adata):
     model = models.AE(adata, n_genes=5, **SMALL)
@@ -43,10 +50,12 @@ def test_the_decoder_starts_at_the_rates_of_the_training_cells(adata):
 
 # ---- the loss
 
+
 def test_the_loss_weighs_the_kl_term_and_it_alone(adata):
     model = models.VAE(adata, beta=0.3, l1=2e-3, l2=3e-3, **SMALL)
     network = model.network
-    reconstruction, kl = np.float32([100, 300]), np.float32([10, 30])
+    reconstruction = np.float32([100, 300])
+    kl = np.float32([10, 30])
     hidden = network.encoder.layers[0], network.decoder.body.layers[0]
     kernels = [np.asarray(layer.kernel, "float64") for layer in hidden]
     penalty = sum(2e-3 * np.abs(k).sum() + 3e-3 * np.square(k).sum() for k in kernels)
@@ -58,9 +67,11 @@ def test_the_loss_weighs_the_kl_term_and_it_alone(adata):
 
 # ---- verbs
 
+
 def test_a_sampled_embedding_is_the_mean_of_its_draws(adata):
     model = models.IAF(adata, n_flow_steps=2, flow_hidden=(8,), **SMALL)
-    network, rng = model.network, np.random.default_rng(7)
+    network = model.network
+    rng = np.random.default_rng(7)
     parameters = network.encode_counts(adata.X)
     noise = [rng.standard_normal((60, 3)).astype("float32") for _ in range(3)]
     draws = [np.asarray(network.sample(parameters, of_one)[0]) for of_one in noise]
@@ -79,7 +90,8 @@ def test_normalised_expression_is_the_decoders_mean_at_10000_counts(adata):
 
 
 def test_drawn_counts_have_the_moments_of_the_negative_binomial():
-    mu, theta = np.array([[0.5, 3.0, 20.0]]), np.array([[0.8, 2.0, 50.0]])
+    mu = np.array([[0.5, 3.0, 20.0]])
+    theta = np.array([[0.8, 2.0, 50.0]])
     logs = [np.log(np.repeat(v, 200_000, axis=0)) for v in (mu, theta)]
     drawn = models._negative_binomial(np.random.default_rng(0), *logs).toarray().astype("float64")
     np.testing.assert_allclose(drawn.mean(0), mu[0], rtol=0.02)
@@ -88,11 +100,16 @@ def test_drawn_counts_have_the_moments_of_the_negative_binomial():
 
 # ---- a training run
 
+
 @pytest.fixture
 def run(adata):
-    "Ready to begin; the rate is halved after 2 epochs without a better validation loss, and training ends after 5."
+    """Ready to begin; the rate is halved after 2 epochs without a better validation loss, and
+    training ends after 5.
+    """
     model = models.AE(adata, **SMALL)
-    profile = training.Profile(learning_rate=0.01, lr_patience=2, patience=5, max_epochs=3, batch_size=16)
+    profile = training.Profile(
+        learning_rate=0.01, lr_patience=2, patience=5, max_epochs=3, batch_size=16
+    )
     return training.Run(model.network, model.X, model.split, profile, progress=False)
 
 
@@ -100,32 +117,42 @@ def test_a_run_learns_from_the_training_cells_and_watches_the_validation_cells(r
     run._prepare()
     seen = np.concatenate([run.train.cells(b) for b in range(len(run.train))])
     assert list(np.sort(seen)) == list(range(40))
-    assert list(seen) != list(range(40))                                            # in an order that is drawn
+    # in an order that is drawn
+    assert list(seen) != list(range(40))
     watched = np.concatenate([run.validation.cells(b) for b in range(len(run.validation))])
     assert list(watched) == list(range(40, 50))
 
 
 def test_the_rate_is_halved_and_training_ends_by_the_validation_loss(run):
-    "The training loss falls all the time, the validation loss only until the second epoch, counted from 0."
+    """The training loss falls all the time, the validation loss only until the second epoch,
+    counted from 0.
+    """
     run._prepare()
-    watching = [c for c in run.callbacks if isinstance(c, (training.Halving, keras.callbacks.EarlyStopping))]
-    network, rates = run.network, []
+    watching = [
+        c for c in run.callbacks if isinstance(c, (training.Halving, keras.callbacks.EarlyStopping))
+    ]
+    network = run.network
+    rates = []
     network.stop_training = False
     for callback in watching:
         callback.set_model(network)
         callback.on_train_begin()
     for epoch, validation_loss in enumerate([9.0, 8.0, 7.0] + [7.5] * 20):
-        for callback in watching: callback.on_epoch_end(epoch, {"loss": 5.0 - 0.1 * epoch, "val_loss": validation_loss})
+        for callback in watching:
+            callback.on_epoch_end(epoch, {"loss": 5.0 - 0.1 * epoch, "val_loss": validation_loss})
         rates.append(float(network.optimizer.learning_rate))
-        if network.stop_training: break
+        if network.stop_training:
+            break
     assert rates == pytest.approx([0.01] * 4 + [0.005] * 2 + [0.0025] * 2)
 
 
 def test_the_best_weights_come_back_though_the_last_epoch_was_worse(run):
     class Spoil(keras.callbacks.Callback):
         "Before the last epoch the decoder's weights go bad, and stay so."
+
         def on_epoch_begin(self, epoch, logs=None):
-            if epoch < 2: return
+            if epoch < 2:
+                return
             self.model.optimizer.learning_rate = 1e-9
             bias = self.model.decoder.log_rate.bias
             bias.assign(np.asarray(bias) - 1)
@@ -133,5 +160,7 @@ def test_the_best_weights_come_back_though_the_last_epoch_was_worse(run):
     run.shown = [Spoil()]
     losses = run.go().history["val_loss"]
     assert len(losses) == 3 and losses.idxmin() < 3
-    again = run.network.evaluate(training._Inputs(run.X, run.split.validation, 16), verbose=0, return_dict=True)["loss"]
+    again = run.network.evaluate(
+        training._Inputs(run.X, run.split.validation, 16), verbose=0, return_dict=True
+    )["loss"]
     assert again == pytest.approx(losses.min(), rel=1e-4)

@@ -1,4 +1,5 @@
 """The command line: what it prints, what it writes, and how it ends."""
+
 import json
 import os
 import re
@@ -19,8 +20,12 @@ from vampsc import beyond, cli, figures, models, organs, study, training
 TINY = ["--max-epochs", "2", "--n-genes", "200"]
 
 
-def invoke(*words): return CliRunner().invoke(cli.app, [str(w) for w in words], catch_exceptions=False)
-def vampsc(*words): return [sys.executable, "-c", "from vampsc.cli import main; main()", *map(str, words)]
+def invoke(*words):
+    return CliRunner().invoke(cli.app, [str(w) for w in words], catch_exceptions=False)
+
+
+def vampsc(*words):
+    return [sys.executable, "-c", "from vampsc.cli import main; main()", *map(str, words)]
 
 
 @pytest.fixture(scope="module")
@@ -37,51 +42,106 @@ def few(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(few, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
-    done = invoke("fit", few, "--model", "vae", "--out", out, "--label-key", "cell_type", "--batch-key", "donor", *TINY)
-    assert done.exit_code == 0 and "test loss per gene" in done.stdout and "written to" in done.stdout, done.output
+    done = invoke(
+        "fit",
+        few,
+        "--model",
+        "vae",
+        "--out",
+        out,
+        "--label-key",
+        "cell_type",
+        "--batch-key",
+        "donor",
+        *TINY,
+    )
+    assert (
+        done.exit_code == 0 and "test loss per gene" in done.stdout and "written to" in done.stdout
+    ), done.output
     return out / "vae-seed0"
 
 
 def test_fit_makes_so_many_steps(few, tmp_path):
-    done = invoke("fit", few, "--model", "ae", "--out", tmp_path, "--steps", 3, "--n-genes", 200, "--json")
+    done = invoke(
+        "fit", few, "--model", "ae", "--out", tmp_path, "--steps", 3, "--n-genes", 200, "--json"
+    )
     run = study.read_run(tmp_path / "ae-seed0")
-    assert json.loads(done.stdout)["metrics"]["epochs"] == 3                     # of 80 cells, one minibatch each
-    assert run.config["training"]["steps"] == 3 and run.history["learning_rate"].is_monotonic_decreasing
+    # of 80 cells, one minibatch each
+    assert json.loads(done.stdout)["metrics"]["epochs"] == 3
+    assert (
+        run.config["training"]["steps"] == 3
+        and run.history["learning_rate"].is_monotonic_decreasing
+    )
 
 
 def test_fit_as_json_is_one_object(few, run):
-    done = invoke("fit", few, "--model", "vae", "--out", run.parent, "--label-key", "cell_type", "--batch-key", "donor", *TINY, "--json")
+    done = invoke(
+        "fit",
+        few,
+        "--model",
+        "vae",
+        "--out",
+        run.parent,
+        "--label-key",
+        "cell_type",
+        "--batch-key",
+        "donor",
+        *TINY,
+        "--json",
+    )
     result = json.loads(done.stdout)
-    assert result["folder"] == run.as_posix() and result["metrics"]["epochs"] == 2 and result["metrics"]["n_cells"] == 100
+    assert (
+        result["folder"] == run.as_posix()
+        and result["metrics"]["epochs"] == 2
+        and result["metrics"]["n_cells"] == 100
+    )
 
 
 @pytest.mark.parametrize("ending", [".h5ad", ".csv", ".npy"])
 def test_embed(few, run, tmp_path, ending):
-    whole, out = np.load(run / "latent.npy"), tmp_path / f"new/embedded{ending}"
-    done = invoke("embed", run, few, "--out", out, "--json", *(["--backed"] if ending == ".csv" else []))
+    whole = np.load(run / "latent.npy")
+    out = tmp_path / f"new/embedded{ending}"
+    done = invoke(
+        "embed", run, few, "--out", out, "--json", *(["--backed"] if ending == ".csv" else [])
+    )
     assert done.exit_code == 0, done.output
     said = json.loads(done.stdout)
     assert said.pop("genes").startswith("200 of the data's 400 genes have a place in gencode-48")
-    assert said == {"out": out.as_posix(), "key": "X_vae", "n_cells": 100, "n_latent": 128, "n_empty": 0}
+    assert said == {
+        "out": out.as_posix(),
+        "key": "X_vae",
+        "n_cells": 100,
+        "n_latent": 128,
+        "n_empty": 0,
+    }
     if ending == ".h5ad":
-        written, before = ad.read_h5ad(out), ad.read_h5ad(few)
+        written = ad.read_h5ad(out)
+        before = ad.read_h5ad(few)
         z = written.obsm["X_vae"]
         assert (written.X != before.X).nnz == 0 and written.obs.equals(before.obs)
     if ending == ".csv":
         table = pd.read_csv(out, index_col="cell")
         z = table.to_numpy()
         assert list(table.index) == list(organs.load(few).obs_names)
-    if ending == ".npy": z = np.load(out)
+    if ending == ".npy":
+        z = np.load(out)
     assert np.allclose(z, whole, atol=1e-4) and os.listdir(out.parent) == [out.name]
 
 
 def test_an_existing_file_is_replaced_only_on_request(few, run, tmp_path):
     before = few.read_bytes()
     refused = invoke("embed", run, few, "--out", few)
-    assert refused.exit_code == 1 and "exists; choose another --out, or --overwrite" in refused.stderr and few.read_bytes() == before
+    assert (
+        refused.exit_code == 1
+        and "exists; choose another --out, or --overwrite" in refused.stderr
+        and few.read_bytes() == before
+    )
     copy = tmp_path / "copy.h5ad"
     copy.write_bytes(before)
-    assert invoke("embed", run, copy, "--out", copy, "--overwrite").exit_code == 0 and "X_vae" in ad.read_h5ad(copy).obsm
+    assert (
+        invoke("embed", run, copy, "--out", copy, "--overwrite").exit_code == 0
+        and "X_vae" in ad.read_h5ad(copy).obsm
+    )
 
 
 def test_sample(run, tmp_path):
@@ -89,27 +149,38 @@ def test_sample(run, tmp_path):
     assert done.exit_code == 0 and "50 cells written" in done.stdout
     cells = ad.read_h5ad(tmp_path / "s.h5ad")
     assert cells.shape == (50, 200) and set(cells.obs["donor"]) == {"b"}
-    assert np.array_equal(cells.X.toarray(), models.load(run / "model").sample_prior(50, batch="b").X.toarray())
+    assert np.array_equal(
+        cells.X.toarray(), models.load(run / "model").sample_prior(50, batch="b").X.toarray()
+    )
 
 
 def test_report_of_runs(run, monkeypatch):
-    "UMAP, which compiles itself for seconds, is tested with the figures: here the first two units stand in for it."
+    """UMAP, which compiles itself for seconds, is tested with the figures: here the first two units
+    stand in for it.
+    """
     monkeypatch.setattr(figures, "umap_coordinates", lambda z, *_: np.asarray(z)[:, :2])
     done = invoke("report", run.parent, "--json")
-    assert json.loads(done.stdout) == {"page": (run.parent / "report.html").as_posix()} and "VAE" in (run.parent / "report.html").read_text()
+    assert (
+        json.loads(done.stdout) == {"page": (run.parent / "report.html").as_posix()}
+        and "VAE" in (run.parent / "report.html").read_text()
+    )
 
 
 def test_report_of_data_prints_the_table_and_the_paths(run, tmp_path, monkeypatch):
     "The notebook itself is run by test_study; here the words that follow it."
+
     def finished(out, overwrite, **parameters):
         assert parameters["max_epochs"] == 7 and parameters["organ"] == "pancreas"
         out.mkdir()
         study.table([study.read_run(run)]).to_csv(out / "table.csv")
         (out / "report.html").write_text("page")
         return out / "report.html"
+
     monkeypatch.setattr(study, "report", finished)
     done = invoke("report", "pancreas", "--out", tmp_path / "run", "--max-epochs", 7)
-    assert done.exit_code == 0 and all(word in done.stdout for word in ("VAE", "PCs for 95 %", "ELBO", "table.csv", "report.html"))
+    assert done.exit_code == 0 and all(
+        word in done.stdout for word in ("VAE", "PCs for 95 %", "ELBO", "table.csv", "report.html")
+    )
     monkeypatch.setattr(study, "report", lambda out, overwrite, **parameters: out / "report.html")
     result = json.loads(invoke("report", "pancreas", "--out", tmp_path / "run", "--json").stdout)
     assert result["table"]["VAE"]["epochs"] == 2 and result["page"].endswith("report.html")
@@ -120,27 +191,55 @@ def test_organs_list():
     assert json.loads(invoke("organs", "list", "--json").stdout)[0]["organ"] == "pancreas"
 
 
-def test_nan_is_null(): assert cli._plain({"a": float("nan"), "b": [np.float32(1.5), np.int64(2)], "c": None}) == {"a": None, "b": [1.5, 2], "c": None}
+def test_nan_is_null():
+    assert cli._plain({"a": float("nan"), "b": [np.float32(1.5), np.int64(2)], "c": None}) == {
+        "a": None,
+        "b": [1.5, 2],
+        "c": None,
+    }
 
 
-@pytest.mark.parametrize("words, message", [
-    (["fit", "pancras"], "pancreas"), (["fit", "pancreas", "--model", "vampire"], "'vampire'"),
-    (["fit", "pancreas", "--label-key", "celltype"], "celltype"), (["fit", "pancreas", "--profile", "fast"], "'fast'"),
-    (["fit", "pancreas", "--batch-key", "donor"], "donor"), (["fit", "pancreas", "--use-raw"], "raw"),
-    (["embed", "nowhere", "pancreas"], "nowhere"), (["fit", "absent.h5ad"], "absent.h5ad"), (["report", "."], "no finished run"),
-    (["embed", "nowhere", "pancreas", "--out", "z.xlsx"], ".h5ad, .csv, .npy"), (["sample", "nowhere"], "nowhere"),
-    (["fit", "pancreas", "--out", "file/runs"], "file"), (["embed", "nowhere", "pancreas", "--out", "file/z.npy"], "file"),
-])
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["fit", "pancras"], "pancreas"),
+        (["fit", "pancreas", "--model", "vampire"], "'vampire'"),
+        (["fit", "pancreas", "--label-key", "celltype"], "celltype"),
+        (["fit", "pancreas", "--profile", "fast"], "'fast'"),
+        (["fit", "pancreas", "--batch-key", "donor"], "donor"),
+        (["fit", "pancreas", "--use-raw"], "raw"),
+        (["embed", "nowhere", "pancreas"], "nowhere"),
+        (["fit", "absent.h5ad"], "absent.h5ad"),
+        (["report", "."], "no finished run"),
+        (["embed", "nowhere", "pancreas", "--out", "z.xlsx"], ".h5ad, .csv, .npy"),
+        (["sample", "nowhere"], "nowhere"),
+        (["fit", "pancreas", "--out", "file/runs"], "file"),
+        (["embed", "nowhere", "pancreas", "--out", "file/z.npy"], "file"),
+    ],
+)
 def test_bad_input_is_one_line_and_exit_code_1(words, message, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("no folder")
     done = invoke(*words)
-    assert done.exit_code == 1 and done.stdout == "" and sorted(os.listdir(tmp_path)) in (["file"], ["file", "runs"])
-    assert done.stderr.startswith("vampsc: ") and message in done.stderr and done.stderr.count("\n") == 1
+    assert (
+        done.exit_code == 1
+        and done.stdout == ""
+        and sorted(os.listdir(tmp_path)) in (["file"], ["file", "runs"])
+    )
+    assert (
+        done.stderr.startswith("vampsc: ")
+        and message in done.stderr
+        and done.stderr.count("\n") == 1
+    )
 
 
 def test_wrong_usage_is_exit_code_2():
-    for words in (["fitt"], ["fit"], ["fit", "pancreas", "--max-epochs", "many"], ["fit", "pancreas", "--color"]):
+    for words in (
+        ["fitt"],
+        ["fit"],
+        ["fit", "pancreas", "--max-epochs", "many"],
+        ["fit", "pancreas", "--color"],
+    ):
         assert invoke(*words).exit_code == 2
 
 
@@ -149,37 +248,90 @@ def test_divergence_is_exit_code_3(few, tmp_path):
     assert done.exit_code == 3 and "try a smaller learning_rate" in done.stderr
 
 
-def test_an_interrupted_run_is_exit_code_130_and_the_same_command_goes_on(few, tmp_path, monkeypatch):
+def test_an_interrupted_run_is_exit_code_130_and_the_same_command_goes_on(
+    few, tmp_path, monkeypatch
+):
     begin = training.Record.on_epoch_begin
+
     def stop(record, epoch, logs=None):
-        if epoch == 2: raise KeyboardInterrupt
+        if epoch == 2:
+            raise KeyboardInterrupt
         begin(record, epoch, logs)
-    words = ["fit", few, "--model", "ae", "--out", tmp_path, "--n-genes", 200, "--max-epochs", 3, "--json"]
+
+    words = [
+        "fit",
+        few,
+        "--model",
+        "ae",
+        "--out",
+        tmp_path,
+        "--n-genes",
+        200,
+        "--max-epochs",
+        3,
+        "--json",
+    ]
     with monkeypatch.context() as stopping:
         stopping.setattr(training.Record, "on_epoch_begin", stop)
         done = invoke(*words)
     run = tmp_path / "ae-seed0"
-    assert done.exit_code == 130 and done.stdout == "" and "the same call goes on" in done.stderr, done.stderr[-2000:]
-    assert len(training.read_checkpoint(run / "checkpoint")[0]["rows"]) in (0, 1, 2) and not (run / "metrics.json").exists()   # epochs this short may be over before the next writing
+    assert done.exit_code == 130 and done.stdout == "" and "the same call goes on" in done.stderr, (
+        done.stderr[-2000:]
+    )
+    # epochs this short may be over before the next writing
+    assert (
+        len(training.read_checkpoint(run / "checkpoint")[0]["rows"]) in (0, 1, 2)
+        and not (run / "metrics.json").exists()
+    )
     done = invoke(*words)
-    assert done.exit_code == 0 and json.loads(done.stdout)["metrics"]["epochs"] == 3 and not (run / "checkpoint").exists()
+    assert (
+        done.exit_code == 0
+        and json.loads(done.stdout)["metrics"]["epochs"] == 3
+        and not (run / "checkpoint").exists()
+    )
 
 
 @pytest.mark.slow
 def test_ctrl_c_ends_the_process_with_130(few, tmp_path):
-    words = ["fit", few, "--model", "ae", "--out", tmp_path, "--n-genes", 200, "--max-epochs", 60, "--batch-size", 16, "--json"]
-    heeds = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)          # also where the tests run in the background of a shell
-    process = subprocess.Popen(vampsc(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeds)
+    words = [
+        "fit",
+        few,
+        "--model",
+        "ae",
+        "--out",
+        tmp_path,
+        "--n-genes",
+        200,
+        "--max-epochs",
+        60,
+        "--batch-size",
+        16,
+        "--json",
+    ]
+
+    # also where the tests run in the background of a shell
+    def heeds():
+        return signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = subprocess.Popen(
+        vampsc(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeds
+    )
     run = tmp_path / "ae-seed0"
     end = time.time() + 120
-    while not (run / "checkpoint").exists() and time.time() < end: time.sleep(0.02)
-    while len(training.read_checkpoint(run / "checkpoint")[0]["rows"]) < 2 and time.time() < end: time.sleep(0.02)
+    while not (run / "checkpoint").exists() and time.time() < end:
+        time.sleep(0.02)
+    while len(training.read_checkpoint(run / "checkpoint")[0]["rows"]) < 2 and time.time() < end:
+        time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130 and out == "" and "the same call goes on" in err, err[-2000:]
     assert not (run / "metrics.json").exists()
     done = invoke(*words)
-    assert done.exit_code == 0 and json.loads(done.stdout)["metrics"]["epochs"] > 2 and not (run / "checkpoint").exists(), done.stderr[-2000:]
+    assert (
+        done.exit_code == 0
+        and json.loads(done.stdout)["metrics"]["epochs"] > 2
+        and not (run / "checkpoint").exists()
+    ), done.stderr[-2000:]
 
 
 SAYS_WHAT_WAS_IMPORTED = """
@@ -191,49 +343,115 @@ main()
 
 
 def test_help_teaches_and_is_quick():
-    def seconds(): return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    def seconds():
+        return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+
     start = seconds()
-    done = subprocess.run([sys.executable, "-c", SAYS_WHAT_WAS_IMPORTED, "--help"], capture_output=True, text=True)
-    assert done.returncode == 0 and seconds() - start < 5 and all(c in done.stdout for c in ("fit", "embed", "sample", "report", "organs", "Exit codes"))
+    done = subprocess.run(
+        [sys.executable, "-c", SAYS_WHAT_WAS_IMPORTED, "--help"], capture_output=True, text=True
+    )
+    assert (
+        done.returncode == 0
+        and seconds() - start < 5
+        and all(
+            c in done.stdout for c in ("fit", "embed", "sample", "report", "organs", "Exit codes")
+        )
+    )
     assert done.stdout.endswith("heavy: set()\n")
-    for command in ("fit", "embed", "sample", "report"): assert f"vampsc {command} " in invoke(command, "--help").stdout
+    for command in ("fit", "embed", "sample", "report"):
+        assert f"vampsc {command} " in invoke(command, "--help").stdout
     assert invoke("--version").stdout.startswith("vampsc 0.")
 
 
 def test_organs_fetch(tmp_path, monkeypatch):
     about = json.loads(invoke("organs", "fetch", "pancreas", "--json").stdout)
-    assert about["n_cells"] == 1937 and about["studies"] == {"baron-2016-human1": 1937} and about["paper"] is False
-    assert "1,937 cells x 20,125 genes, 1,937 of them labelled with 14 cell types" in invoke("organs", "fetch", "pancreas").stdout
+    assert (
+        about["n_cells"] == 1937
+        and about["studies"] == {"baron-2016-human1": 1937}
+        and about["paper"] is False
+    )
+    assert (
+        "1,937 cells x 20,125 genes, 1,937 of them labelled with 14 cell types"
+        in invoke("organs", "fetch", "pancreas").stdout
+    )
     monkeypatch.setenv("VAMPSC_CACHE", str(tmp_path))
     monkeypatch.setenv("VAMPSC_MIRRORS", "https://=http://127.0.0.1:9/")
     monkeypatch.setattr("vampsc.downloads.PAUSE", 0.0)
     done = invoke("organs", "fetch", "Lake2019")
-    assert done.exit_code == 1 and re.match(r"vampsc: study Lake2019 cannot be had.*no connection to 127.0.0.1:9.*by hand", done.stderr)
+    assert done.exit_code == 1 and re.match(
+        r"vampsc: study Lake2019 cannot be had.*no connection to 127.0.0.1:9.*by hand", done.stderr
+    )
 
 
 def test_organs_list_says_size_labels_access_and_licence():
     lines = invoke("organs", "list").stdout.splitlines()
     row = next(line for line in lines if "Kinchen2018" in line)
     assert "9,281" in row and "14 types" in row and "authors, open" in row and "unknown" in row
-    assert len(lines) == 23 and lines[0].split()[:6] == ["organ", "study", "cells", "labels", "access", "licence"]
+    assert len(lines) == 23 and lines[0].split()[:6] == [
+        "organ",
+        "study",
+        "cells",
+        "labels",
+        "access",
+        "licence",
+    ]
 
 
 # ---- open questions
 
+
 def test_beyond_hands_its_options_to_the_notebook(tmp_path, monkeypatch):
     seen = {}
+
     def made(question, out, **given):
         seen.update(given, question=question, out=out)
         return out / "kl_weight.html"
+
     monkeypatch.setattr(beyond, "make", made)
-    done = invoke("beyond", "kl_weight", "--organs", "a.h5ad,b.h5ad", "--seeds", "0,1", "--out", tmp_path, "--jobs", 3, "--profile", "quick", "--set", "weights=1,1e-3", "--set", "n_latent=16", "--json")
-    assert done.exit_code == 0 and json.loads(done.stdout) == {"page": f"{tmp_path.as_posix()}/kl_weight.html"}
-    assert seen == dict(question="kl_weight", out=tmp_path, organs="a.h5ad,b.h5ad", seeds="0,1", profile="quick", label_key="auto", jobs=3, weights="1,1e-3", n_latent=16)
+    done = invoke(
+        "beyond",
+        "kl_weight",
+        "--organs",
+        "a.h5ad,b.h5ad",
+        "--seeds",
+        "0,1",
+        "--out",
+        tmp_path,
+        "--jobs",
+        3,
+        "--profile",
+        "quick",
+        "--set",
+        "weights=1,1e-3",
+        "--set",
+        "n_latent=16",
+        "--json",
+    )
+    assert done.exit_code == 0 and json.loads(done.stdout) == {
+        "page": f"{tmp_path.as_posix()}/kl_weight.html"
+    }
+    assert seen == dict(
+        question="kl_weight",
+        out=tmp_path,
+        organs="a.h5ad,b.h5ad",
+        seeds="0,1",
+        profile="quick",
+        label_key="auto",
+        jobs=3,
+        weights="1,1e-3",
+        n_latent=16,
+    )
 
 
-@pytest.mark.parametrize("words, said", [(["why"], "question 'why' is not known"), (["both", "--set", "n_latent"], "--set n_latent: a value is missing"),
-                                         (["kl_weight", "--set", "wieghts=1"], "parameter 'wieghts' is not known"),
-                                         (["both", "--organs", "pancras"], "did you mean pancreas")])
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["why"], "question 'why' is not known"),
+        (["both", "--set", "n_latent"], "--set n_latent: a value is missing"),
+        (["kl_weight", "--set", "wieghts=1"], "parameter 'wieghts' is not known"),
+        (["both", "--organs", "pancras"], "did you mean pancreas"),
+    ],
+)
 def test_beyond_names_what_is_wrong(words, said, tmp_path):
     done = invoke("beyond", *words, "--out", tmp_path)
     assert done.exit_code == 1 and said in done.stderr and done.stderr.count("\n") == 1

@@ -1,4 +1,5 @@
 """Figures: what is in them, and that nothing is cut off."""
+
 import anndata as ad
 import matplotlib
 import numpy as np
@@ -13,7 +14,8 @@ from vampsc import figures
 RNG = np.random.default_rng(0)
 
 
-def cells(n=60, units=6): return RNG.normal(size=(n, units)).astype("float32")
+def cells(n=60, units=6):
+    return RNG.normal(size=(n, units)).astype("float32")
 
 
 class Drawn(FigureCanvasAgg):
@@ -22,16 +24,24 @@ class Drawn(FigureCanvasAgg):
 
 def drawn(figure):
     "The figure drawn as it would be saved, and what measures its parts."
-    if not isinstance(figure.canvas, Drawn): Drawn(figure).draw()
+    if not isinstance(figure.canvas, Drawn):
+        Drawn(figure).draw()
     return figure.canvas.get_renderer()
 
 
 def inside(figure):
     "Every text and the legend lie on the canvas."
-    renderer, canvas = drawn(figure), figure.bbox
-    texts = [t for a in figure.axes for t in (a.title, a.xaxis.label, a.yaxis.label)] + [t for g in figure.legends for t in g.get_texts()]
-    boxes = [t.get_window_extent(renderer) for t in texts if t.get_text()] + [g.get_window_extent(renderer) for g in figure.legends]
-    return all(b.x0 >= -1 and b.y0 >= -1 and b.x1 <= canvas.x1 + 1 and b.y1 <= canvas.y1 + 1 for b in boxes)
+    renderer = drawn(figure)
+    canvas = figure.bbox
+    texts = [t for a in figure.axes for t in (a.title, a.xaxis.label, a.yaxis.label)] + [
+        t for g in figure.legends for t in g.get_texts()
+    ]
+    boxes = [t.get_window_extent(renderer) for t in texts if t.get_text()] + [
+        g.get_window_extent(renderer) for g in figure.legends
+    ]
+    return all(
+        b.x0 >= -1 and b.y0 >= -1 and b.x1 <= canvas.x1 + 1 and b.y1 <= canvas.y1 + 1 for b in boxes
+    )
 
 
 def apart(figure):
@@ -44,7 +54,9 @@ def apart(figure):
 def grid(n_models, labels):
     names = [f"model {i}" for i in range(n_models)]
     n = len(labels) if labels is not None else 60
-    return figures.umap_grid({k: cells(n) for k in names}, labels, coordinates={k: cells(n, 2) for k in names})
+    return figures.umap_grid(
+        {k: cells(n) for k in names}, labels, coordinates={k: cells(n, 2) for k in names}
+    )
 
 
 @pytest.mark.parametrize("n_models", [1, 2, 4, 6])
@@ -73,10 +85,12 @@ def test_colours_differ_and_do_not_depend_on_the_order_of_cells():
 @pytest.mark.slow
 def test_umap_is_decided_by_its_seed():
     z = np.concatenate([cells(40), cells(40) + 12])
-    one, again = figures.umap_coordinates(z, seed=3), figures.umap_coordinates(z, seed=3)
+    one = figures.umap_coordinates(z, seed=3)
+    again = figures.umap_coordinates(z, seed=3)
     assert one.shape == (80, 2) and np.array_equal(one, again)
     gap = np.linalg.norm(one[:40].mean(0) - one[40:].mean(0))
-    assert gap > one[:40].std(0).max()                                   # two groups stay two groups
+    # two groups stay two groups
+    assert gap > one[:40].std(0).max()
 
 
 @pytest.mark.slow
@@ -89,12 +103,16 @@ def test_neighbours_of_so_many_cells_that_they_are_searched_approximately():
 
 
 def test_covariance_has_its_own_scale_centred_on_zero():
-    small, large = cells(200), 10 * cells(200)
+    small = cells(200)
+    large = 10 * cells(200)
     figure = figures.covariance_grid({"small": small, "large": large})
     images = [a.images[0] for a in figure.axes if a.images]
     for image, z in zip(images, (small, large)):
         expected = np.cov(z.T.astype("float64"))
-        assert np.allclose(image.get_array(), expected) and image.norm.vmax == -image.norm.vmin == np.abs(expected).max()
+        assert (
+            np.allclose(image.get_array(), expected)
+            and image.norm.vmax == -image.norm.vmin == np.abs(expected).max()
+        )
     assert inside(figure)
 
 
@@ -104,22 +122,36 @@ def test_clustered_covariance_is_a_permutation():
     image = figures.covariance_grid({"m": z}, order="cluster").axes[0].images[0].get_array()
     assert np.allclose(np.sort(image.ravel()), np.sort(np.cov(z.T.astype("float64")).ravel()))
     off = np.abs(image - np.diag(np.diag(image)))
-    assert abs(np.subtract(*np.unravel_index(off.argmax(), off.shape))) == 1       # the pair that covaries is adjacent
+    # the pair that covaries is adjacent
+    assert abs(np.subtract(*np.unravel_index(off.argmax(), off.shape))) == 1
 
 
 def history(n, kl=1.0):
     loss = 1e5 * np.exp(-np.arange(n)) + 2000 - np.arange(n)
-    return pd.DataFrame({"loss": loss, "val_loss": loss + 5, "kl": kl * loss / 50, "val_kl": kl * loss / 60,
-                         "learning_rate": np.where(np.arange(n) < n // 2, 1e-3, 5e-4)}, index=pd.RangeIndex(1, n + 1))
+    return pd.DataFrame(
+        {
+            "loss": loss,
+            "val_loss": loss + 5,
+            "kl": kl * loss / 50,
+            "val_kl": kl * loss / 60,
+            "learning_rate": np.where(np.arange(n) < n // 2, 1e-3, 5e-4),
+        },
+        index=pd.RangeIndex(1, n + 1),
+    )
 
 
 def test_training_curves_show_what_matters():
     figure = figures.training_curves({"AE": history(40, kl=0.0), "VAE": history(40)})
     loss = figure.axes[1]
     low, high = loss.get_ylim()
-    assert low < 1961 and 2010 < high < 1e4                              # not squeezed by the first epochs
-    assert len(loss.lines) == 3                                          # training, validation, one halving
-    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["training", "validation"]
+    # not squeezed by the first epochs
+    assert low < 1961 and 2010 < high < 1e4
+    # training, validation, one halving
+    assert len(loss.lines) == 3
+    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == [
+        "training",
+        "validation",
+    ]
     assert inside(figure)
 
 
@@ -129,26 +161,43 @@ def test_a_rate_that_falls_in_every_epoch_is_not_marked():
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
-def test_short_histories_can_be_drawn(n): assert inside(figures.training_curves({"VAE": history(n)}))
+def test_short_histories_can_be_drawn(n):
+    assert inside(figures.training_curves({"VAE": history(n)}))
 
 
 def test_matplotlib_is_left_alone():
     before = dict(matplotlib.rcParams)
-    grid(2, ["a", "b"] * 30), figures.covariance_grid({"m": cells()}), figures.training_curves({"m": history(3)})
+    (
+        grid(2, ["a", "b"] * 30),
+        figures.covariance_grid({"m": cells()}),
+        figures.training_curves({"m": history(3)}),
+    )
     import matplotlib.pyplot as plt
+
     assert dict(matplotlib.rcParams) == before and not plt.get_fignums()
 
 
 @pytest.mark.parametrize("n_models", [1, 4, 6])
 def test_sixty_long_names_stay_readable(n_models):
-    figure = grid(n_models, [f"CD{i % 60} positive alpha-beta memory T cell of the lamina propria, activated" for i in range(240)])
+    figure = grid(
+        n_models,
+        [
+            f"CD{i % 60} positive alpha-beta memory T cell of the lamina propria, activated"
+            for i in range(240)
+        ],
+    )
     assert len(figure.legends[0].get_texts()) == 60 and inside(figure) and apart(figure)
     assert figure.get_size_inches()[0] < 15
 
 
 def test_names_are_printed_as_they_are():
     figure = grid(1, ["a$b$", "_c", "", "x" * 150] * 15)
-    assert [t.get_text().replace("\n", "") for t in figure.legends[0].get_texts()] == ["unlabelled", "_c", r"a\$b\$", "x" * 150]
+    assert [t.get_text().replace("\n", "") for t in figure.legends[0].get_texts()] == [
+        "unlabelled",
+        "_c",
+        r"a\$b\$",
+        "x" * 150,
+    ]
     assert inside(figure)
     long = "a model with a very long name indeed, seed 12, paper profile"
     assert inside(figures.umap_grid({long: cells()}, None, coordinates={long: cells(60, 2)}))
@@ -156,24 +205,41 @@ def test_names_are_printed_as_they_are():
 
 def test_categories_keep_a_natural_or_their_own_order():
     assert list(figures.category_colours(["T10", "T2", "B"])) == ["B", "T2", "T10"]
-    assert list(figures.category_colours(pd.Categorical(["b", "a"], categories=["c", "b", "a"]))) == ["b", "a"]
+    assert list(
+        figures.category_colours(pd.Categorical(["b", "a"], categories=["c", "b", "a"]))
+    ) == ["b", "a"]
 
 
 def test_what_is_refused():
     z = {"m": cells()}
     for draw in (figures.umap_grid, figures.covariance_grid, figures.training_curves):
-        with pytest.raises(ValueError, match="nothing to draw"): draw({})
-    with pytest.raises(ValueError, match="60 cells but there are 3 labels"): figures.umap_grid(z, list("abc"), coordinates=z)
-    with pytest.raises(ValueError, match="order"): figures.covariance_grid(z, order="clustr")
+        with pytest.raises(ValueError, match="nothing to draw"):
+            draw({})
+    with pytest.raises(ValueError, match="60 cells but there are 3 labels"):
+        figures.umap_grid(z, list("abc"), coordinates=z)
+    with pytest.raises(ValueError, match="order"):
+        figures.covariance_grid(z, order="clustr")
 
 
-@pytest.mark.parametrize("z", [cells(60, 1), np.zeros((60, 4)), np.c_[cells(60, 3), np.zeros((60, 2))]])
-def test_single_and_dead_units_can_be_clustered(z): assert inside(figures.covariance_grid({"m": z}, order="cluster"))
+@pytest.mark.parametrize(
+    "z", [cells(60, 1), np.zeros((60, 4)), np.c_[cells(60, 3), np.zeros((60, 2))]]
+)
+def test_single_and_dead_units_can_be_clustered(z):
+    assert inside(figures.covariance_grid({"m": z}, order="cluster"))
 
 
-@pytest.mark.parametrize("change", [lambda h: h[["loss"]], lambda h: h.iloc[:0], lambda h: h.assign(val_loss=np.nan),
-                                    lambda h: h.assign(loss=np.inf), lambda h: h.drop(columns=["kl", "val_kl", "learning_rate"])])
-def test_histories_with_gaps(change): assert inside(figures.training_curves({"m": change(history(20))}))
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda h: h[["loss"]],
+        lambda h: h.iloc[:0],
+        lambda h: h.assign(val_loss=np.nan),
+        lambda h: h.assign(loss=np.inf),
+        lambda h: h.drop(columns=["kl", "val_kl", "learning_rate"]),
+    ],
+)
+def test_histories_with_gaps(change):
+    assert inside(figures.training_curves({"m": change(history(20))}))
 
 
 def test_a_late_rise_is_not_cut_off():
@@ -185,6 +251,9 @@ def test_a_late_rise_is_not_cut_off():
 @pytest.mark.parametrize("n", range(1, 7))
 def test_up_to_six_models_fit_a_page(n):
     names = [f"m{i}" for i in range(n)]
-    for figure in (grid(n, ["alpha", "beta"] * 30), figures.covariance_grid({k: cells() for k in names}),
-                   figures.training_curves({k: history(20) for k in names})):
+    for figure in (
+        grid(n, ["alpha", "beta"] * 30),
+        figures.covariance_grid({k: cells() for k in names}),
+        figures.training_curves({k: history(20) for k in names}),
+    ):
         assert figure.get_size_inches()[0] <= 9.01 and inside(figure)

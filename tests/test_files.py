@@ -1,4 +1,7 @@
-"Files as other writers leave them, in memory and backed: number types, zarr folders, h5ad of any age; and what `embed` makes of them."
+"""Files as other writers leave them, in memory and backed: number types, zarr folders, h5ad of any
+age; and what `embed` makes of them.
+"""
+
 import json
 import warnings
 
@@ -16,17 +19,26 @@ from vampsc.genes import GeneSpace, native, raw_of
 from vampsc.models import VAE, load
 
 zarr = pytest.importorskip("zarr", reason="zarr is not installed")
-pytestmark = pytest.mark.filterwarnings("ignore:Writing zarr v2", "ignore:.*without encoding metadata", "ignore:Consolidated metadata")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Writing zarr v2", "ignore:.*without encoding metadata", "ignore:Consolidated metadata"
+)
 
 X = np.random.default_rng(0).poisson(1.0, (60, 30)).astype("float32")
 X[:, 0] += 1
 NAMES = [f"g{j}" for j in range(30)]
-TYPES = {"unsigned 64-bit": dict(data="uint64", indices="uint64", indptr="uint64"), "big-endian": dict(data=">f4", indices=">i4", indptr=">i8"),
-         "half precision": dict(data="float16"), "big-endian integers": dict(data=">i2"), "as usual": {}}
+TYPES = {
+    "unsigned 64-bit": dict(data="uint64", indices="uint64", indptr="uint64"),
+    "big-endian": dict(data=">f4", indices=">i4", indptr=">i8"),
+    "half precision": dict(data="float16"),
+    "big-endian integers": dict(data=">i2"),
+    "as usual": {},
+}
 
 
 def cells(form=sparse.csr_matrix):
-    obs = pd.DataFrame({"kind": pd.Categorical(["a", "b"] * 30)}, index=[f"c{i}" for i in range(60)])
+    obs = pd.DataFrame(
+        {"kind": pd.Categorical(["a", "b"] * 30)}, index=[f"c{i}" for i in range(60)]
+    )
     return ad.AnnData(form(X), obs, pd.DataFrame(index=NAMES))
 
 
@@ -53,12 +65,21 @@ def retyped(path, types, places=("X", "layers/counts", "raw/X")):
     "The matrices of an .h5ad file in other number types."
     with h5py.File(path, "r+") as file:
         for node in (file[place] for place in places if place in file):
-            parts = {part: node[part] for part in types} if isinstance(node, h5py.Group) else {None: node} if "data" in types else {}
+            parts = (
+                {part: node[part] for part in types}
+                if isinstance(node, h5py.Group)
+                else {None: node}
+                if "data" in types
+                else {}
+            )
             for part, old in parts.items():
                 group, name = (node, part) if part else (node.parent, node.name.rsplit("/", 1)[1])
-                values, attributes = old[:], dict(old.attrs)
+                values = old[:]
+                attributes = dict(old.attrs)
                 del group[name]
-                group.create_dataset(name, data=values.astype(types[part or "data"])).attrs.update(attributes)
+                group.create_dataset(name, data=values.astype(types[part or "data"])).attrs.update(
+                    attributes
+                )
     return path
 
 
@@ -77,6 +98,7 @@ def embed(*words):
 
 # ---- number types
 
+
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("form", [sparse.csr_matrix, sparse.csc_matrix, np.asarray])
 @pytest.mark.parametrize("backed", [False, True])
@@ -87,12 +109,20 @@ def test_number_types(kind, form, backed, tmp_path):
         for settings, truth in ((dict(layer="counts"), X), (dict(use_raw=True), X)):
             adata = organs.load(path, backed, **settings)
             counts, _ = checked_counts(adata, GeneSpace.of(adata), **settings)
-            assert np.array_equal(counts[:].toarray(), truth) and np.array_equal(counts.dense(np.array([3, 0, 59])), truth[[3, 0, 59]])
+            assert np.array_equal(counts[:].toarray(), truth) and np.array_equal(
+                counts.dense(np.array([3, 0, 59])), truth[[3, 0, 59]]
+            )
     path = retyped(written(cells(form), tmp_path / "b.h5ad"), TYPES[kind])
     adata = organs.load(path, backed)
     counts, _ = checked_counts(adata, GeneSpace.of(adata))
-    assert np.array_equal(counts[:].toarray(), X) and counts[:].dtype == np.float32 and adata.obs["kind"].tolist() == ["a", "b"] * 30
-    assert "layer='counts'" in where_counts_may_be(organs.load(tmp_path / "a.h5ad", backed, "counts"), "dense")
+    assert (
+        np.array_equal(counts[:].toarray(), X)
+        and counts[:].dtype == np.float32
+        and adata.obs["kind"].tolist() == ["a", "b"] * 30
+    )
+    assert "layer='counts'" in where_counts_may_be(
+        organs.load(tmp_path / "a.h5ad", backed, "counts"), "dense"
+    )
 
 
 @pytest.mark.parametrize("kind", ["unsigned 64-bit", "big-endian"])
@@ -104,9 +134,13 @@ def test_number_types_in_memory(kind):
         matrix.indptr = matrix.indptr.astype(TYPES[kind]["indptr"])
         before = matrix.indices.copy()
         counts = Counts(matrix)
-        assert np.array_equal(counts[:10].toarray(), X[:10]) and np.array_equal(counts.dense(np.arange(60)), X)
+        assert np.array_equal(counts[:10].toarray(), X[:10]) and np.array_equal(
+            counts.dense(np.arange(60)), X
+        )
         assert matrix.indices.dtype == before.dtype and np.array_equal(matrix.indices, before)
-    assert native(np.arange(3)).dtype == np.arange(3).dtype and native(np.arange(3, dtype=">f8")).dtype == np.dtype("float64")
+    assert native(np.arange(3)).dtype == np.arange(3).dtype and native(
+        np.arange(3, dtype=">f8")
+    ).dtype == np.dtype("float64")
 
 
 def test_number_types_of_a_zarr_folder(tmp_path):
@@ -115,12 +149,18 @@ def test_number_types_of_a_zarr_folder(tmp_path):
     for place in ("layers/counts", "raw/X"):
         values = group[place]["data"][:].astype("float16")
         del group[place]["data"]
-        group[place].create_array("data", data=values) if hasattr(group, "create_array") else group[place].create_dataset("data", data=values)
+        (
+            group[place].create_array("data", data=values)
+            if hasattr(group, "create_array")
+            else group[place].create_dataset("data", data=values)
+        )
     zarr.consolidate_metadata(str(path))
     for backed in (False, True):
         for settings in (dict(layer="counts"), dict(use_raw=True)):
             adata = organs.load(path, backed, **settings)
-            assert np.array_equal(checked_counts(adata, GeneSpace.of(adata), **settings)[0][:].toarray(), X)
+            assert np.array_equal(
+                checked_counts(adata, GeneSpace.of(adata), **settings)[0][:].toarray(), X
+            )
 
 
 @pytest.mark.parametrize("kind", ["big-endian", "half precision"])
@@ -134,19 +174,34 @@ def test_embed_of_number_types(kind, model, tmp_path):
 
 # ---- zarr folders that stay where they are
 
+
 @pytest.mark.parametrize("form", [sparse.csr_matrix, sparse.csc_matrix, np.asarray])
 def test_a_backed_zarr_folder_has_all_that_is_in_it(form, tmp_path):
     path = written(full(form), tmp_path / "a.zarr")
-    there, here = organs.load(path, True, "counts"), organs.load(path, False, "counts")
-    for part in ("obsm", "obsp", "varm", "uns", "layers"): assert set(getattr(there, part)) == set(getattr(here, part))
-    assert there.obs.equals(here.obs) and there.var.equals(here.var) and list(there.raw.var_names) == NAMES
+    there = organs.load(path, True, "counts")
+    here = organs.load(path, False, "counts")
+    for part in ("obsm", "obsp", "varm", "uns", "layers"):
+        assert set(getattr(there, part)) == set(getattr(here, part))
+    assert (
+        there.obs.equals(here.obs)
+        and there.var.equals(here.var)
+        and list(there.raw.var_names) == NAMES
+    )
     for adata in (there, here):
         space = GeneSpace.of(adata)
         for settings in (dict(layer="counts"), dict(layer="dense"), dict(use_raw=True)):
             assert np.array_equal(checked_counts(adata, space, **settings)[0][:].toarray(), X)
-            assert np.array_equal(checked_counts(adata[[7, 3]], space, **settings)[0][:].toarray(), X[[7, 3]])
-    if form is not sparse.csc_matrix: assert "file" in Counts(there.layers["counts"]).source.place and "file" in Counts(raw_of(there).X).source.place
-    assert "layer='counts'" in where_counts_may_be(there) and "adata.raw (use_raw=True)" in where_counts_may_be(there)
+            assert np.array_equal(
+                checked_counts(adata[[7, 3]], space, **settings)[0][:].toarray(), X[[7, 3]]
+            )
+    if form is not sparse.csc_matrix:
+        assert (
+            "file" in Counts(there.layers["counts"]).source.place
+            and "file" in Counts(raw_of(there).X).source.place
+        )
+    assert "layer='counts'" in where_counts_may_be(
+        there
+    ) and "adata.raw (use_raw=True)" in where_counts_may_be(there)
 
 
 def test_a_backed_zarr_folder_without_X(tmp_path):
@@ -154,8 +209,11 @@ def test_a_backed_zarr_folder_without_X(tmp_path):
     adata.X = None
     path = written(adata, tmp_path / "a.zarr")
     there = organs.load(path, True, "counts")
-    assert there.X is None and np.array_equal(checked_counts(there, GeneSpace.of(there), "counts")[0][:].toarray(), X)
-    with pytest.raises(organs.OrganError, match="has no X .layers: counts, dense."): organs.load(path, True)
+    assert there.X is None and np.array_equal(
+        checked_counts(there, GeneSpace.of(there), "counts")[0][:].toarray(), X
+    )
+    with pytest.raises(organs.OrganError, match="has no X .layers: counts, dense."):
+        organs.load(path, True)
 
 
 @pytest.mark.parametrize("form", [sparse.csr_matrix, np.asarray])
@@ -167,13 +225,28 @@ def test_embed_keeps_all_of_a_zarr_folder(form, flags, model, tmp_path, monkeypa
     path = written(adata, tmp_path / "a.zarr")
     code, said = embed(model, path, "--out", tmp_path / "e.h5ad", *flags)
     assert code == 0, said
-    found, truth = ad.read_h5ad(tmp_path / "e.h5ad"), ad.read_zarr(path)
-    assert set(found.obsm) == {"X_pca", "X_vae"} and found.uns["note"] == "x" and set(found.obsp) == {"near"} and set(found.varm) == {"loadings"}
-    dense = lambda matrix: matrix.toarray() if sparse.issparse(matrix) else np.asarray(matrix)
-    for a, b in ((found.X, truth.X), (found.raw.X, truth.raw.X), *((found.layers[k], truth.layers[k]) for k in ("counts", "dense", "half"))):
+    found = ad.read_h5ad(tmp_path / "e.h5ad")
+    truth = ad.read_zarr(path)
+    assert (
+        set(found.obsm) == {"X_pca", "X_vae"}
+        and found.uns["note"] == "x"
+        and set(found.obsp) == {"near"}
+        and set(found.varm) == {"loadings"}
+    )
+
+    def dense(matrix):
+        return matrix.toarray() if sparse.issparse(matrix) else np.asarray(matrix)
+
+    for a, b in (
+        (found.X, truth.X),
+        (found.raw.X, truth.raw.X),
+        *((found.layers[k], truth.layers[k]) for k in ("counts", "dense", "half")),
+    ):
         assert type(a) is type(b) and np.array_equal(dense(a), dense(b))
     assert found.obs.equals(truth.obs) and found.raw.var.equals(truth.raw.var)
-    assert np.allclose(found.obsm["X_vae"], load(model).get_latent_representation(cells()), atol=1e-5)
+    assert np.allclose(
+        found.obsm["X_vae"], load(model).get_latent_representation(cells()), atol=1e-5
+    )
 
 
 def test_large_matrices_are_copied_in_parts(tmp_path):
@@ -181,26 +254,36 @@ def test_large_matrices_are_copied_in_parts(tmp_path):
     with h5py.File(tmp_path / "b.h5", "w") as file:
         for name in ("counts", "dense"):
             cli._copy_matrix(group["layers"][name], file, name, most=70)
-        assert np.array_equal(file["dense"][:], X) and np.array_equal(file["counts/data"][:], sparse.csr_matrix(X).data)
-        assert dict(file["dense"].attrs)["encoding-type"] == "array" and list(file["counts"].attrs["shape"]) == [60, 30]
+        assert np.array_equal(file["dense"][:], X) and np.array_equal(
+            file["counts/data"][:], sparse.csr_matrix(X).data
+        )
+        assert dict(file["dense"].attrs)["encoding-type"] == "array" and list(
+            file["counts"].attrs["shape"]
+        ) == [60, 30]
 
 
 # ---- h5ad of any age
+
 
 def of_old(path):
     "As anndata before 0.7 wrote it: tables as one dataset each, categories in uns."
     with h5py.File(path, "w") as file:
         file["X"] = X
-        file["obs"] = np.array([(f"c{i}".encode(), i % 2) for i in range(60)], dtype=[("index", "S10"), ("kind", "i4")])
+        file["obs"] = np.array(
+            [(f"c{i}".encode(), i % 2) for i in range(60)], dtype=[("index", "S10"), ("kind", "i4")]
+        )
         file["var"] = np.array([(name.encode(),) for name in NAMES], dtype=[("index", "S10")])
-        file["obsm"] = np.array([((i, 1.0), i) for i in range(60)], dtype=[("X_pca", "f8", (2,)), ("time", "f8")])
+        file["obsm"] = np.array(
+            [((i, 1.0), i) for i in range(60)], dtype=[("X_pca", "f8", (2,)), ("time", "f8")]
+        )
         file["uns/kind_categories"] = np.array([b"a", b"b"])
     return path
 
 
 def bare(path):
     written(cells(), path)
-    with h5py.File(path, "r+") as file: del file["obsm"]
+    with h5py.File(path, "r+") as file:
+        del file["obsm"]
     return path
 
 
@@ -213,8 +296,11 @@ def without_attributes(path):
     return path
 
 
-@pytest.mark.filterwarnings("ignore:.*very old version of AnnData")                       # which this test reads
-@pytest.mark.parametrize("make, others", [(of_old, {"X_pca", "time"}), (bare, set()), (without_attributes, {"X_pca"})])
+# which this test reads
+@pytest.mark.filterwarnings("ignore:.*very old version of AnnData")
+@pytest.mark.parametrize(
+    "make, others", [(of_old, {"X_pca", "time"}), (bare, set()), (without_attributes, {"X_pca"})]
+)
 @pytest.mark.parametrize("flags", [(), ("--backed",)])
 def test_embed_into_a_file_of_any_age(make, others, flags, model, tmp_path):
     path = make(tmp_path / "a.h5ad")
@@ -222,62 +308,118 @@ def test_embed_into_a_file_of_any_age(make, others, flags, model, tmp_path):
     assert code == 0, said
     found = ad.read_h5ad(tmp_path / "e.h5ad")
     assert set(found.obsm) == {"X_vae", *others} and found.obs["kind"].tolist() == ["a", "b"] * 30
-    assert np.allclose(found.obsm["X_vae"], load(model).get_latent_representation(cells()), atol=1e-5)
-    if make is of_old: assert found.obsm["X_pca"][:, 0].tolist() == list(range(60)) and found.obsm["time"].ravel().tolist() == list(range(60))
-    with h5py.File(tmp_path / "e.h5ad") as file: assert file["obsm"].attrs["encoding-type"] == "dict" and file["obsm"].attrs["encoding-version"] == "0.1.0"
+    assert np.allclose(
+        found.obsm["X_vae"], load(model).get_latent_representation(cells()), atol=1e-5
+    )
+    if make is of_old:
+        assert found.obsm["X_pca"][:, 0].tolist() == list(range(60)) and found.obsm[
+            "time"
+        ].ravel().tolist() == list(range(60))
+    with h5py.File(tmp_path / "e.h5ad") as file:
+        assert (
+            file["obsm"].attrs["encoding-type"] == "dict"
+            and file["obsm"].attrs["encoding-version"] == "0.1.0"
+        )
 
 
 # ---- cells without a count, on the command line
+
 
 @pytest.mark.parametrize("ending", [".npy", ".csv", ".h5ad"])
 @pytest.mark.parametrize("flags", [(), ("--backed",)])
 def test_embed_with_drop_empty(ending, flags, model, tmp_path):
     counts = np.column_stack([X, np.ones(60)])
     counts[[5, 9], :30] = 0
-    adata = ad.AnnData(sparse.csr_matrix(counts.astype("float32")), cells().obs, pd.DataFrame(index=[*NAMES, "other"]))
-    path, out = written(adata, tmp_path / "a.h5ad"), tmp_path / f"e{ending}"
+    adata = ad.AnnData(
+        sparse.csr_matrix(counts.astype("float32")),
+        cells().obs,
+        pd.DataFrame(index=[*NAMES, "other"]),
+    )
+    path = written(adata, tmp_path / "a.h5ad")
+    out = tmp_path / f"e{ending}"
     code, said = embed(model, path, "--out", out, *flags)
-    assert code == 1 and "2 of 60 cells have no counts in the 30 genes used (first: c5, c9)" in said and "--drop-empty" in said and not out.exists()
+    assert (
+        code == 1
+        and "2 of 60 cells have no counts in the 30 genes used (first: c5, c9)" in said
+        and "--drop-empty" in said
+        and not out.exists()
+    )
     code, said = embed(model, path, "--out", out, "--drop-empty", *flags)
-    assert code == 0 and "2 cells (first: c5) without a count in the model's genes: their rows are NaN" in said
+    assert (
+        code == 0
+        and "2 cells (first: c5) without a count in the model's genes: their rows are NaN" in said
+    )
     assert "30 of the data's 31 genes have a place in own genes (30 genes)" in said
-    z = np.load(out) if ending == ".npy" else pd.read_csv(out, index_col="cell").to_numpy() if ending == ".csv" else ad.read_h5ad(out).obsm["X_vae"]
+    z = (
+        np.load(out)
+        if ending == ".npy"
+        else (
+            pd.read_csv(out, index_col="cell").to_numpy()
+            if ending == ".csv"
+            else ad.read_h5ad(out).obsm["X_vae"]
+        )
+    )
     assert np.flatnonzero(np.isnan(z).any(1)).tolist() == [5, 9] and np.isnan(z[[5, 9]]).all()
     full_cells = np.setdiff1d(np.arange(60), [5, 9])
-    assert np.allclose(z[full_cells], load(model).get_latent_representation(cells()[full_cells]), atol=1e-5)
+    assert np.allclose(
+        z[full_cells], load(model).get_latent_representation(cells()[full_cells]), atol=1e-5
+    )
 
 
 def test_embed_of_nothing_but_empty_cells(model, tmp_path):
-    path = written(ad.AnnData(np.zeros((20, 30), "float32"), var=pd.DataFrame(index=NAMES)), tmp_path / "a.h5ad")
+    path = written(
+        ad.AnnData(np.zeros((20, 30), "float32"), var=pd.DataFrame(index=NAMES)),
+        tmp_path / "a.h5ad",
+    )
     code, said = embed(model, path, "--drop-empty", "--out", tmp_path / "e.npy")
     assert code == 1 and "none of 20 cells has a count in the model's 30 genes" in said
 
 
 def test_fit_with_drop_empty(monkeypatch, capsys):
     "The training itself is another test's: here, which cells it is given."
-    adata, given = cells(), []
+    adata = cells()
+    given = []
+
     def train(data):
         given.append(list(data.obs_names))
         empty = [3, 4] if len(given) == 1 else [0] if len(given) == 2 else []
-        if empty: raise EmptyCellsError("no counts", empty)
+        if empty:
+            raise EmptyCellsError("no counts", empty)
         return data
+
     done = cli._without_empty(adata, train)
-    assert list(done.obs_names) == [f"c{i}" for i in range(60) if i not in (0, 3, 4)] and len(given) == 3
-    assert capsys.readouterr().err.splitlines() == ["2 cells (first: c3) without a count in the genes used: left out", "1 cell (first: c0) without a count in the genes used: left out"]
-    with pytest.raises(EmptyCellsError): cli._without_empty(adata, lambda data: (_ for _ in ()).throw(EmptyCellsError("all", range(60))))
+    assert (
+        list(done.obs_names) == [f"c{i}" for i in range(60) if i not in (0, 3, 4)]
+        and len(given) == 3
+    )
+    assert capsys.readouterr().err.splitlines() == [
+        "2 cells (first: c3) without a count in the genes used: left out",
+        "1 cell (first: c0) without a count in the genes used: left out",
+    ]
+    with pytest.raises(EmptyCellsError):
+        cli._without_empty(
+            adata, lambda data: (_ for _ in ()).throw(EmptyCellsError("all", range(60)))
+        )
 
 
 def test_embed_reports_the_genes_as_json(model, tmp_path):
-    code, said = embed(model, written(cells(), tmp_path / "a.h5ad"), "--out", tmp_path / "e.npy", "--json")
+    code, said = embed(
+        model, written(cells(), tmp_path / "a.h5ad"), "--out", tmp_path / "e.npy", "--json"
+    )
     result = json.loads(said)
-    assert code == 0 and result["n_empty"] == 0 and result["genes"].startswith("30 of the data's 30 genes have a place in own genes")
+    assert (
+        code == 0
+        and result["n_empty"] == 0
+        and result["genes"].startswith("30 of the data's 30 genes have a place in own genes")
+    )
 
 
 def test_what_is_none_in_a_zarr_folder(model, tmp_path):
     "anndata may write raw and X that are None as an empty array marked as null."
     path = written(cells(), tmp_path / "a.zarr")
     group = zarr.open_group(str(path), mode="r+", use_consolidated=False)
-    if "raw" in group: del group["raw"]
+    if "raw" in group:
+        del group["raw"]
     ad.io.write_elem(group, "raw", None)
     zarr.consolidate_metadata(str(path))
     for flags in ((), ("--backed",)):
@@ -289,4 +431,8 @@ def test_what_is_none_in_a_zarr_folder(model, tmp_path):
     ad.io.write_elem(group, "X", None)
     zarr.consolidate_metadata(str(path))
     there = organs.load(path, True, "counts")
-    assert there.X is None and there.raw is None and np.array_equal(Counts(there.layers["counts"])[:].toarray(), X)
+    assert (
+        there.X is None
+        and there.raw is None
+        and np.array_equal(Counts(there.layers["counts"])[:].toarray(), X)
+    )

@@ -1,4 +1,5 @@
 """What is left in memory of a model that nobody holds any more."""
+
 import gc
 import weakref
 
@@ -11,7 +12,8 @@ SMALL = dict(n_genes=100, n_latent=3, hidden=(8,))
 
 
 @pytest.fixture(scope="module")
-def adata(): return organs.load("pancreas")[:60].copy()
+def adata():
+    return organs.load("pancreas")[:60].copy()
 
 
 def left(make):
@@ -25,43 +27,60 @@ def left(make):
 
 @pytest.mark.slow
 def test_counts_and_network_go_with_the_model(adata):
-    def trained(): return models.VAE(adata, **SMALL).train(max_epochs=1, progress=False)
+    def trained():
+        return models.VAE(adata, **SMALL).train(max_epochs=1, progress=False)
+
     def used():
         model = trained()
-        model.get_elbo(n_mc_samples=30)                          # so many draws are compiled as a whole
+        # so many draws are compiled as a whole
+        model.get_elbo(n_mc_samples=30)
         model.get_normalized_expression()
         return model
+
     assert left(lambda: models.VAE(adata, **SMALL)) == set()
     assert left(trained) == set()
-    assert left(lambda: models.VAE(adata, **SMALL).train(max_epochs=2, kl_warmup=1, progress=False)) == set()
+    assert (
+        left(lambda: models.VAE(adata, **SMALL).train(max_epochs=2, kl_warmup=1, progress=False))
+        == set()
+    )
     assert left(used) == set()
 
 
 def test_counts_go_where_training_ended_early(adata):
     def interrupted():
         model = models.VAE(adata, **SMALL)
-        with pytest.raises(FloatingPointError): model.train(max_epochs=2, learning_rate=1e30, progress=False)
+        with pytest.raises(FloatingPointError):
+            model.train(max_epochs=2, learning_rate=1e30, progress=False)
         return model
+
     assert left(interrupted) == set()
 
 
 def dense_copies(shape):
     "How many arrays of this shape TensorFlow holds."
     import tensorflow as tf
-    # type() and not isinstance: among all objects are proxies of what is gone, whose class cannot be read
+
+    # type() and not isinstance: among all objects are proxies of what is gone, whose class cannot
+    # be read
     tensors = [o for o in gc.get_objects() if issubclass(type(o), tf.Tensor)]
     return sum(hasattr(o, "numpy") and o.shape == shape for o in tensors)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow does not free what its functions know")
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow",
+    reason="TensorFlow does not free what its functions know",
+)
 @pytest.mark.parametrize("resident", [kernels.RESIDENT, 0])
 def test_no_copy_of_the_counts_stays(adata, monkeypatch, resident):
     "Neither the dense one of small data nor the sparse one of large data."
     monkeypatch.setattr(kernels, "RESIDENT", resident)
     sparse = []
+
     class Watched(keras.callbacks.Callback):
-        def on_epoch_end(self, epoch, logs=None): sparse.extend(map(weakref.ref, self.model.reading.held))
+        def on_epoch_end(self, epoch, logs=None):
+            sparse.extend(map(weakref.ref, self.model.reading.held))
+
     model = models.VAE(adata, **SMALL)
     shape = model.X.shape
     gc.collect()

@@ -1,4 +1,7 @@
-"""Which genes a model has, and what its results call them: the user's choice, and the user's own names in the user's own order."""
+"""Which genes a model has, and what its results call them: the user's choice, and the user's own
+names in the user's own order.
+"""
+
 import warnings
 
 import anndata as ad
@@ -14,13 +17,16 @@ GENCODE = genes.GeneSpace.load("gencode-48")
 
 
 def cells(symbols, n=60, seed=0, ids=True):
-    "Counts of genes that are named by symbol, with their identifiers beside; a symbol that is not known has none."
+    """Counts of genes that are named by symbol, with their identifiers beside; a symbol that is not
+    known has none.
+    """
     rng = np.random.default_rng(seed)
     X = rng.poisson(rng.gamma(0.5, 4.0, (n, len(symbols)))).astype("float32")
     X[:, 0] += 1
     id_of = dict(zip(GENCODE.symbols, GENCODE.ids))
     var = pd.DataFrame(index=list(symbols))
-    if ids: var["gene_ids"] = [id_of.get(s, "") for s in symbols]
+    if ids:
+        var["gene_ids"] = [id_of.get(s, "") for s in symbols]
     return ad.AnnData(sp.csr_matrix(X), pd.DataFrame(index=[f"c{i}" for i in range(n)]), var)
 
 
@@ -37,8 +43,12 @@ SYMBOLS = [*[s for s in some_symbols(40) if s not in MARKERS], *MARKERS, "MALAT1
 @pytest.fixture(scope="module")
 def adata():
     made = cells(SYMBOLS)
-    made.X = sp.csr_matrix(made.X.toarray() * np.where(made.var_names.isin(MARKERS), 0, 1) + np.where(made.var_names.isin(MARKERS), 1, 0)).astype("float32")
-    made.var.loc["old name", "gene_ids"] = GENCODE.ids[list(GENCODE.symbols).index("RACK1")]           # renamed since
+    made.X = sp.csr_matrix(
+        made.X.toarray() * np.where(made.var_names.isin(MARKERS), 0, 1)
+        + np.where(made.var_names.isin(MARKERS), 1, 0)
+    ).astype("float32")
+    # renamed since
+    made.var.loc["old name", "gene_ids"] = GENCODE.ids[list(GENCODE.symbols).index("RACK1")]
     return made
 
 
@@ -49,13 +59,21 @@ def quietly(make, *args, **kwargs):
 
 
 @pytest.fixture(scope="module")
-def model(adata): return quietly(models.VAE, adata, **SMALL).train(max_epochs=1, progress=False)
+def model(adata):
+    return quietly(models.VAE, adata, **SMALL).train(max_epochs=1, progress=False)
 
 
 # ---- which genes
 
+
 def test_a_chosen_subset_is_modelled_on_its_own_genes(adata):
-    with pytest.warns(UserWarning, match=r"have 45 genes, a small part of gencode-48: the model has the 44.*not: MALAT1.*gene_space=None takes all 45.*whole 20,120"):
+    with pytest.warns(
+        UserWarning,
+        match=(
+            r"have 45 genes, a small part of gencode-48: the model has the 44.*not:"
+            r" MALAT1.*gene_space=None takes all 45.*whole 20,120"
+        ),
+    ):
         model = models.VAE(adata, **SMALL)
     assert len(model.genes) == 44 == model.X.shape[1] and model.genes.whole == GENCODE
 
@@ -77,14 +95,21 @@ def test_half_of_the_space_and_more_is_the_whole_space():
 def test_such_a_model_takes_cells_that_are_named_otherwise(model, adata):
     by_id = adata[:, adata.var["gene_ids"] != ""].copy()
     by_id.var = pd.DataFrame(index=by_id.var["gene_ids"])
-    np.testing.assert_allclose(model.get_latent_representation(by_id), model.get_latent_representation(), atol=1e-6)
+    np.testing.assert_allclose(
+        model.get_latent_representation(by_id), model.get_latent_representation(), atol=1e-6
+    )
 
 
 def test_n_genes_as_a_list_a_mask_or_a_column(adata):
     chosen = ["old name", "CCR7", GENCODE.ids[list(GENCODE.symbols).index("MKI67")]]
     marked = adata.copy()
     marked.var["highly_variable"] = marked.var_names.isin(["old name", "CCR7", "MKI67"])
-    for data, n_genes in ((adata, chosen), (adata, np.array(chosen)), (marked, "highly_variable"), (marked, marked.var["highly_variable"])):
+    for data, n_genes in (
+        (adata, chosen),
+        (adata, np.array(chosen)),
+        (marked, "highly_variable"),
+        (marked, marked.var["highly_variable"]),
+    ):
         model = models.VAE(data, n_genes=n_genes, **SMALL)
         assert set(model.genes.symbols) == {"RACK1", "CCR7", "MKI67"}
 
@@ -96,21 +121,40 @@ def test_genes_of_raw_are_chosen_by_the_columns_of_adata(adata):
     data.var["highly_variable"] = np.arange(20) < 5
     model = models.VAE(data, use_raw=True, n_genes="highly_variable", **SMALL)
     assert set(model.gene_table.index) == set(SYMBOLS[:5])
-    assert np.array_equal(model.X.toarray().sum(0)[model.own_names.order], adata[:, :5].X.toarray().sum(0))
+    assert np.array_equal(
+        model.X.toarray().sum(0)[model.own_names.order], adata[:, :5].X.toarray().sum(0)
+    )
 
 
-@pytest.mark.parametrize("n_genes, says", [
-    (["CCR7", "nix", "nada"], r"2 of 3 genes are not in the data: nix, nada"),
-    ("highly_variabel", r"no column of adata.var \(did you mean 'highly_variable'\?\); there are gene_ids, highly_variable"),
-    ("gene_ids", "must hold True and False only"), ([1, 2], "1 is no name"), (["MALAT1"], "none of 1 genes has a place"), (1.5, "n_genes")])
+@pytest.mark.parametrize(
+    "n_genes, says",
+    [
+        (["CCR7", "nix", "nada"], r"2 of 3 genes are not in the data: nix, nada"),
+        (
+            "highly_variabel",
+            (
+                r"no column of adata.var \(did you mean 'highly_variable'\?\); there are gene_ids,"
+                r" highly_variable"
+            ),
+        ),
+        ("gene_ids", "must hold True and False only"),
+        ([1, 2], "1 is no name"),
+        (["MALAT1"], "none of 1 genes has a place"),
+        (1.5, "n_genes"),
+    ],
+)
 def test_genes_that_cannot_be_had(adata, n_genes, says):
     data = adata.copy()
     data.var["highly_variable"] = False
-    with pytest.raises(ValueError, match=says): quietly(models.VAE, data, n_genes=n_genes, **SMALL)
+    with pytest.raises(ValueError, match=says):
+        quietly(models.VAE, data, n_genes=n_genes, **SMALL)
 
 
 def test_chosen_genes_without_a_place_are_named(adata):
-    with pytest.warns(UserWarning, match="n_genes: 1 of 2 genes have no place in gencode-48 and are left out: MALAT1"):
+    with pytest.warns(
+        UserWarning,
+        match="n_genes: 1 of 2 genes have no place in gencode-48 and are left out: MALAT1",
+    ):
         assert len(models.VAE(adata, n_genes=["MALAT1", "CCR7"], **SMALL).genes) == 1
 
 
@@ -119,23 +163,36 @@ def test_markers_are_kept(adata):
     assert not set(MARKERS) & set(without.genes.symbols)
     model = models.VAE(adata, n_genes=10, keep_genes=MARKERS, **SMALL)
     assert set(model.genes.symbols) == {*without.genes.symbols, *MARKERS} and len(model.genes) == 13
-    assert len(models.VAE(adata, n_genes=10, keep_genes=without.genes.symbols[:4], **SMALL).genes) == 10
+    assert (
+        len(models.VAE(adata, n_genes=10, keep_genes=without.genes.symbols[:4], **SMALL).genes)
+        == 10
+    )
     with pytest.raises(ValueError, match="keep_genes: 2 of 3 genes are not in the data: nix, nada"):
         models.VAE(adata, n_genes=10, keep_genes=["nix", "CCR7", "nada"], **SMALL)
 
 
 # ---- lists of genes
 
+
 def test_all_genes_that_are_not_there_are_named(model):
-    with pytest.raises(ValueError, match="2 of 4 are not genes of the model: nix, nada; skip_missing=True.*keep_genes="):
+    with pytest.raises(
+        ValueError,
+        match="2 of 4 are not genes of the model: nix, nada; skip_missing=True.*keep_genes=",
+    ):
         model.get_normalized_expression(gene_list=["CCR7", "nix", "MKI67", "nada"])
-    some = model.get_normalized_expression(gene_list=["CCR7", "nix", "old name", "nada"], skip_missing=True)
+    some = model.get_normalized_expression(
+        gene_list=["CCR7", "nix", "old name", "nada"], skip_missing=True
+    )
     assert list(some.columns) == ["CCR7", "old name"]
-    np.testing.assert_array_equal(some, model.get_normalized_expression(gene_list=["CCR7", "RACK1"]))
-    with pytest.raises(ValueError, match="2 of 2 are not genes of the model"): model.get_normalized_expression(gene_list=["nix", "nada"], skip_missing=True)
+    np.testing.assert_array_equal(
+        some, model.get_normalized_expression(gene_list=["CCR7", "RACK1"])
+    )
+    with pytest.raises(ValueError, match="2 of 2 are not genes of the model"):
+        model.get_normalized_expression(gene_list=["nix", "nada"], skip_missing=True)
 
 
 # ---- names and order of what a model gives back
+
 
 def test_results_have_the_datas_names_in_the_datas_order(model, adata):
     own = [name for name in adata.var_names if name != "MALAT1"]
@@ -144,18 +201,30 @@ def test_results_have_the_datas_names_in_the_datas_order(model, adata):
         assert list(made.var_names) == own and made.var.loc["old name", "symbol"] == "RACK1"
         assert np.array_equal(genes.positions(model.genes, made)[0], model.own_names.order)
     vamp = quietly(models.VAMP, adata, n_pseudo_inputs=5, linear_decoder=True, **SMALL)
-    assert list(vamp.pseudo_inputs().var_names) == list(vamp.get_loadings().index) == list(vamp.gene_table.index) == own
+    assert (
+        list(vamp.pseudo_inputs().var_names)
+        == list(vamp.get_loadings().index)
+        == list(vamp.gene_table.index)
+        == own
+    )
 
 
 def test_values_move_with_their_names(model, adata):
     denoised = model.get_normalized_expression(library_size="observed", n_mc_samples=50)
     counted = adata.to_df()[denoised.columns]
     assert np.corrcoef(np.log1p(denoised.mean()), np.log1p(counted.mean()))[0, 1] > 0.7
-    by_place = model.get_normalized_expression(gene_list=model.genes.ids, library_size="observed", n_mc_samples=50)
-    np.testing.assert_array_equal(denoised[["CCR7", "old name"]], by_place[[GENCODE.ids[list(GENCODE.symbols).index(s)] for s in ("CCR7", "RACK1")]])
+    by_place = model.get_normalized_expression(
+        gene_list=model.genes.ids, library_size="observed", n_mc_samples=50
+    )
+    np.testing.assert_array_equal(
+        denoised[["CCR7", "old name"]],
+        by_place[[GENCODE.ids[list(GENCODE.symbols).index(s)] for s in ("CCR7", "RACK1")]],
+    )
     new = model.sample_prior(400, seed=1)
     assert np.corrcoef(np.log1p(new.to_df().mean()), np.log1p(counted.mean()))[0, 1] > 0.7
-    assert np.array_equal(model.genes.map(new)[0].toarray()[:, model.own_names.order], new.X.toarray())
+    assert np.array_equal(
+        model.genes.map(new)[0].toarray()[:, model.own_names.order], new.X.toarray()
+    )
 
 
 def test_names_are_saved(model, adata, tmp_path):
@@ -169,14 +238,24 @@ def test_other_cells_have_their_own_names(model, adata):
     query = adata[:, ::-1].copy()
     query.var_names = [f"x-{name}" for name in query.var_names]
     found = model.get_normalized_expression(query)
-    assert list(found.columns) == [f"x-{name}" for name in adata.var_names[::-1] if name != "MALAT1"]
-    np.testing.assert_allclose(found.to_numpy()[:, ::-1], model.get_normalized_expression(), rtol=1e-4)
+    assert list(found.columns) == [
+        f"x-{name}" for name in adata.var_names[::-1] if name != "MALAT1"
+    ]
+    np.testing.assert_allclose(
+        found.to_numpy()[:, ::-1], model.get_normalized_expression(), rtol=1e-4
+    )
 
 
 def test_genes_that_the_data_lack_come_last():
     few = cells(["INS", "GCG", "SST"])
-    model = models.VAE(few, gene_space=GENCODE.subset(np.isin(GENCODE.symbols, ["GCG", "INS", "SST", "PPY", "GHRL"])), **SMALL)
-    assert list(model.gene_table.index)[:3] == ["INS", "GCG", "SST"] and set(model.gene_table.index[3:]) == {"PPY", "GHRL"}
+    model = models.VAE(
+        few,
+        gene_space=GENCODE.subset(np.isin(GENCODE.symbols, ["GCG", "INS", "SST", "PPY", "GHRL"])),
+        **SMALL,
+    )
+    assert list(model.gene_table.index)[:3] == ["INS", "GCG", "SST"] and set(
+        model.gene_table.index[3:]
+    ) == {"PPY", "GHRL"}
     few.var_names = few.var["gene_ids"].to_list()
     assert model.get_normalized_expression(few).columns[0] == few.var_names[0]
 
@@ -213,5 +292,7 @@ def test_a_layer_that_fits_where_the_counts_are_in_raw(adata):
 
 
 def test_fill_is_a_number_and_not_with_a_list(model):
-    with pytest.raises(ValueError, match="fill must be a number"): model.get_normalized_expression(fill="nan")
-    with pytest.raises(ValueError, match="give one of them"): model.get_normalized_expression(fill=0, gene_list=["CCR7"])
+    with pytest.raises(ValueError, match="fill must be a number"):
+        model.get_normalized_expression(fill="nan")
+    with pytest.raises(ValueError, match="give one of them"):
+        model.get_normalized_expression(fill=0, gene_list=["CCR7"])

@@ -1,4 +1,5 @@
 """A saved model: whole or not there, and an altered file is named."""
+
 import hashlib
 import json
 import os
@@ -15,7 +16,10 @@ from vampsc import models, organs
 
 
 @pytest.fixture(scope="module")
-def model(): return models.VAMP(organs.load("pancreas")[:120], n_genes=40, n_latent=3, hidden=(8,), n_pseudo_inputs=5).train(max_epochs=2, progress=False)
+def model():
+    return models.VAMP(
+        organs.load("pancreas")[:120], n_genes=40, n_latent=3, hidden=(8,), n_pseudo_inputs=5
+    ).train(max_epochs=2, progress=False)
 
 
 @pytest.fixture
@@ -27,44 +31,65 @@ def saved(model, tmp_path):
 def seal(folder):
     "Checksums that say that all is as it was written."
     (folder / models.CHECKSUMS).unlink()
-    (folder / models.CHECKSUMS).write_bytes(models._checksums({p.name: p.read_bytes() for p in folder.iterdir()}))
+    (folder / models.CHECKSUMS).write_bytes(
+        models._checksums({p.name: p.read_bytes() for p in folder.iterdir()})
+    )
 
 
-def weights(model): return np.concatenate([w.ravel() for w in model.network.get_weights()])
+def weights(model):
+    return np.concatenate([w.ravel() for w in model.network.get_weights()])
 
 
 def test_what_is_saved_comes_back(model, saved):
     again = models.load(saved)
-    assert np.array_equal(weights(again), weights(model)) and again.history.equals(models.load(saved).history)
-    assert (again.genes, again.split, again.architecture) == (model.genes, model.split, model.architecture)
+    assert np.array_equal(weights(again), weights(model)) and again.history.equals(
+        models.load(saved).history
+    )
+    assert (again.genes, again.split, again.architecture) == (
+        model.genes,
+        model.split,
+        model.architecture,
+    )
     np.testing.assert_allclose(again.history["loss"], model.history["loss"], rtol=1e-12)
 
 
 def test_the_checksums_are_those_of_sha256sum(saved):
-    if not shutil.which("sha256sum"): pytest.skip("sha256sum is not installed")
-    assert subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=saved).returncode == 0
+    if not shutil.which("sha256sum"):
+        pytest.skip("sha256sum is not installed")
+    assert (
+        subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=saved).returncode == 0
+    )
 
 
 @pytest.mark.parametrize("name", [*models.PARTS, models.CELLS, models.CHECKSUMS])
 def test_a_missing_file_is_named(saved, name):
     (saved / name).unlink()
-    with pytest.raises((ValueError, FileNotFoundError), match=name): models.load(saved)
+    with pytest.raises((ValueError, FileNotFoundError), match=name):
+        models.load(saved)
 
 
 @pytest.mark.parametrize("kind", ["flipped", "cut"])
 def test_damage_is_noticed_or_harmless(model, saved, kind):
     "100 random places each, in all files together; wrong weights are never loaded quietly."
-    rng, files = np.random.default_rng(0), sorted(saved.iterdir())
+    rng = np.random.default_rng(0)
+    files = sorted(saved.iterdir())
     sizes = np.array([f.stat().st_size for f in files])
     noticed = 0
     for _ in range(100):
-        file = files[rng.integers(len(files))]                              # as many in the small files as in the large
+        # as many in the small files as in the large
+        file = files[rng.integers(len(files))]
         whole = file.read_bytes()
         at = int(rng.integers(len(whole)))
-        damaged = whole[:at] if kind == "cut" else whole[:at] + bytes([whole[at] ^ (1 << rng.integers(8))]) + whole[at + 1:]
+        damaged = (
+            whole[:at]
+            if kind == "cut"
+            else whole[:at] + bytes([whole[at] ^ (1 << rng.integers(8))]) + whole[at + 1 :]
+        )
         file.write_bytes(damaged)
-        try: assert np.array_equal(weights(models.load(saved)), weights(model))
-        except ValueError as error: noticed += str(saved) in str(error)
+        try:
+            assert np.array_equal(weights(models.load(saved)), weights(model))
+        except ValueError as error:
+            noticed += str(saved) in str(error)
         file.write_bytes(whole)
     assert noticed >= 95
     assert np.array_equal(weights(models.load(saved)), weights(model)) and len(sizes) == 6
@@ -73,14 +98,17 @@ def test_damage_is_noticed_or_harmless(model, saved, kind):
 def test_a_newer_format_asks_for_an_update(model, saved):
     file = saved / "model.json"
     file.write_text(file.read_text().replace(f'"format": {models.FORMAT}', '"format": 99'))
-    (saved / "library.npy").unlink()                                        # formats may differ in their files
+    # formats may differ in their files
+    (saved / "library.npy").unlink()
     seal(saved)
-    with pytest.raises(ValueError, match="format 99, newer"): models.load(saved)
+    with pytest.raises(ValueError, match="format 99, newer"):
+        models.load(saved)
 
 
 # ---- a full disk
 
-# A process of its own, since HDF5 can take it down. It lets no file grow beyond ten sizes, and prints a row for each.
+# A process of its own, since HDF5 can take it down. It lets no file grow beyond ten sizes, and
+# prints a row for each.
 ON_A_FULL_DISK = """
 import json, resource, sys
 from pathlib import Path
@@ -112,7 +140,7 @@ for kind, do in work.items():
         others = {p.name for p in folder.iterdir()} - {"overwrite", "checkpoint"}
         print(json.dumps([kind, tenth, said, contents(folder / kind) == before, sorted(others)]))
 model.save(folder / "elsewhere")
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture(scope="module")
@@ -126,12 +154,16 @@ def small(tmp_path_factory):
 
 
 def test_a_full_disk_leaves_what_was_there_and_the_model(small, tmp_path):
-    done = subprocess.run([sys.executable, "-c", ON_A_FULL_DISK, tmp_path, small], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", ON_A_FULL_DISK, tmp_path, small], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(rows) == 30
     for kind, _, said, stays, others in rows:
-        assert said and "File too large" in said and str(tmp_path / kind) in said and "\n" not in said
+        assert (
+            said and "File too large" in said and str(tmp_path / kind) in said and "\n" not in said
+        )
         assert stays and not others
     one, other = (weights(models.load(path)) for path in (small, tmp_path / "elsewhere"))
     assert np.abs(one - other).max() == pytest.approx(1, abs=1e-5)
@@ -160,7 +192,9 @@ while time.time() < end:
 @pytest.mark.slow
 def test_a_model_that_another_process_replaces_is_of_one_save(small, tmp_path):
     path = shutil.copytree(small, tmp_path / "m")
-    with subprocess.Popen([sys.executable, "-c", WRITER, path, "3"], stdout=subprocess.PIPE) as writer:
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, path, "3"], stdout=subprocess.PIPE
+    ) as writer:
         assert writer.stdout.readline() == b"begun\n"
         seen = []
         while writer.poll() is None:
@@ -173,24 +207,45 @@ def test_a_model_that_another_process_replaces_is_of_one_save(small, tmp_path):
 
 # ---- valid checksums, and what no model is
 
+
 def altered(path, **fields):
     "The model with other values in model.json; names such as architecture__n_latent reach within."
     description = json.loads((path / "model.json").read_text())
     for name, value in fields.items():
         *above, last = name.split("__")
         within = description
-        for part in above: within = within[part]
-        if value is None: del within[last]
-        else: within[last] = value
+        for part in above:
+            within = within[part]
+        if value is None:
+            del within[last]
+        else:
+            within[last] = value
     (path / "model.json").write_text(json.dumps(description))
     seal(path)
 
 
-WRONG = [("name", 3), ("name", None), ("seed", "0"), ("seed", 1.5), ("layer", ["counts"]), ("use_raw", "no"),
-         ("format", "3"), ("format", None), ("genes__ids", "abc"), ("genes__symbols", [1, 2]), ("genes", []),
-         ("architecture__n_latent", "3"), ("architecture__depth", 2), ("architecture", None),
-         ("split__train", [0, 1, 10**6]), ("split__train", [0, 1]), ("split__test", "all"), ("split", []),
-         ("batch", {"key": "donor", "names": ["a"], "of_library": [0]}), ("architecture__n_batches", 2)]
+WRONG = [
+    ("name", 3),
+    ("name", None),
+    ("seed", "0"),
+    ("seed", 1.5),
+    ("layer", ["counts"]),
+    ("use_raw", "no"),
+    ("format", "3"),
+    ("format", None),
+    ("genes__ids", "abc"),
+    ("genes__symbols", [1, 2]),
+    ("genes", []),
+    ("architecture__n_latent", "3"),
+    ("architecture__depth", 2),
+    ("architecture", None),
+    ("split__train", [0, 1, 10**6]),
+    ("split__train", [0, 1]),
+    ("split__test", "all"),
+    ("split", []),
+    ("batch", {"key": "donor", "names": ["a"], "of_library": [0]}),
+    ("architecture__n_batches", 2),
+]
 
 
 @pytest.mark.parametrize("field, value", WRONG)
@@ -199,18 +254,24 @@ def test_a_field_of_another_kind_is_named(small, tmp_path, field, value):
     altered(path, **{field: value})
     name = "batch" if "batch" in field else field.split("__")[0]
     wanted = f"^{name} in {path / 'model.json'} is not as save writes it .*; take it from a copy"
-    with pytest.raises(ValueError, match=wanted) as error: models.load(path)
+    with pytest.raises(ValueError, match=wanted) as error:
+        models.load(path)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("field, value", [("n_latent", 10**9), ("hidden", [10**9]), ("hidden", [8, 10**6])])
+@pytest.mark.parametrize(
+    "field, value", [("n_latent", 10**9), ("hidden", [10**9]), ("hidden", [8, 10**6])]
+)
 def test_absurd_sizes_take_no_memory(small, tmp_path, field, value):
     path = shutil.copytree(small, tmp_path / "m")
     altered(path, **{f"architecture__{field}": value})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(ValueError, match=f"model.weights.h5 is not .*no array fits {field}=1,0.* in model.json"):
+    with pytest.raises(
+        ValueError, match=f"model.weights.h5 is not .*no array fits {field}=1,0.* in model.json"
+    ):
         models.load(path)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000          # kilobytes
+    # kilobytes
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
 
 
 def test_sizes_that_fit_every_kind_of_model(tmp_path):
@@ -219,8 +280,17 @@ def test_sizes_that_fit_every_kind_of_model(tmp_path):
     adata.obs["lab"] = np.where(np.arange(60) % 2, "a", "b")
     for name, kind in models.PRESETS.items():
         more = {"n_pseudo_inputs": 13} if "VAMP" in name else {}
-        model = kind(adata, n_genes=37, n_latent=6, hidden=(17, 11), flow_hidden=(19,), n_flow_steps=2, batch_key="lab",
-                     encode_batch=True, **more)
+        model = kind(
+            adata,
+            n_genes=37,
+            n_latent=6,
+            hidden=(17, 11),
+            flow_hidden=(19,),
+            n_flow_steps=2,
+            batch_key="lab",
+            encode_batch=True,
+            **more,
+        )
         model.save(tmp_path / name)
         assert np.array_equal(weights(models.load(tmp_path / name)), weights(model))
     linear = models.VAE(adata, n_genes=37, n_latent=6, hidden=(), linear_decoder=True)
@@ -233,30 +303,39 @@ def test_an_array_larger_than_its_file_takes_no_memory(small, tmp_path):
     with h5py.File(path / "model.weights.h5", "a") as file:
         file.create_dataset("more", (10**6, 10**6), "float32", chunks=True)
     seal(path)
-    with pytest.raises(ValueError, match="/more has the shape .* more than the file holds"): models.load(path)
+    with pytest.raises(ValueError, match="/more has the shape .* more than the file holds"):
+        models.load(path)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_weights_that_are_no_numbers_are_named(small, tmp_path, value):
     path = shutil.copytree(small, tmp_path / "m")
     with h5py.File(path / "model.weights.h5", "a") as file:
+
         def spoil(name, item):
-            if name.endswith("log_rate/vars/0"): item[0, 0] = value
+            if name.endswith("log_rate/vars/0"):
+                item[0, 0] = value
+
         file.visititems(spoil)
     seal(path)
-    with pytest.raises(ValueError, match="model.weights.h5 is not as .*decoder/log_rate/kernel are not finite"):
+    with pytest.raises(
+        ValueError, match="model.weights.h5 is not as .*decoder/log_rate/kernel are not finite"
+    ):
         models.load(path)
     model = models.load(small)
     bias = model.network.decoder.log_rate.bias
     bias.assign(bias * value)
-    with pytest.raises(ValueError, match="decoder/log_rate/bias are not finite"): model.save(path, overwrite=True)
+    with pytest.raises(ValueError, match="decoder/log_rate/bias are not finite"):
+        model.save(path, overwrite=True)
 
 
 def test_arrays_of_another_network_are_refused(small, tmp_path):
     path = shutil.copytree(small, tmp_path / "m")
-    with h5py.File(path / "model.weights.h5", "a") as file: del file["decoder/log_rate"]
+    with h5py.File(path / "model.weights.h5", "a") as file:
+        del file["decoder/log_rate"]
     seal(path)
-    with pytest.raises(ValueError, match="model.weights.h5 is not as save writes it") as error: models.load(path)
+    with pytest.raises(ValueError, match="model.weights.h5 is not as save writes it") as error:
+        models.load(path)
     assert "\n" not in str(error.value)
 
 
@@ -265,25 +344,38 @@ def test_checksums_of_files_elsewhere_are_refused(small, tmp_path, name):
     path = shutil.copytree(small, tmp_path / "m")
     (tmp_path / "x").write_bytes(b"elsewhere")
     sums = path / models.CHECKSUMS
-    with open(sums, "a") as file: file.write(f"{hashlib.sha256(b'elsewhere').hexdigest()}  {name}\n")
-    with pytest.raises(ValueError, match=f"{sums} was altered .*lists '{name}', which is not in the folder"):
+    with open(sums, "a") as file:
+        file.write(f"{hashlib.sha256(b'elsewhere').hexdigest()}  {name}\n")
+    with pytest.raises(
+        ValueError, match=f"{sums} was altered .*lists '{name}', which is not in the folder"
+    ):
         models.load(path)
 
 
-OTHER_CONTENTS = [("library.npy", np.zeros(64)), ("library.npy", np.ones((8, 8))), ("library.npy", np.ones(3)),
-                  ("library.npy", np.array(["a"] * 64)), ("cells.npz", np.ones(80)),
-                  ("history.csv", "epoch,loss\n1,low\n"), ("model.weights.h5", "none"), ("model.json", "[1, 2]"),
-                  ("model.json", "{")]
+OTHER_CONTENTS = [
+    ("library.npy", np.zeros(64)),
+    ("library.npy", np.ones((8, 8))),
+    ("library.npy", np.ones(3)),
+    ("library.npy", np.array(["a"] * 64)),
+    ("cells.npz", np.ones(80)),
+    ("history.csv", "epoch,loss\n1,low\n"),
+    ("model.weights.h5", "none"),
+    ("model.json", "[1, 2]"),
+    ("model.json", "{"),
+]
 
 
 @pytest.mark.parametrize("name, content", OTHER_CONTENTS)
 def test_other_files_of_another_kind_are_named(small, tmp_path, name, content):
     path = shutil.copytree(small, tmp_path / "m")
-    if isinstance(content, str): (path / name).write_text(content)
+    if isinstance(content, str):
+        (path / name).write_text(content)
     else:
-        with open(path / name, "wb") as file: np.save(file, content)
+        with open(path / name, "wb") as file:
+            np.save(file, content)
     seal(path)
-    with pytest.raises(ValueError, match=f"{path}.* is not as save writes it") as error: models.load(path)
+    with pytest.raises(ValueError, match=f"{path}.* is not as save writes it") as error:
+        models.load(path)
     assert name in str(error.value) and "\n" not in str(error.value)
 
 
@@ -292,17 +384,31 @@ def test_models_of_older_formats_load(small, tmp_path):
     for old in (1, 2):
         path = shutil.copytree(small, tmp_path / f"{old}")
         (path / models.CELLS).unlink()
-        later = ["use_raw", "batch", *(f"architecture__{name}" for name in ("n_batches", "encode_batch", "precision"))]
+        later = [
+            "use_raw",
+            "batch",
+            *(f"architecture__{name}" for name in ("n_batches", "encode_batch", "precision")),
+        ]
         altered(path, format=old, **dict.fromkeys(later))
         assert np.array_equal(weights(models.load(path)), weights(models.load(small)))
 
 
-OTHER = "import sys, vampsc; m = vampsc.load(sys.argv[1]); print(sum(float(abs(w).sum()) for w in m.network.get_weights()))"
+OTHER = (
+    "import sys, vampsc; m = vampsc.load(sys.argv[1]); print(sum(float(abs(w).sum()) for w in"
+    " m.network.get_weights()))"
+)
 
 
 @pytest.mark.slow
 def test_it_loads_under_another_backend(model, saved):
     pytest.importorskip("jax", reason="JAX is not installed")
-    done = subprocess.run([sys.executable, "-c", OTHER, saved], capture_output=True, text=True, env={**os.environ, "KERAS_BACKEND": "jax"})
+    done = subprocess.run(
+        [sys.executable, "-c", OTHER, saved],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "KERAS_BACKEND": "jax"},
+    )
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) == pytest.approx(sum(float(abs(w).sum()) for w in model.network.get_weights()))
+    assert float(done.stdout) == pytest.approx(
+        sum(float(abs(w).sum()) for w in model.network.get_weights())
+    )

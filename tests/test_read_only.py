@@ -1,4 +1,7 @@
-"Folders that cannot be written, or are full: what is there is used, what has to be written says so, and kernels run without a cache."
+"""Folders that cannot be written, or are full: what is there is used, what has to be written says
+so, and kernels run without a cache.
+"""
+
 import ctypes
 import gzip
 import os
@@ -9,9 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import layouts
+import pytest
 from server import Server
 
 resource = pytest.importorskip("resource", reason="limits and rights as under Unix")
@@ -41,43 +43,74 @@ def place(tmp_path):
 
 
 def as_others():
-    "In a child, before it starts: the superuser gives up the right to write where nobody may (Linux: CAP_DAC_OVERRIDE, out of the bounding set)."
-    if os.geteuid() == 0: ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
+    """In a child, before it starts: the superuser gives up the right to write where nobody may
+    (Linux: CAP_DAC_OVERRIDE, out of the bounding set).
+    """
+    if os.geteuid() == 0:
+        ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
 
 
 @pytest.fixture
 def server():
-    with Server().running() as server: yield server
+    with Server().running() as server:
+        yield server
 
 
 def run(code, place, before=as_others, **settings):
     "What a process prints for which rights hold."
     env = {**os.environ, "VAMPSC_CACHE": str(place / "cache"), "PYTHONPATH": str(ROOT), **settings}
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=env, capture_output=True, text=True, timeout=300, preexec_fn=before)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        preexec_fn=before,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
 def close(folder):
-    for path in [*folder.rglob("*"), folder]: path.chmod(0o555 if path.is_dir() else 0o444)
+    for path in [*folder.rglob("*"), folder]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
 
 
 def open_again(folder):
-    for path in [folder, *folder.rglob("*")]: path.chmod(0o755 if path.is_dir() else 0o644)
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def fill(server, place, monkeypatch, load):
     "A study in the cache, as its owner fetched it; perhaps also read."
-    from vampsc import downloads, organs
+    from vampsc import organs
+
     files, _ = layouts.write("Enge2017", "cellxgene", place / "published")
     monkeypatch.setenv("VAMPSC_CACHE", str(place / "cache"))
     monkeypatch.setenv("VAMPSC_ORGANS", str(place / "own.toml"))
-    (place / "own.toml").write_text("\n".join([
-        "[[study]]", 'name = "mine"', 'organ = "skin"', "[[study.source]]", 'reader = "h5ad"', 'settings = { symbols = "feature_name", ensembl = "index" }',
-        *[f'files.{role} = {{ name = "{role}.h5ad", urls = ["{server.address}/{role}.h5ad"] }}' for role in files]]))
-    for role, path in files.items(): server.files[f"/{role}.h5ad"] = path.read_bytes()
-    if load: organs.load("mine", progress=False)
-    else: organs.obtain(organs.registry()["mine"], progress=False)
+    (place / "own.toml").write_text(
+        "\n".join(
+            [
+                "[[study]]",
+                'name = "mine"',
+                'organ = "skin"',
+                "[[study.source]]",
+                'reader = "h5ad"',
+                'settings = { symbols = "feature_name", ensembl = "index" }',
+                *[
+                    f'files.{role} = {{ name = "{role}.h5ad", urls ='
+                    f' ["{server.address}/{role}.h5ad"] }}'
+                    for role in files
+                ],
+            ]
+        )
+    )
+    for role, path in files.items():
+        server.files[f"/{role}.h5ad"] = path.read_bytes()
+    if load:
+        organs.load("mine", progress=False)
+    else:
+        organs.obtain(organs.registry()["mine"], progress=False)
     shutil.rmtree(place / "published")
 
 
@@ -89,15 +122,22 @@ BACKED = "said(lambda: organs.load('mine', progress=False, backed=True).shape)"
 def test_a_study_in_a_cache_that_cannot_be_written(loaded, server, place, monkeypatch):
     fill(server, place, monkeypatch, loaded)
     asked = len(server.asked)
-    record, = (place / "cache").rglob("checksums.json")
-    record.unlink()                                        # even that cannot be written anew
+    (record,) = (place / "cache").rglob("checksums.json")
+    record.unlink()  # even that cannot be written anew
     close(place / "cache")
     found = run(PREPARE + LOAD + BACKED, place)
     first, backed = found.splitlines()
     assert first.startswith("(") and len(server.asked) == asked
-    words = "cells-.*h5ad cannot be written .Permission denied.*is read anew each time.*VAMPSC_CACHE"
+    words = (
+        "cells-.*h5ad cannot be written .Permission denied.*is read anew each time.*VAMPSC_CACHE"
+    )
     assert bool(re.search(words, first)) == (not loaded)
-    assert "OrganError" in backed and "cannot be written (Permission denied), and backed=True leaves the cells there" in backed and "VAMPSC_CACHE" in backed
+    assert (
+        "OrganError" in backed
+        and "cannot be written (Permission denied), and backed=True leaves the cells there"
+        in backed
+        and "VAMPSC_CACHE" in backed
+    )
 
 
 def test_what_has_to_be_fetched_names_the_variable(server, place):
@@ -105,13 +145,25 @@ def test_what_has_to_be_fetched_names_the_variable(server, place):
     (place / "cache").mkdir()
     for folder in (".", "new"):
         close(place / "cache")
-        found = run(PREPARE + f"said(lambda: downloads.fetch({server.address + '/f'!r}, downloads.cache_folder({folder!r}, 'f'), progress=False))", place)
-        assert found.startswith("DownloadError: ") and "Permission denied" in found and "VAMPSC_CACHE names another folder" in found
+        found = run(
+            PREPARE + f"said(lambda: downloads.fetch({server.address + '/f'!r},"
+            f" downloads.cache_folder({folder!r}, 'f'), progress=False))",
+            place,
+        )
+        assert (
+            found.startswith("DownloadError: ")
+            and "Permission denied" in found
+            and "VAMPSC_CACHE names another folder" in found
+        )
         assert str(place / "cache") in found and len(found.splitlines()) == 1
 
 
 def test_a_gene_space_in_a_cache_that_cannot_be_written(server, place):
-    lines = [f'1\tx\tgene\t1\t2\t.\t+\t.\tgene_id "ENSG{k:011d}"; gene_name "G{k}"; gene_biotype "protein_coding";\n' for k in range(5)]
+    lines = [
+        f'1\tx\tgene\t1\t2\t.\t+\t.\tgene_id "ENSG{k:011d}"; gene_name "G{k}"; gene_biotype'
+        ' "protein_coding";\n'
+        for k in range(5)
+    ]
     folder = place / "cache" / "genes"
     folder.mkdir(parents=True)
     (folder / "Homo_sapiens.GRCh38.97.gtf.gz").write_bytes(gzip.compress("".join(lines).encode()))
@@ -119,7 +171,11 @@ def test_a_gene_space_in_a_cache_that_cannot_be_written(server, place):
     code = "said(lambda: len(genes.GeneSpace.load('ensembl-97')))"
     found = run(PREPARE + code, place)
     open_again(place)
-    assert found.startswith("5 | ") and "ensembl-97.csv cannot be written (Permission denied)" in found and "VAMPSC_CACHE" in found
+    assert (
+        found.startswith("5 | ")
+        and "ensembl-97.csv cannot be written (Permission denied)" in found
+        and "VAMPSC_CACHE" in found
+    )
     (folder / "ensembl-97.csv").write_text("id;symbol\nENSG")
     close(place / "cache")
     assert run(PREPARE + code, place).startswith("5 | ")
@@ -134,7 +190,7 @@ w, g, m, v = (np.ones(4, "float32") for _ in range(4))
 F = np.float32
 kernels._adam_stretch(w, g, m, v, F(0.1), F(0.1), F(0.1), F(1e-7), F(0), F(0), F(-np.inf))
 print(kernels.dense_rows(np.ones(2), np.array([0, 1]), np.array([0, 1, 2]), np.array([1]), np.array([0, 1]), 2), round(float(w[0]), 3))
-"""
+"""  # noqa: E501
 RIGHT = "[[0. 1.]] 0.9"
 
 
@@ -148,7 +204,9 @@ def test_kernels_where_nothing_can_be_kept(where, place):
 
 
 def no_long_files():
-    "In a child, before it starts: no file is longer than 1,000 bytes, and to write more is an error."
+    """In a child, before it starts: no file is longer than 1,000 bytes, and to write more is an
+    error.
+    """
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 
@@ -165,6 +223,8 @@ def test_kernels_whose_code_was_damaged(place):
     assert run(KERNEL, place, NUMBA_CACHE_DIR=str(place)) == RIGHT
     for kind in ("*.nbi", "*.nbc"):
         damaged = list(place.rglob(kind))
-        for path in damaged: path.write_bytes(path.read_bytes()[:40])
+        for path in damaged:
+            path.write_bytes(path.read_bytes()[:40])
         assert run(KERNEL, place, NUMBA_CACHE_DIR=str(place)) == RIGHT
-        assert damaged and all(path.stat().st_size > 40 for path in damaged)                # they are kept anew
+        # they are kept anew
+        assert damaged and all(path.stat().st_size > 40 for path in damaged)

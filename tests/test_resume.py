@@ -1,4 +1,7 @@
-"""A run that is killed, interrupted or goes wrong: it goes on, or says where it stopped, and nothing is lost."""
+"""A run that is killed, interrupted or goes wrong: it goes on, or says where it stopped, and
+nothing is lost.
+"""
+
 import functools
 import multiprocessing
 import random
@@ -14,19 +17,29 @@ import pytest
 from vampsc import models, organs, training
 
 SMALL = dict(n_genes=150, n_latent=3, hidden=(8,), n_pseudo_inputs=8, n_flow_steps=2)
-# Patience, not a number of steps: the same epochs whatever max_epochs is, so that longer and shorter runs can be compared.
-HOW = dict(profile=training.Profile(learning_rate=2e-3, lr_patience=1, patience=10, max_epochs=100, batch_size=32), progress=False)
+# Patience, not a number of steps: the same epochs whatever max_epochs is, so that longer and
+# shorter runs can be compared.
+HOW = dict(
+    profile=training.Profile(
+        learning_rate=2e-3, lr_patience=1, patience=10, max_epochs=100, batch_size=32
+    ),
+    progress=False,
+)
 
 
 @pytest.fixture(scope="module")
-def adata(): return organs.load("pancreas")[:100].copy()
+def adata():
+    return organs.load("pancreas")[:100].copy()
 
 
 @pytest.fixture(scope="module")
 def whole(adata):
     "whole(epochs): a run that nothing troubled, each trained once."
+
     @functools.cache
-    def run(epochs): return new(adata).train(max_epochs=epochs, **HOW)
+    def run(epochs):
+        return new(adata).train(max_epochs=epochs, **HOW)
+
     return run
 
 
@@ -43,8 +56,12 @@ def begun(after_one_epoch, tmp_path):
     return shutil.copy(after_one_epoch, tmp_path / "c")
 
 
-def new(adata, kind="VAMP", **more): return models.PRESETS[kind](adata, **{**SMALL, **more})
-def weights(model): return [np.array(w) for w in model.network.get_weights()]
+def new(adata, kind="VAMP", **more):
+    return models.PRESETS[kind](adata, **{**SMALL, **more})
+
+
+def weights(model):
+    return [np.array(w) for w in model.network.get_weights()]
 
 
 def same(model, other):
@@ -55,26 +72,38 @@ def same(model, other):
 
 class At(keras.callbacks.Callback):
     "Calls a function at the given batch of the given epoch (from 0), once."
+
     def __init__(self, epoch, batch, action):
         super().__init__()
-        self.place, self.action = (epoch, batch), action
-    def on_epoch_begin(self, epoch, logs=None): self.epoch = epoch
+        self.place = (epoch, batch)
+        self.action = action
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
     def on_train_batch_begin(self, batch, logs=None):
         if (self.epoch, batch) == self.place:
             self.place = None
             self.action(self.model)
 
 
-def interrupt(model): raise KeyboardInterrupt
+def interrupt(model):
+    raise KeyboardInterrupt
 
 
 # ---- going on
 
+
 @pytest.mark.parametrize("kind", ["AE", "VAMP", "IAF", "HVAMP"])
 def test_a_run_in_two_parts_equals_one(adata, tmp_path, kind):
     "It goes on from the file that lay there when the whole run began its third epoch."
-    def keep(model): shutil.copy(tmp_path / "c", tmp_path / "kept")
-    whole = new(adata, kind).train(max_epochs=4, checkpoint=tmp_path / "c", callbacks=[At(2, 0, keep)], **HOW)
+
+    def keep(model):
+        shutil.copy(tmp_path / "c", tmp_path / "kept")
+
+    whole = new(adata, kind).train(
+        max_epochs=4, checkpoint=tmp_path / "c", callbacks=[At(2, 0, keep)], **HOW
+    )
     again = new(adata, kind).train(max_epochs=4, checkpoint=tmp_path / "kept", resume=True, **HOW)
     assert len(again.history) == 4
     same(again, whole)
@@ -84,7 +113,10 @@ def test_a_rising_weight_of_the_kl_term_goes_on(adata, tmp_path):
     "Interrupted while it rises, and again in the first epoch at the whole weight."
     how = dict(HOW, kl_warmup=3, max_epochs=6)
     whole = new(adata).train(**how)
-    for cut in (1, 3): new(adata).train(**how, callbacks=[At(cut, 2, interrupt)], checkpoint=tmp_path / "c", resume=True)
+    for cut in (1, 3):
+        new(adata).train(
+            **how, callbacks=[At(cut, 2, interrupt)], checkpoint=tmp_path / "c", resume=True
+        )
     again = new(adata).train(**how, checkpoint=tmp_path / "c", resume=True)
     same(again, whole)
     assert again.history["kl_weight"].round(3).tolist() == [0, 0.333, 0.667, 1, 1, 1]
@@ -92,7 +124,9 @@ def test_a_rising_weight_of_the_kl_term_goes_on(adata, tmp_path):
 
 @pytest.mark.slow
 def test_the_counters_and_the_learning_rate_go_on(adata, tmp_path):
-    "With a learning rate that makes no progress, both the halvings and the stop come when they would have come."
+    """With a learning rate that makes no progress, both the halvings and the stop come when they
+    would have come.
+    """
     how = dict(HOW, learning_rate=0.1, patience=3, max_epochs=40)
     whole = new(adata).train(**how)
     assert len(whole.history) < 40 and whole.history["learning_rate"].nunique() > 2
@@ -100,7 +134,8 @@ def test_the_counters_and_the_learning_rate_go_on(adata, tmp_path):
         path = tmp_path / f"{stop}"
         new(adata).train(**{**how, "max_epochs": stop}, checkpoint=path)
         same(new(adata).train(**how, checkpoint=path, resume=True), whole)
-    same(new(adata).train(**how, checkpoint=path, resume=True), whole)                       # finished already
+    # finished already
+    same(new(adata).train(**how, checkpoint=path, resume=True), whole)
 
 
 def test_a_falling_learning_rate_goes_on(adata, tmp_path):
@@ -108,14 +143,20 @@ def test_a_falling_learning_rate_goes_on(adata, tmp_path):
     how = dict(steps=84, batch_size=32, progress=False)
     whole = new(adata).train(**how)
     for epoch in (3, 11):
-        if epoch == 3: new(adata).train(callbacks=[At(epoch, 1, interrupt)], checkpoint=tmp_path / "c", **how)
-        else: new(adata).train(callbacks=[At(epoch, 0, interrupt)], checkpoint=tmp_path / "c", resume=True, **how)
+        if epoch == 3:
+            new(adata).train(callbacks=[At(epoch, 1, interrupt)], checkpoint=tmp_path / "c", **how)
+        else:
+            new(adata).train(
+                callbacks=[At(epoch, 0, interrupt)], checkpoint=tmp_path / "c", resume=True, **how
+            )
     same(new(adata).train(checkpoint=tmp_path / "c", resume=True, **how), whole)
     assert len(whole.history) == 28 and whole.history["learning_rate"].is_monotonic_decreasing
 
 
 def test_a_second_training_goes_on_too(adata, tmp_path):
-    def keep(model): shutil.copy(tmp_path / "c", tmp_path / "kept")
+    def keep(model):
+        shutil.copy(tmp_path / "c", tmp_path / "kept")
+
     whole = new(adata).train(max_epochs=1, **HOW)
     whole.train(max_epochs=3, callbacks=[At(2, 0, keep)], checkpoint=tmp_path / "c", **HOW)
     same(new(adata).train(max_epochs=3, checkpoint=tmp_path / "kept", resume=True, **HOW), whole)
@@ -128,7 +169,9 @@ def test_with_batches_of_cells(adata, tmp_path):
     more = dict(batch_key="donor", encode_batch=True)
     whole = new(cells, **more).train(max_epochs=3, **HOW)
     new(cells, **more).train(max_epochs=1, checkpoint=tmp_path / "c", **HOW)
-    same(new(cells, **more).train(max_epochs=3, checkpoint=tmp_path / "c", resume=True, **HOW), whole)
+    same(
+        new(cells, **more).train(max_epochs=3, checkpoint=tmp_path / "c", resume=True, **HOW), whole
+    )
 
 
 def test_without_a_file_resume_begins(adata, whole, tmp_path):
@@ -145,9 +188,12 @@ def trained_to_the_end(folder, ready):
 
 @pytest.mark.slow
 def test_killed_at_ten_random_moments(adata, tmp_path):
-    "kill -9, ten times in the course of 20 epochs; each time it goes on, and the end is that of an untroubled run."
+    """kill -9, ten times in the course of 20 epochs; each time it goes on, and the end is that of
+    an untroubled run.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["vampsc.models", "vampsc.organs", "tensorflow"])
+
     def start(folder):
         (tmp_path / folder).mkdir(exist_ok=True)
         ready = context.Event()
@@ -155,17 +201,24 @@ def test_killed_at_ten_random_moments(adata, tmp_path):
         process.start()
         assert ready.wait(100)
         return process
+
     def next_write(process, folder):
         file = tmp_path / folder / "c"
-        def written(): return file.stat().st_mtime_ns if file.exists() else 0
+
+        def written():
+            return file.stat().st_mtime_ns if file.exists() else 0
+
         before = written()
-        while written() == before and process.is_alive(): time.sleep(0.002)
+        while written() == before and process.is_alive():
+            time.sleep(0.002)
+
     def end(process):
         process.join(300)
         assert process.exitcode == 0
 
     process = start("whole")
-    begun = time.time()                                                                      # how long things take here
+    # how long things take here
+    begun = time.time()
     next_write(process, "whole")
     startup = time.time() - begun
     begun = time.time()
@@ -175,11 +228,14 @@ def test_killed_at_ten_random_moments(adata, tmp_path):
     stopped = []
     for k in range(10):
         process = start("killed")
-        if k % 3: next_write(process, "killed")                                              # in the start, or in steps and writing
+        # in the start, or in steps and writing
+        if k % 3:
+            next_write(process, "killed")
         time.sleep(rng.uniform(0, 4 * epoch if k % 3 else startup))
         process.kill()
         process.join()
-        if (tmp_path / "killed" / "c").exists(): stopped.append(len(training.read_checkpoint(tmp_path / "killed" / "c")[0]["rows"]))
+        if (tmp_path / "killed" / "c").exists():
+            stopped.append(len(training.read_checkpoint(tmp_path / "killed" / "c")[0]["rows"]))
     end(start("killed"))
     print("killed after epochs", stopped)
     assert stopped == sorted(stopped) and len(set(stopped)) > 1
@@ -188,9 +244,16 @@ def test_killed_at_ten_random_moments(adata, tmp_path):
 
 # ---- Ctrl-C
 
+
 def test_ctrl_c_gives_a_usable_model(adata, whole, tmp_path, capsys):
-    model = new(adata).train(max_epochs=4, callbacks=[At(2, 2, interrupt)], checkpoint=tmp_path / "c", **HOW)
-    assert model.interrupted and len(model.history) == 2 and "interrupted after epoch 2" in capsys.readouterr().out
+    model = new(adata).train(
+        max_epochs=4, callbacks=[At(2, 2, interrupt)], checkpoint=tmp_path / "c", **HOW
+    )
+    assert (
+        model.interrupted
+        and len(model.history) == 2
+        and "interrupted after epoch 2" in capsys.readouterr().out
+    )
     assert np.isfinite(model.get_latent_representation()).all()
     assert all(np.array_equal(a, b) for a, b in zip(weights(model), weights(whole(2)), strict=True))
     model.train(max_epochs=4, checkpoint=tmp_path / "c", resume=True, **HOW)
@@ -201,19 +264,33 @@ def test_ctrl_c_gives_a_usable_model(adata, whole, tmp_path, capsys):
 def test_ctrl_c_in_the_first_epoch_leaves_the_start(adata):
     start = weights(new(adata))
     model = new(adata).train(max_epochs=2, callbacks=[At(0, 2, interrupt)], **HOW)
-    assert model.interrupted and model.history.empty and all(np.array_equal(a, b) for a, b in zip(weights(model), start))
+    assert (
+        model.interrupted
+        and model.history.empty
+        and all(np.array_equal(a, b) for a, b in zip(weights(model), start))
+    )
 
 
 # ---- files
 
+
 def test_settings_must_be_the_same(adata, begun):
-    for model, how, name in ((new(adata), dict(HOW, learning_rate=1e-4), "learning_rate was 0.002 there and is 0.0001 now"),
-                             (new(adata, seed=1), HOW, "seed was 0 there and is 1"), (new(adata, n_latent=5), HOW, "n_latent was 3"),
-                             (new(adata), dict(HOW, kl_warmup=1), "kl_warmup was None there and is 1 now"),
-                             (new(adata[:90]), HOW, "genes was"), (new(adata, "VAE"), HOW, "model was VAMP there and is VAE")):
+    for model, how, name in (
+        (
+            new(adata),
+            dict(HOW, learning_rate=1e-4),
+            "learning_rate was 0.002 there and is 0.0001 now",
+        ),
+        (new(adata, seed=1), HOW, "seed was 0 there and is 1"),
+        (new(adata, n_latent=5), HOW, "n_latent was 3"),
+        (new(adata), dict(HOW, kl_warmup=1), "kl_warmup was None there and is 1 now"),
+        (new(adata[:90]), HOW, "genes was"),
+        (new(adata, "VAE"), HOW, "model was VAMP there and is VAE"),
+    ):
         with pytest.raises(ValueError, match=f"belongs to another run: {name}"):
             model.train(max_epochs=2, checkpoint=begun, resume=True, **how)
-    with pytest.raises(ValueError, match="needs the checkpoint="): new(adata).train(resume=True)
+    with pytest.raises(ValueError, match="needs the checkpoint="):
+        new(adata).train(resume=True)
 
 
 def test_what_is_there_is_not_written_over(adata, begun, tmp_path):
@@ -221,100 +298,153 @@ def test_what_is_there_is_not_written_over(adata, begun, tmp_path):
     notes.write_text("my notes")
     for file in (begun, notes):
         before = file.read_bytes()
-        with pytest.raises(FileExistsError, match="resume=True goes on"): new(adata).train(max_epochs=1, checkpoint=file, **HOW)
+        with pytest.raises(FileExistsError, match="resume=True goes on"):
+            new(adata).train(max_epochs=1, checkpoint=file, **HOW)
         assert file.read_bytes() == before
     for resume in (True, False):
-        with pytest.raises(IsADirectoryError): new(adata).train(max_epochs=1, checkpoint=tmp_path, resume=resume, **HOW)
+        with pytest.raises(IsADirectoryError):
+            new(adata).train(max_epochs=1, checkpoint=tmp_path, resume=resume, **HOW)
 
 
 def test_other_cells_labels_of_batches_and_origins_are_noticed(adata, tmp_path):
     cells = adata.copy()
     cells.obs["lab"] = np.where(np.arange(cells.n_obs) % 2, "a", "b")
-    def go(cells, **how): return new(cells, batch_key="lab", **how).train(max_epochs=1, checkpoint=tmp_path / "c", resume=True, **HOW)
+
+    def go(cells, **how):
+        return new(cells, batch_key="lab", **how).train(
+            max_epochs=1, checkpoint=tmp_path / "c", resume=True, **HOW
+        )
+
     model = go(cells)
-    other, moved, split = cells.copy(), cells.copy(), model.split
+    other = cells.copy()
+    moved = cells.copy()
+    split = model.split
     other.obs["lab"] = other.obs["lab"].to_numpy()[::-1]
     moved.X = moved.X[:, np.random.default_rng(0).permutation(moved.n_vars)]
     swapped = type(split)(split.train, split.test, split.validation)
     for wrong, how in ((other, {}), (moved, {}), (cells, {"split": swapped})):
-        with pytest.raises(ValueError, match="belongs to another run"): go(wrong, **how)
+        with pytest.raises(ValueError, match="belongs to another run"):
+            go(wrong, **how)
     query = cells[:60].copy()
     model.transfer(query, max_epochs=1, checkpoint=tmp_path / "t", unfrozen=True, **HOW)
     with pytest.raises(ValueError, match="origin was"):
-        new(cells, batch_key="lab").transfer(query, max_epochs=1, checkpoint=tmp_path / "t", resume=True, unfrozen=True, **HOW)
+        new(cells, batch_key="lab").transfer(
+            query, max_epochs=1, checkpoint=tmp_path / "t", resume=True, unfrozen=True, **HOW
+        )
 
 
 def test_a_time_limit_is_not_the_end(adata, tmp_path):
     "A callback that stops training, unlike early stopping, leaves a run that goes on."
-    def stop(model): model.stop_training = True
+
+    def stop(model):
+        model.stop_training = True
+
     new(adata).train(max_epochs=4, callbacks=[At(1, 1, stop)], checkpoint=tmp_path / "c", **HOW)
     assert len(training.read_checkpoint(tmp_path / "c")[0]["rows"]) < 4
-    assert len(new(adata).train(max_epochs=4, checkpoint=tmp_path / "c", resume=True, **HOW).history) == 4
+    assert (
+        len(new(adata).train(max_epochs=4, checkpoint=tmp_path / "c", resume=True, **HOW).history)
+        == 4
+    )
 
 
 def unchanged_or_refused(path, damaged, before):
-    "Whether a file of these bytes is refused by its name; else it must hold what the sound one holds."
+    """Whether a file of these bytes is refused by its name; else it must hold what the sound one
+    holds.
+    """
     path.write_bytes(damaged)
-    try: notes, arrays = training.read_checkpoint(path)
-    except ValueError as error: return str(path) in str(error)
-    assert notes == before[0] and all(np.array_equal(a, b, equal_nan=True) for a, b in zip(arrays, before[1], strict=True))
+    try:
+        notes, arrays = training.read_checkpoint(path)
+    except ValueError as error:
+        return str(path) in str(error)
+    assert notes == before[0] and all(
+        np.array_equal(a, b, equal_nan=True) for a, b in zip(arrays, before[1], strict=True)
+    )
     return False
 
 
 def test_a_damaged_checkpoint_is_noticed(begun):
-    whole, before, rng = begun.read_bytes(), training.read_checkpoint(begun), np.random.default_rng(0)
-    def flipped(at, bit): return whole[:at] + bytes([whole[at] ^ (1 << bit)]) + whole[at + 1:]
+    whole = begun.read_bytes()
+    before = training.read_checkpoint(begun)
+    rng = np.random.default_rng(0)
+
+    def flipped(at, bit):
+        return whole[:at] + bytes([whole[at] ^ (1 << bit)]) + whole[at + 1 :]
+
     places = rng.integers(len(whole), size=200)
-    noticed = [unchanged_or_refused(begun, whole[:at] if i % 2 else flipped(at, rng.integers(8)), before) for i, at in enumerate(places)]
+    noticed = [
+        unchanged_or_refused(begun, whole[:at] if i % 2 else flipped(at, rng.integers(8)), before)
+        for i, at in enumerate(places)
+    ]
     assert sum(noticed) > 150
-    for at in range(len(whole) - 100, len(whole)): unchanged_or_refused(begun, flipped(at, 4), before)   # the end of a zip file's list
+    # the end of a zip file's list
+    for at in range(len(whole) - 100, len(whole)):
+        unchanged_or_refused(begun, flipped(at, 4), before)
 
 
 # ---- a whole file of another content
 
+
 def without(name):
-    def change(notes, arrays): del notes[name]
+    def change(notes, arrays):
+        del notes[name]
+
     return change
 
 
 def noted(**values):
-    def change(notes, arrays): notes.update(values)
+    def change(notes, arrays):
+        notes.update(values)
+
     return change
 
 
-def shorter(notes, arrays): del arrays[-3:]
+def shorter(notes, arrays):
+    del arrays[-3:]
 
 
 def without_the_best(notes, arrays):
-    del arrays[-notes["n_best"]:]
+    del arrays[-notes["n_best"] :]
     notes["n_best"] = 0
 
 
 def with_array(at, change):
-    def put(notes, arrays): arrays[at] = change(arrays[at])
+    def put(notes, arrays):
+        arrays[at] = change(arrays[at])
+
     return put
 
 
 def counted(**values):
-    def change(notes, arrays): notes["counters"][0].update(values)
+    def change(notes, arrays):
+        notes["counters"][0].update(values)
+
     return change
 
 
-KERNEL = 1                                                       # of the first layer: (150 genes, 8)
-OTHER_CONTENTS = [(without(name), f"it has no {name}")
-                  for name in ("identity", "earlier", "rows", "counters", "retried", "stopped", "n_best")]
-OTHER_CONTENTS += [(shorter, "it has .* arrays, and .* need"), (without_the_best, "n_best is 0, and the best weights"),
-                   (noted(n_best=1), "n_best is 1"), (noted(n_best=-1), "n_best is -1"),
-                   (noted(n_best="2"), "n_best is '2'"),
-                   (noted(stopped="no"), "stopped is 'no'"), (noted(rows=["a"]), "rows is not"),
-                   (noted(rows=[{"loss": "low", "val_loss": 1.0}]), "rows is not"),
-                   (noted(rows=[{"loss": 1.0}]), "rows is not"),
-                   (noted(counters=[]), "counters are not"), (counted(wait="3"), "counters are not"),
-                   (counted(model=3), "counters are not"),
-                   (with_array(KERNEL, np.transpose), r"kernel is float32 \(8, 150\) there"),
-                   (with_array(KERNEL, np.float64), "kernel is float64 .* there, and float32"),
-                   (with_array(KERNEL, lambda a: a * np.nan), "kernel is not finite"),
-                   (with_array(-1, lambda a: a * np.inf), "is not finite there")]
+# of the first layer: (150 genes, 8)
+KERNEL = 1
+OTHER_CONTENTS = [
+    (without(name), f"it has no {name}")
+    for name in ("identity", "earlier", "rows", "counters", "retried", "stopped", "n_best")
+]
+OTHER_CONTENTS += [
+    (shorter, "it has .* arrays, and .* need"),
+    (without_the_best, "n_best is 0, and the best weights"),
+    (noted(n_best=1), "n_best is 1"),
+    (noted(n_best=-1), "n_best is -1"),
+    (noted(n_best="2"), "n_best is '2'"),
+    (noted(stopped="no"), "stopped is 'no'"),
+    (noted(rows=["a"]), "rows is not"),
+    (noted(rows=[{"loss": "low", "val_loss": 1.0}]), "rows is not"),
+    (noted(rows=[{"loss": 1.0}]), "rows is not"),
+    (noted(counters=[]), "counters are not"),
+    (counted(wait="3"), "counters are not"),
+    (counted(model=3), "counters are not"),
+    (with_array(KERNEL, np.transpose), r"kernel is float32 \(8, 150\) there"),
+    (with_array(KERNEL, np.float64), "kernel is float64 .* there, and float32"),
+    (with_array(KERNEL, lambda a: a * np.nan), "kernel is not finite"),
+    (with_array(-1, lambda a: a * np.inf), "is not finite there"),
+]
 
 
 @pytest.mark.parametrize("change, words", OTHER_CONTENTS)
@@ -340,74 +470,128 @@ def test_more_or_fewer_arrays_than_the_file_says_are_refused(begun):
 
 
 def test_other_files_are_no_checkpoints(tmp_path):
-    with open(tmp_path / "array", "wb") as file: np.save(file, np.zeros(3))
-    with open(tmp_path / "list", "wb") as file: np.savez(file, notes=np.frombuffer(b"[1]", "uint8"))
-    with open(tmp_path / "text", "wb") as file: np.savez(file, notes=np.frombuffer(b'{"format": "1"}', "uint8"))
+    with open(tmp_path / "array", "wb") as file:
+        np.save(file, np.zeros(3))
+    with open(tmp_path / "list", "wb") as file:
+        np.savez(file, notes=np.frombuffer(b"[1]", "uint8"))
+    with open(tmp_path / "text", "wb") as file:
+        np.savez(file, notes=np.frombuffer(b'{"format": "1"}', "uint8"))
     for path in tmp_path.iterdir():
-        with pytest.raises(ValueError, match=f"{path} is damaged, or no checkpoint"): training.read_checkpoint(path)
+        with pytest.raises(ValueError, match=f"{path} is damaged, or no checkpoint"):
+            training.read_checkpoint(path)
 
 
-def limit_files(size): resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+def limit_files(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 def test_a_full_disk_stops_before_training(adata, tmp_path):
     began = []
-    limit_files(20_000)                                                                      # bytes; the checkpoint needs more
+    # bytes; the checkpoint needs more
+    limit_files(20_000)
     try:
         with pytest.raises(OSError):
-            new(adata).train(max_epochs=1, callbacks=[At(0, 0, began.append)], checkpoint=tmp_path / "c", **HOW)
-    finally: limit_files(resource.RLIM_INFINITY)
+            new(adata).train(
+                max_epochs=1, callbacks=[At(0, 0, began.append)], checkpoint=tmp_path / "c", **HOW
+            )
+    finally:
+        limit_files(resource.RLIM_INFINITY)
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(OSError):
-        new(adata).train(max_epochs=1, callbacks=[At(0, 0, began.append)], checkpoint=tmp_path / "file" / "c", **HOW)
+        new(adata).train(
+            max_epochs=1,
+            callbacks=[At(0, 0, began.append)],
+            checkpoint=tmp_path / "file" / "c",
+            **HOW,
+        )
     assert not began and [p.name for p in tmp_path.iterdir() if p.suffix != ".lock"] == ["file"]
 
 
 def test_a_disk_that_fills_up_meanwhile_does_not_stop_a_run(adata, whole, tmp_path):
     try:
         with pytest.warns(UserWarning, match="could not be written"):
-            model = new(adata).train(max_epochs=4, callbacks=[At(1, 0, lambda model: limit_files(20_000))], checkpoint=tmp_path / "c", **HOW)
-    finally: limit_files(resource.RLIM_INFINITY)
+            model = new(adata).train(
+                max_epochs=4,
+                callbacks=[At(1, 0, lambda model: limit_files(20_000))],
+                checkpoint=tmp_path / "c",
+                **HOW,
+            )
+    finally:
+        limit_files(resource.RLIM_INFINITY)
     same(model, whole(4))
-    assert len(training.read_checkpoint(tmp_path / "c")[0]["rows"]) == 1                     # the last that could be written
+    # the last that could be written
+    assert len(training.read_checkpoint(tmp_path / "c")[0]["rows"]) == 1
 
 
 # ---- NaN
 
+
 def test_nan_is_named_and_tried_once_more(adata):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with pytest.raises(FloatingPointError, match=r"VAMP: the loss became (nan|inf) in epoch 1, first in .*, again; try a smaller learning_rate"):
+        with pytest.raises(
+            FloatingPointError,
+            match=(
+                r"VAMP: the loss became (nan|inf) in epoch 1, first in .*, again; try a smaller"
+                r" learning_rate"
+            ),
+        ):
             new(adata).train(max_epochs=3, learning_rate=1e30, **HOW)
     said = [str(w.message) for w in caught if "half the learning rate, 5e+29" in str(w.message)]
     assert len(said) == 1 and "first in the posterior's mean;" in said[0]
 
 
-def spoil(model): model.encoder.layers[0].kernel.assign(model.encoder.layers[0].kernel * np.nan)
+def spoil(model):
+    model.encoder.layers[0].kernel.assign(model.encoder.layers[0].kernel * np.nan)
 
 
 def test_after_one_nan_the_run_goes_on_at_half_the_rate(adata, tmp_path):
-    with pytest.warns(UserWarning, match="epoch 3.*going on from epoch [12] at half the learning rate, 0.001"):
-        model = new(adata).train(**HOW | dict(lr_patience=10), max_epochs=5, callbacks=[At(2, 1, spoil)], checkpoint=tmp_path / "c")
+    with pytest.warns(
+        UserWarning, match="epoch 3.*going on from epoch [12] at half the learning rate, 0.001"
+    ):
+        model = new(adata).train(
+            **HOW | dict(lr_patience=10),
+            max_epochs=5,
+            callbacks=[At(2, 1, spoil)],
+            checkpoint=tmp_path / "c",
+        )
     assert len(model.history) == 5 and np.isfinite(model.history["loss"]).all()
-    assert sorted(set(model.history["learning_rate"].round(5))) == [1e-3, 2e-3] and model.history["learning_rate"].is_monotonic_decreasing
+    assert (
+        sorted(set(model.history["learning_rate"].round(5))) == [1e-3, 2e-3]
+        and model.history["learning_rate"].is_monotonic_decreasing
+    )
     notes = training.read_checkpoint(tmp_path / "c")[0]
     assert notes["retried"] and len(notes["rows"]) == 5
 
 
 def test_a_jump_is_noticed(adata):
-    def jump(model): model.decoder.log_rate.kernel.assign(model.decoder.log_rate.kernel * 500)
-    with pytest.warns(UserWarning, match="the loss jumped from .* in epoch 3; going on from epoch [12]"):
-        assert len(new(adata).train(max_epochs=4, callbacks=[At(2, 0, jump)], progress=False, batch_size=32).history) == 4
+    def jump(model):
+        model.decoder.log_rate.kernel.assign(model.decoder.log_rate.kernel * 500)
+
+    with pytest.warns(
+        UserWarning, match="the loss jumped from .* in epoch 3; going on from epoch [12]"
+    ):
+        assert (
+            len(
+                new(adata)
+                .train(max_epochs=4, callbacks=[At(2, 0, jump)], progress=False, batch_size=32)
+                .history
+            )
+            == 4
+        )
 
 
-@pytest.mark.parametrize("layer, name", [("encoder", "posterior's mean"), ("log_rate", "decoder's log-rates")])
+@pytest.mark.parametrize(
+    "layer, name", [("encoder", "posterior's mean"), ("log_rate", "decoder's log-rates")]
+)
 def test_the_first_bad_stage_is_named(adata, layer, name):
     network = new(adata).network
     which = network.encoder.layers[0] if layer == "encoder" else network.decoder.log_rate
     which.kernel.assign(which.kernel * np.nan)
     cells = np.ones((5, 150), "float32")
     assert training.not_finite(network, cells, training=False) == f"the weights {which.kernel.path}"
-    stages = [stage for stage, value in network.stages(cells) if not np.isfinite(np.asarray(value)).all()]
+    stages = [
+        stage for stage, value in network.stages(cells) if not np.isfinite(np.asarray(value)).all()
+    ]
     assert stages[0] == f"the {name}"
     assert training.not_finite(new(adata).network, cells, training=True) is None

@@ -1,4 +1,5 @@
 "A saved model replaces a saved model and nothing else, and a kill at any moment leaves one."
+
 import json
 import os
 import signal
@@ -20,11 +21,16 @@ TINY = dict(gene_space=None, hidden=(8,), n_latent=2)
 
 def make(seed):
     counts = np.random.default_rng(0).poisson(1.0, (60, 20)) + 1
-    return models.AE(ad.AnnData(counts.astype("float32"), var=pd.DataFrame(index=[f"g{j}" for j in range(20)])), seed=seed, **TINY)
+    return models.AE(
+        ad.AnnData(counts.astype("float32"), var=pd.DataFrame(index=[f"g{j}" for j in range(20)])),
+        seed=seed,
+        **TINY,
+    )
 
 
 @pytest.fixture(scope="module")
-def model(): return make(0)
+def model():
+    return make(0)
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +47,15 @@ def saved(model, tmp_path):
     return tmp_path / "m"
 
 
-def inside(folder): return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+def inside(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def refused(model, path, words, kept):
     "Nothing in the folder `kept` is other than it was."
     before = inside(kept)
-    with pytest.raises(FileExistsError, match=words) as error: model.save(path, overwrite=True)
+    with pytest.raises(FileExistsError, match=words) as error:
+        model.save(path, overwrite=True)
     assert "\n" not in str(error.value)
     assert inside(kept) == before
 
@@ -64,14 +72,23 @@ def test_a_folder_within_whose_name_is_that_of_a_file(model, saved, tmp_path):
     refused(model, saved, "cells.npz is there", tmp_path)
 
 
-@pytest.mark.parametrize("name, text", [("model.json", '{"modelTopology": {}}'), ("model.json", "[1]"), ("history.csv", "mine"),
-                                        ("SHA256SUMS", "0  thesis.pdf")])
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("model.json", '{"modelTopology": {}}'),
+        ("model.json", "[1]"),
+        ("history.csv", "mine"),
+        ("SHA256SUMS", "0  thesis.pdf"),
+    ],
+)
 def test_a_folder_with_a_file_of_such_a_name(name, text, model, tmp_path):
     own = tmp_path / "vae-seed0" / "model"
     own.mkdir(parents=True)
     (own / name).write_text(text)
     refused(model, own, "model is there and is no saved model", tmp_path)
-    with pytest.raises(FileExistsError, match="move it away"): study.ask_run(own.parent)        # before a run is trained
+    # before a run is trained
+    with pytest.raises(FileExistsError, match="move it away"):
+        study.ask_run(own.parent)
 
 
 def test_what_is_a_damaged_model_is_replaced(model, saved):
@@ -85,11 +102,13 @@ def test_what_is_a_damaged_model_is_replaced(model, saved):
 def test_what_is_no_folder(model, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").write_text("mine")
-    for name in ("pipe", "file"): refused(model, tmp_path / name, f"{name} is there", tmp_path)
+    for name in ("pipe", "file"):
+        refused(model, tmp_path / name, f"{name} is there", tmp_path)
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
 
 # ---- symbolic links
+
 
 def test_a_link_to_a_model_stays(model, saved, tmp_path):
     (tmp_path / "links").mkdir()
@@ -99,7 +118,10 @@ def test_a_link_to_a_model_stays(model, saved, tmp_path):
     model.save(link, overwrite=True)
     assert link.is_symlink() and saved.stat().st_ino != before
     assert models.load(link).architecture.n_latent == 2
-    assert os.listdir(tmp_path / "links") == ["m"] and sorted(os.listdir(tmp_path)) == ["links", "m"]
+    assert os.listdir(tmp_path / "links") == ["m"] and sorted(os.listdir(tmp_path)) == [
+        "links",
+        "m",
+    ]
 
 
 def test_a_link_to_something_else(model, tmp_path):
@@ -114,16 +136,20 @@ def test_a_link_to_something_else(model, tmp_path):
 def test_a_link_that_leads_nowhere(to, model, tmp_path):
     (tmp_path / "m").symlink_to(tmp_path / to)
     for overwrite in (False, True):
-        with pytest.raises(FileExistsError, match="m is there and is no saved model"): model.save(tmp_path / "m", overwrite)
+        with pytest.raises(FileExistsError, match="m is there and is no saved model"):
+            model.save(tmp_path / "m", overwrite)
     assert os.listdir(tmp_path) == ["m"] and os.readlink(tmp_path / "m") == str(tmp_path / to)
-    with pytest.raises(FileNotFoundError, match="holds no model"): models.load(tmp_path / "m")
+    with pytest.raises(FileNotFoundError, match="holds no model"):
+        models.load(tmp_path / "m")
 
 
 # ---- folders that cannot take another name
 
+
 def test_the_current_folder(model, saved, tmp_path, monkeypatch):
     monkeypatch.chdir(saved)
-    for path in (".", saved, "../m"): refused(model, path, "is the current folder", tmp_path)
+    for path in (".", saved, "../m"):
+        refused(model, path, "is the current folder", tmp_path)
     (saved / "below").mkdir()
     monkeypatch.chdir(saved / "below")
     refused(model, saved, "below is there", tmp_path)
@@ -131,16 +157,22 @@ def test_the_current_folder(model, saved, tmp_path, monkeypatch):
 
 
 def test_a_mount_point(model):
-    with pytest.raises(FileExistsError, match="/ is a mount point"): model.save("/", overwrite=True)
+    with pytest.raises(FileExistsError, match="/ is a mount point"):
+        model.save("/", overwrite=True)
 
 
 # ---- rights
 
-@pytest.mark.parametrize("umask, rights", [(0o022, 0o755), (0o027, 0o750), (0o077, 0o700), (0o002, 0o775)])
+
+@pytest.mark.parametrize(
+    "umask, rights", [(0o022, 0o755), (0o027, 0o750), (0o077, 0o700), (0o002, 0o775)]
+)
 def test_the_rights_are_as_the_umask_says(umask, rights, model, tmp_path):
     before = os.umask(umask)
-    try: model.save(tmp_path / "m")
-    finally: os.umask(before)
+    try:
+        model.save(tmp_path / "m")
+    finally:
+        os.umask(before)
     assert stat.S_IMODE((tmp_path / "m").stat().st_mode) == rights
     assert {stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "m").iterdir()} == {rights & 0o666}
 
@@ -160,7 +192,7 @@ KILLED = """
     with files.whole_folder(path) as new:
         for p in Path(how).iterdir(): (new / p.name).write_bytes(p.read_bytes())
         sys.addaudithook(seen)
-"""
+"""  # noqa: E501
 
 
 def kill_between(path, content, moment):
@@ -168,22 +200,32 @@ def kill_between(path, content, moment):
     assert subprocess.run([*map(str, code)]).returncode == -signal.SIGKILL
 
 
-def described(folder): return json.loads((folder / "model.json").read_text())["seed"]
+def described(folder):
+    return json.loads((folder / "model.json").read_text())["seed"]
 
 
 @pytest.mark.parametrize("through_a_link", [False, True])
 @pytest.mark.parametrize("moment, there", [(1, 0), (2, 0), (3, 1)])
-def test_a_kill_at_any_rename_leaves_a_model(moment, there, through_a_link, model, another, saved, tmp_path):
+def test_a_kill_at_any_rename_leaves_a_model(
+    moment, there, through_a_link, model, another, saved, tmp_path
+):
     "Before the old one is put aside, between the two, and before the old one is removed."
     path = tmp_path / "link" if through_a_link else saved
-    if through_a_link: path.symlink_to(saved)
+    if through_a_link:
+        path.symlink_to(saved)
     kill_between(path, another, moment)
     if moment == 2:
         assert not saved.exists()
-        with pytest.warns(UserWarning, match=r" was being replaced.* is read from .*\.m\..*old") as said: found = models.load(path)
+        with pytest.warns(
+            UserWarning, match=r" was being replaced.* is read from .*\.m\..*old"
+        ) as said:
+            found = models.load(path)
         assert "\n" not in str(said[0].message)
-        with pytest.raises(FileExistsError, match="exists; save elsewhere"): model.save(path)      # which has put it back
-    else: found = models.load(path)
+        # which has put it back
+        with pytest.raises(FileExistsError, match="exists; save elsewhere"):
+            model.save(path)
+    else:
+        found = models.load(path)
     assert found.seed == described(saved) == there
     model.save(path, overwrite=True)
     assert models.load(path).seed == 0
@@ -194,7 +236,8 @@ def test_a_kill_at_any_rename_leaves_a_model(moment, there, through_a_link, mode
 def test_the_next_save_brings_it_back_first(saved, tmp_path):
     kill_between(saved, tmp_path / "m", 2)
     with pytest.raises(ZeroDivisionError):
-        with models._new_folder(saved, True): 1 / 0
+        with models._new_folder(saved, True):
+            _ = 1 / 0
     assert models.load(saved).architecture.n_latent == 2
 
 
@@ -202,10 +245,14 @@ def test_an_interrupt_between_the_two_renames(saved, monkeypatch):
     "What is there is put back at once."
     before = inside(saved)
     rename = Path.rename
+
     def interrupted(self, target):
-        if self.suffix == ".part": raise KeyboardInterrupt
+        if self.suffix == ".part":
+            raise KeyboardInterrupt
         return rename(self, target)
+
     monkeypatch.setattr(Path, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        with files.whole_folder(saved) as new: (new / "a").write_text("new")
+        with files.whole_folder(saved) as new:
+            (new / "a").write_text("new")
     assert inside(saved) == before and os.listdir(saved.parent) == ["m"]

@@ -1,4 +1,5 @@
 """Parts that larger tests use without naming them."""
+
 import anndata as ad
 import keras
 import numpy as np
@@ -18,48 +19,79 @@ def cells():
 
 def test_values_and_matrix_of_x_and_of_a_layer(cells):
     assert genes.values_of(cells) is cells.X
-    assert (genes.matrix_of(cells, "twice") != 2 * cells.X).nnz == 0 and genes.matrix_of(cells).dtype == np.float32
-    with pytest.raises(genes.GeneSpaceError, match="no layer 'thrice'.*twice"): genes.values_of(cells, "thrice")
-    with pytest.raises(genes.GeneSpaceError, match="X is empty"): genes.matrix_of(ad.AnnData(obs=cells.obs, var=cells.var))
+    assert (genes.matrix_of(cells, "twice") != 2 * cells.X).nnz == 0 and genes.matrix_of(
+        cells
+    ).dtype == np.float32
+    with pytest.raises(genes.GeneSpaceError, match="no layer 'thrice'.*twice"):
+        genes.values_of(cells, "thrice")
+    with pytest.raises(genes.GeneSpaceError, match="X is empty"):
+        genes.matrix_of(ad.AnnData(obs=cells.obs, var=cells.var))
 
 
 def test_counts_are_in_one_place():
     genes.check_places(None, True)
     genes.check_places("twice", False)
-    with pytest.raises(genes.GeneSpaceError, match="two places"): genes.check_places("twice", True)
+    with pytest.raises(genes.GeneSpaceError, match="two places"):
+        genes.check_places("twice", True)
 
 
 def test_a_report_with_counts_names_the_lost_genes_in_most_cells(cells):
     space = genes.GeneSpace("two", ids=["a", "b"], symbols=["a", "b"])
     where, report = genes.mapping(space, cells)
     told = genes.with_counts(report, where, np.array([1, 0, 1]), cells.var_names, share=4 / 6)
-    assert isinstance(told, genes.MappingReport) and (told.n_data, told.recognised, told.missing) == (3, 2, 0)
+    assert isinstance(told, genes.MappingReport) and (
+        told.n_data,
+        told.recognised,
+        told.missing,
+    ) == (3, 2, 0)
     assert told.not_used == ("c",) and told.share_of_counts == 4 / 6
-    assert told.unseen == 1                                                  # b has a column and no count
+    # b has a column and no count
+    assert told.unseen == 1
 
 
-@pytest.mark.parametrize("value, least, right", [(3, 0, True), (np.int64(3), 3, True), (2, 3, False), (2.0, 0, False), ("2", 0, False), (None, 0, False)])
+@pytest.mark.parametrize(
+    "value, least, right",
+    [
+        (3, 0, True),
+        (np.int64(3), 3, True),
+        (2, 3, False),
+        (2.0, 0, False),
+        ("2", 0, False),
+        (None, 0, False),
+    ],
+)
 def test_whole_numbers(value, least, right):
-    if right: assert counts.whole_number("n", value, least) == 3
+    if right:
+        assert counts.whole_number("n", value, least) == 3
     else:
-        with pytest.raises(counts.CountsError, match=f"n must be a whole number of at least {least}"): counts.whole_number("n", value, least)
+        with pytest.raises(
+            counts.CountsError, match=f"n must be a whole number of at least {least}"
+        ):
+            counts.whole_number("n", value, least)
 
 
 def test_the_class_behind_the_presets():
     adata = organs.load("pancreas")[:60]
-    small = dict(n_genes=50, n_latent=4, hidden=(8,), n_pseudo_inputs=5, n_flow_steps=1, flow_hidden=(8,))
-    plain, preset = models.CountAutoencoder(adata, "iaf", "vamp", **small), models.VAMPIAF(adata, **small)
+    small = dict(
+        n_genes=50, n_latent=4, hidden=(8,), n_pseudo_inputs=5, n_flow_steps=1, flow_hidden=(8,)
+    )
+    plain = models.CountAutoencoder(adata, "iaf", "vamp", **small)
+    preset = models.VAMPIAF(adata, **small)
     assert plain.architecture == preset.architecture
     assert np.array_equal(plain.get_latent_representation(), preset.get_latent_representation())
-    with pytest.raises(ValueError, match="does not go with"): models.CountAutoencoder(adata, "point", "vamp")
+    with pytest.raises(ValueError, match="does not go with"):
+        models.CountAutoencoder(adata, "point", "vamp")
 
 
 def test_a_loss_that_jumps_or_is_no_number_ends_the_epoch():
     guard = training.Guard(lambda: [{"loss": 10.0}])
     guard.on_epoch_end(1, {"loss": 19.0, "val_loss": 1.0})
-    with pytest.raises(training.Diverged, match="jumped from 10 to 21"): guard.on_epoch_end(1, {"loss": 21.0, "val_loss": 1.0})
-    with pytest.raises(training.Diverged, match="validation loss became nan"): guard.on_epoch_end(1, {"loss": 9.0, "val_loss": np.nan})
-    with pytest.raises(training.Diverged, match="became inf"): guard.on_train_batch_end(0, {"loss": np.inf})
+    with pytest.raises(training.Diverged, match="jumped from 10 to 21"):
+        guard.on_epoch_end(1, {"loss": 21.0, "val_loss": 1.0})
+    with pytest.raises(training.Diverged, match="validation loss became nan"):
+        guard.on_epoch_end(1, {"loss": 9.0, "val_loss": np.nan})
+    with pytest.raises(training.Diverged, match="became inf"):
+        guard.on_train_batch_end(0, {"loss": np.inf})
 
 
 @pytest.fixture
@@ -69,45 +101,58 @@ def small():
 
 def test_an_epoch_is_recorded_with_rate_time_and_cells(small):
     training.compile_network(small.network, 0.25)
-    record, logs = training.Record(n_cells=48), {}
+    record = training.Record(n_cells=48)
+    logs = {}
     record.set_model(small.network)
     record.on_epoch_begin(2)
     record.on_epoch_end(2, logs)
-    assert logs["learning_rate"] == 0.25 and logs["cells_seen"] == 3 * 48 and 0 <= logs["seconds"] < 60
+    assert (
+        logs["learning_rate"] == 0.25 and logs["cells_seen"] == 3 * 48 and 0 <= logs["seconds"] < 60
+    )
 
 
 def test_a_checkpoint_brings_weights_and_counters_back(small, tmp_path):
     training.compile_network(small.network, 1e-3)
-    schedule, stopping = keras.callbacks.ReduceLROnPlateau(), keras.callbacks.EarlyStopping()
-    schedule.wait, stopping.wait = 3, 4
+    schedule = keras.callbacks.ReduceLROnPlateau()
+    stopping = keras.callbacks.EarlyStopping()
+    schedule.wait = 3
+    stopping.wait = 4
     state = training.Checkpoint(small.network, schedule, stopping, tmp_path / "state")
     state.begin(resume=False)
     before = [w.copy() for w in small.network.get_weights()]
     small.network.set_weights([w + 1 for w in before])
     schedule.wait = stopping.wait = 0
     state.restore()
-    assert all(map(np.array_equal, small.network.get_weights(), before)) and (schedule.wait, stopping.wait) == (3, 4)
-    with pytest.raises(FileExistsError, match="resume=True"): training.Checkpoint(small.network, schedule, stopping, tmp_path / "state").begin(False)
+    assert all(map(np.array_equal, small.network.get_weights(), before)) and (
+        schedule.wait,
+        stopping.wait,
+    ) == (3, 4)
+    with pytest.raises(FileExistsError, match="resume=True"):
+        training.Checkpoint(small.network, schedule, stopping, tmp_path / "state").begin(False)
 
 
 def test_a_training_run_ends_with_the_weights_of_its_best_epoch(small):
     profile = training.get_profile("quick", max_epochs=3, batch_size=16)
     run = training.Run(small.network, small.X, small.split, profile, progress=False).go()
     assert len(run.history) == 3 and not run.interrupted
-    loss = small.network.evaluate(training._Inputs(small.X, small.split.validation, 16), verbose=0, return_dict=True)["loss"]
+    loss = small.network.evaluate(
+        training._Inputs(small.X, small.split.validation, 16), verbose=0, return_dict=True
+    )["loss"]
     assert np.isclose(loss, run.history["val_loss"].min(), rtol=1e-4)
 
 
 def test_the_state_before_a_bad_step_comes_back():
     adata = organs.load("pancreas")[:60]
     model = models.AE(adata, n_genes=50, n_latent=4, hidden=(8,))
-    weight, batch = model.network.decoder.log_rate.kernel, (model.X.dense(np.arange(10)),)
+    weight = model.network.decoder.log_rate.kernel
+    batch = (model.X.dense(np.arange(10)),)
     examine = training.Examine(model.network.variables, [batch])
     examine.set_model(model.network)
     before = np.asarray(weight).copy()
     examine.on_train_batch_begin(0)
     weight.assign(np.full(weight.shape, np.nan))
-    assert examine.first_bad(model.network) == "the gradient"                # the step itself was sound, its result was not
+    # the step itself was sound, its result was not
+    assert examine.first_bad(model.network) == "the gradient"
     assert np.array_equal(np.asarray(weight), before)
 
 
@@ -123,13 +168,17 @@ def test_compactness_of_an_exact_and_of_a_sampled_mean():
     assert study.compactness(None, z, None) == {"active_units": 2, "pcs95": 2}
 
     class Sampled:
-        def get_latent_representation(self, n_mc_samples, seed): return z + rng.normal(size=z.shape) / np.sqrt(n_mc_samples)
+        def get_latent_representation(self, n_mc_samples, seed):
+            return z + rng.normal(size=z.shape) / np.sqrt(n_mc_samples)
 
-    found = study.compactness(Sampled(), z, (z + 0.1 * rng.normal(size=z.shape), z + 0.1 * rng.normal(size=z.shape)))
+    found = study.compactness(
+        Sampled(), z, (z + 0.1 * rng.normal(size=z.shape), z + 0.1 * rng.normal(size=z.shape))
+    )
     assert found["active_units"] == 2 and found["active_units_10_samples"] == 8
     assert found["pcs95"] == 2 and found["pcs95_10_samples"] > 2
     assert found["co_variation_split_half"] < 0.1
-    assert study.compactness(Sampled(), 0 * z, (0 * z, 0 * z))["co_variation_split_half"] is None          # JSON has no NaN
+    # JSON has no NaN
+    assert study.compactness(Sampled(), 0 * z, (0 * z, 0 * z))["co_variation_split_half"] is None
 
 
 def test_a_finished_run_is_read_from_its_files_and_a_missing_one_is_named(tmp_path):
@@ -139,22 +188,41 @@ def test_a_finished_run_is_read_from_its_files_and_a_missing_one_is_named(tmp_pa
     (tmp_path / "cells.csv").write_text("cell,split\n007,train\n")
     np.save(tmp_path / "latent.npy", np.zeros((1, 2)))
     run = study.read_run(tmp_path)
-    assert isinstance(run, study.Run) and run.name == "vae" and run.metrics == {"pcs95": 3} and run.history.loc[1, "loss"] == 5
-    assert run.embedding.shape == (1, 2) and list(run.cells.index) == ["007"]                    # names of digits keep their zeros
+    assert (
+        isinstance(run, study.Run)
+        and run.name == "vae"
+        and run.metrics == {"pcs95": 3}
+        and run.history.loc[1, "loss"] == 5
+    )
+    # names of digits keep their zeros
+    assert run.embedding.shape == (1, 2) and list(run.cells.index) == ["007"]
     (tmp_path / "latent.npy").unlink()
-    with pytest.raises(ValueError, match="latent.npy is missing or damaged"): study.read_run(tmp_path)
+    with pytest.raises(ValueError, match="latent.npy is missing or damaged"):
+        study.read_run(tmp_path)
 
 
 def test_unknown_parameters_are_named():
     study.refuse_unknown(["a"], ["a", "b"])
-    with pytest.raises(ValueError, match="'c' is not known; there are a, b"): study.refuse_unknown(["a", "c"], ["a", "b"])
+    with pytest.raises(ValueError, match="'c' is not known; there are a, b"):
+        study.refuse_unknown(["a", "c"], ["a", "b"])
 
 
 def test_a_page_of_a_notebook(tmp_path):
     import nbformat
-    markdown, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
-    nb = nbformat.v4.new_notebook(cells=[markdown("# A title\n\n- skip_exec: true"), code("secret = 1"), markdown("**words**"),
-                                         code('#| fig-alt: "a dot"\nfigure', outputs=[nbformat.v4.new_output("display_data", {"image/png": "aGk="})])])
+
+    markdown = nbformat.v4.new_markdown_cell
+    code = nbformat.v4.new_code_cell
+    nb = nbformat.v4.new_notebook(
+        cells=[
+            markdown("# A title\n\n- skip_exec: true"),
+            code("secret = 1"),
+            markdown("**words**"),
+            code(
+                '#| fig-alt: "a dot"\nfigure',
+                outputs=[nbformat.v4.new_output("display_data", {"image/png": "aGk="})],
+            ),
+        ]
+    )
     nbformat.write(nb, tmp_path / "a.ipynb")
     page = study.to_html(tmp_path / "a.ipynb")
     text = page.read_text()
@@ -162,12 +230,22 @@ def test_a_page_of_a_notebook(tmp_path):
     assert 'alt="a dot"' in text and "secret" not in text and "skip_exec" not in text
 
 
-@pytest.mark.parametrize("error, code", [(ValueError("bad"), 1), (OSError("gone"), 1), (FloatingPointError("nan"), 3), (KeyboardInterrupt(), 130)])
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        (ValueError("bad"), 1),
+        (OSError("gone"), 1),
+        (FloatingPointError("nan"), 3),
+        (KeyboardInterrupt(), 130),
+    ],
+)
 def test_errors_become_exit_codes_and_one_line(error, code, capsys):
     @cli.ends_well
-    def command(): raise error
+    def command():
+        raise error
 
-    with pytest.raises(typer.Exit) as stopped: command()
+    with pytest.raises(typer.Exit) as stopped:
+        command()
     assert stopped.value.exit_code == code
     said = capsys.readouterr().err
     assert said.startswith("vampsc: ") and said.count("\n") == 1
@@ -175,9 +253,11 @@ def test_errors_become_exit_codes_and_one_line(error, code, capsys):
 
 def test_a_fault_of_ours_keeps_its_traceback():
     @cli.ends_well
-    def command(): raise ZeroDivisionError
+    def command():
+        raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError): command()
+    with pytest.raises(ZeroDivisionError):
+        command()
 
 
 def test_options_show_their_defaults_where_they_have_one():
@@ -191,11 +271,26 @@ def test_metrics_of_the_tables_are_described():
 
 
 def test_a_summary_over_seeds():
-    values = {name: [np.nan] * 3 for name in (*tables.IN_TABLE_1, *tables.IN_TABLE_2)} | {"pcs95": [11.0, 12.0, 13.0]}
-    runs = pd.DataFrame({"organ": "a", "title": "A", "model": "vae", "sampled": False, "units": 128, "seed": range(3), **values})
+    values = {name: [np.nan] * 3 for name in (*tables.IN_TABLE_1, *tables.IN_TABLE_2)} | {
+        "pcs95": [11.0, 12.0, 13.0]
+    }
+    runs = pd.DataFrame(
+        {
+            "organ": "a",
+            "title": "A",
+            "model": "vae",
+            "sampled": False,
+            "units": 128,
+            "seed": range(3),
+            **values,
+        }
+    )
     row = tables.summarise(runs).set_index("metric").loc["pcs95"]
-    half = 4.302653 / np.sqrt(3)                                             # t with two degrees of freedom, sd 1
-    assert np.allclose([row["mean"], row["low"], row["high"], row["seeds"]], [12, 12 - half, 12 + half, 3])
+    # t with two degrees of freedom, sd 1
+    half = 4.302653 / np.sqrt(3)
+    assert np.allclose(
+        [row["mean"], row["low"], row["high"], row["seeds"]], [12, 12 - half, 12 + half, 3]
+    )
 
 
 def test_a_table_as_text_and_as_html():

@@ -1,4 +1,7 @@
-"Small tools that others are made of: number types of matrices, marks of cells, callbacks, a quiet log, a column, a path."
+"""Small tools that others are made of: number types of matrices, marks of cells, callbacks, a quiet
+log, a column, a path.
+"""
+
 import logging
 
 import h5py
@@ -16,7 +19,9 @@ DENSE = np.array([[0, 2, 0], [1, 0, 3]], "float32")
 
 
 def big_endian(matrix):
-    return type(matrix)((matrix.data.astype(">f4"), matrix.indices, matrix.indptr), shape=matrix.shape)
+    return type(matrix)(
+        (matrix.data.astype(">f4"), matrix.indices, matrix.indptr), shape=matrix.shape
+    )
 
 
 @pytest.mark.parametrize("kind", ["csr", "csc"])
@@ -55,7 +60,9 @@ def test_marks_know_cells_by_name_and_total(tmp_path):
     X.totals = np.array([4.0, 2.0])
     assert marks.places_in(X).tolist() == [1, 0]
     X.totals = np.array([4.0, 3.0])
-    with pytest.raises(ValueError, match="1 of the model's 2 cells have other counts .*first: a, 2 then and 3 now"):
+    with pytest.raises(
+        ValueError, match="1 of the model's 2 cells have other counts .*first: a, 2 then and 3 now"
+    ):
         marks.places_in(X)
 
 
@@ -72,6 +79,7 @@ def test_callbacks_are_keras():
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="of TensorFlow")
 def test_only_the_message_about_tracing_is_left_out():
     import tensorflow as tf
+
     heard = []
 
     class Listener(logging.Handler):
@@ -93,7 +101,9 @@ def test_only_the_message_about_tracing_is_left_out():
 def test_a_column_by_its_name():
     obs = pd.DataFrame([[1, 2, 3]], columns=["donor", 7, 7])
     assert counts.column_of(obs, "donor").tolist() == [1]
-    with pytest.raises(counts.CountsError, match="no column 'lab' for the batches; there are donor, 7"):
+    with pytest.raises(
+        counts.CountsError, match="no column 'lab' for the batches; there are donor, 7"
+    ):
         counts.column_of(obs, "lab", " for the batches")
     with pytest.raises(counts.CountsError, match="2 columns of obs are called 7"):
         counts.column_of(obs, 7)
@@ -123,4 +133,5 @@ def test_pointers_of_a_matrix_in_a_file(tmp_path):
         matrix = sparse_dataset(file["X"])
         assert genes.pointers_of(matrix).tolist() == sparse.csr_matrix(DENSE).indptr.tolist()
         file["X/indptr"][1] = 99
-        with pytest.raises(genes.DamagedError, match="indptr falls from 99"): genes.pointers_of(matrix)
+        with pytest.raises(genes.DamagedError, match="indptr falls from 99"):
+            genes.pointers_of(matrix)

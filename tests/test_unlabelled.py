@@ -1,4 +1,7 @@
-"""Labels that stand for none, such as "unknown": said by name, and left out where the user says so, in Python, in a command, in a notebook."""
+"""Labels that stand for none, such as "unknown": said by name, and left out where the user says so,
+in Python, in a command, in a notebook.
+"""
+
 import json
 import warnings
 
@@ -21,12 +24,18 @@ def z():
     return rng.normal(size=(80, 3)) + np.array([[at[t], 0, 0] for t in TYPES])
 
 
-METRICS = {"silhouette": metrics.silhouette, "purity": metrics.knn_purity, "nmi": lambda z, labels, **more: metrics.nmi_ari(z, labels, **more)["nmi"],
-           "split half": lambda z, labels, **more: metrics.silhouette_split_half(z, z, labels, **more)}
+METRICS = {
+    "silhouette": metrics.silhouette,
+    "purity": metrics.knn_purity,
+    "nmi": lambda z, labels, **more: metrics.nmi_ari(z, labels, **more)["nmi"],
+    "split half": lambda z, labels, **more: metrics.silhouette_split_half(z, z, labels, **more),
+}
 
 
 @pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
-@pytest.mark.parametrize("words", ["unknown,unassigned", ["Unknown", "unassigned"], " UNKNOWN , unassigned"])
+@pytest.mark.parametrize(
+    "words", ["unknown,unassigned", ["Unknown", "unassigned"], " UNKNOWN , unassigned"]
+)
 def test_words_are_left_out_where_the_user_says_so(z, metric, words):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -35,13 +44,20 @@ def test_words_are_left_out_where_the_user_says_so(z, metric, words):
 
 @pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
 def test_labels_that_look_like_none_are_named(z, metric):
-    with pytest.warns(UserWarning) as caught: as_types = metric(z, TYPES)
+    with pytest.warns(UserWarning) as caught:
+        as_types = metric(z, TYPES)
     said = "\n".join(str(w.message) for w in caught)
-    for label in ("Unknown", "unassigned"): assert f"20 of 80 cells are labelled '{label}', which counts as a cell type; unlabelled='{label}'" in said
+    for label in ("Unknown", "unassigned"):
+        assert (
+            f"20 of 80 cells are labelled '{label}', which counts as a cell type;"
+            f" unlabelled='{label}'" in said
+        )
     assert "--unlabelled 'Unknown'" in said
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        for kept in ("", ()): assert metric(z, TYPES, unlabelled=kept) == as_types               # that they are types was said
+        # that they are types was said
+        for kept in ("", ()):
+            assert metric(z, TYPES, unlabelled=kept) == as_types
     assert as_types < metric(z, TYPES, unlabelled="unknown,unassigned")
 
 
@@ -54,24 +70,35 @@ def test_ordinary_labels_say_nothing(z):
 
 
 def test_a_word_that_no_cell_has_is_said(z):
-    with pytest.warns(UserWarning, match=r"unlabelled='unasigned': no cell has that label \(did you mean 'unassigned'\?\)"):
+    with pytest.warns(
+        UserWarning,
+        match=r"unlabelled='unasigned': no cell has that label \(did you mean 'unassigned'\?\)",
+    ):
         metrics.silhouette(z, TYPES, unlabelled="unasigned")
 
 
 @pytest.mark.parametrize("wrong", [3, [1], True])
 def test_what_is_no_word_is_refused(z, wrong):
-    with pytest.raises(TypeError, match="unlabelled must be words"): metrics.silhouette(z, TYPES, unlabelled=wrong)
+    with pytest.raises(TypeError, match="unlabelled must be words"):
+        metrics.silhouette(z, TYPES, unlabelled=wrong)
 
 
 def test_labels_of_an_anndata():
-    adata = ad.AnnData(np.ones((80, 2), "float32"), pd.DataFrame({"cell_type": TYPES}, index=np.arange(80).astype(str)))
+    adata = ad.AnnData(
+        np.ones((80, 2), "float32"),
+        pd.DataFrame({"cell_type": TYPES}, index=np.arange(80).astype(str)),
+    )
     assert list(organs.labels(adata).categories) == ["Unknown", "alpha", "beta", "unassigned"]
     found = organs.labels(adata, unlabelled="unknown,unassigned")
     assert list(found.categories) == ["alpha", "beta"] and (found.codes < 0).sum() == 40
-    assert metrics.n_labelled(TYPES, "unknown") == 60 and genes.missing_labels(TYPES, "unknown").sum() == 20
+    assert (
+        metrics.n_labelled(TYPES, "unknown") == 60
+        and genes.missing_labels(TYPES, "unknown").sum() == 20
+    )
 
 
 # ---- the same in a run, a command and a notebook
+
 
 def typed(n=120):
     "Two cell types by two sets of genes, and a third of the cells named unknown."
@@ -79,7 +106,10 @@ def typed(n=120):
     X = rng.poisson(1, (n, 30))
     X[::3, :8] += rng.poisson(6, (len(X[::3]), 8))
     X[1::3, 8:16] += rng.poisson(6, (len(X[1::3]), 8))
-    obs = pd.DataFrame({"cell_type": np.array(["alpha", "beta", "unknown"])[np.arange(n) % 3]}, index=[f"c{i}" for i in range(n)])
+    obs = pd.DataFrame(
+        {"cell_type": np.array(["alpha", "beta", "unknown"])[np.arange(n) % 3]},
+        index=[f"c{i}" for i in range(n)],
+    )
     return ad.AnnData(X.astype("float32"), obs, pd.DataFrame(index=[f"g{j}" for j in range(30)]))
 
 
@@ -99,26 +129,65 @@ def test_a_run(folder):
         plain = study.run(adata, "ae", folder / "plain", "quick", label_key="cell_type", **TINY)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*labelled 'unknown'")
-        chosen = study.run(adata, "ae", folder / "chosen", "quick", label_key="cell_type", unlabelled="unknown", **TINY)
+        chosen = study.run(
+            adata,
+            "ae",
+            folder / "chosen",
+            "quick",
+            label_key="cell_type",
+            unlabelled="unknown",
+            **TINY,
+        )
     assert plain.metrics["n_labelled"] == 120 and chosen.metrics["n_labelled"] == 80
-    assert chosen.metrics["asw"] == pytest.approx(metrics.silhouette(chosen.embedding, adata.obs["cell_type"], unlabelled="unknown"))
+    assert chosen.metrics["asw"] == pytest.approx(
+        metrics.silhouette(chosen.embedding, adata.obs["cell_type"], unlabelled="unknown")
+    )
     assert set(chosen.cells["label"]) == {"alpha", "beta", ""}
     with pytest.raises(FileExistsError, match="unlabelled was"):
-        study.run(adata, "ae", folder / "chosen", "quick", label_key="cell_type", unlabelled="", **TINY)
+        study.run(
+            adata, "ae", folder / "chosen", "quick", label_key="cell_type", unlabelled="", **TINY
+        )
 
 
 def test_a_command(folder):
     from typer.testing import CliRunner
 
     from vampsc import cli
-    line = ["fit", str(folder / "mine.h5ad"), "--model", "ae", "--gene-space", "none", "--max-epochs", "1", "--label-key", "cell_type", "--json"]
-    done = CliRunner().invoke(cli.app, [*line, "--out", str(folder / "by command"), "--unlabelled", "unknown"])
+
+    line = [
+        "fit",
+        str(folder / "mine.h5ad"),
+        "--model",
+        "ae",
+        "--gene-space",
+        "none",
+        "--max-epochs",
+        "1",
+        "--label-key",
+        "cell_type",
+        "--json",
+    ]
+    done = CliRunner().invoke(
+        cli.app, [*line, "--out", str(folder / "by command"), "--unlabelled", "unknown"]
+    )
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["metrics"]["n_labelled"] == 80
 
 
 @pytest.mark.slow
 def test_a_report(folder):
-    study.report(folder / "report", data=str(folder / "mine.h5ad"), models="ae", gene_space=None, max_epochs=1, unlabelled="unknown", keep_genes="g3,g4", n_genes=10)
+    study.report(
+        folder / "report",
+        data=str(folder / "mine.h5ad"),
+        models="ae",
+        gene_space=None,
+        max_epochs=1,
+        unlabelled="unknown",
+        keep_genes="g3,g4",
+        n_genes=10,
+    )
     assert study.read_run(folder / "report" / "ae-seed0").metrics["n_labelled"] == 80
-    assert study.read_run(folder / "report" / "ae-seed0").config["settings"]["keep_genes"] == ["g3", "g4"]
+    assert study.read_run(folder / "report" / "ae-seed0").config["settings"]["keep_genes"] == [
+        "g3",
+        "g4",
+    ]

@@ -9,171 +9,286 @@ __all__ = ['N_INVENTED', 'TRAINING', 'ONE_CORE', 'QUESTIONS', 'Variant', 'judge_
            'component_use', 'make']
 
 # %% ../nbs/19_beyond.ipynb #imports
-import contextlib, dataclasses, functools, json, math, os, re, time
-from importlib import resources
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import os
+import re
+import time
 from concurrent.futures.process import BrokenProcessPool
+from importlib import resources
 from pathlib import Path
-import keras, numpy as np, pandas as pd
+
+import keras
+import numpy as np
+import pandas as pd
 from joblib import Parallel, cpu_count, delayed
 from scipy import special, stats
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
-from .priors import gaussian_log_densities
+
 from . import counts, downloads, files, metrics, models, organs, study, tables, training
+from .priors import gaussian_log_densities
 
 # %% ../nbs/19_beyond.ipynb #variant
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A model with settings of its own: name, for people; model, one of the presets in lower case; settings, a dict, of the model or of training, such as kl_warmup=20.
+    """A model with settings of its own: name, for people; model, one of the presets in lower case;
+    settings, a dict, of the model or of training, such as kl_warmup=20.
 
     `folder` is the name of its folder of runs, the same for the same settings.
     """
+
     name: str
     model: str
     settings: dict = dataclasses.field(default_factory=dict)
 
-    def __post_init__(self): study.preset(self.model)
+    def __post_init__(self):
+        study.preset(self.model)
 
     @property
     def folder(self):
-        told = [f"{k}-{v:g}" if isinstance(v, float) else f"{k}-{v}" for k, v in sorted(self.settings.items())]
+        told = [
+            f"{k}-{v:g}" if isinstance(v, float) else f"{k}-{v}"
+            for k, v in sorted(self.settings.items())
+        ]
         return re.sub(r"[^\w.-]+", "-", "_".join([self.model, *told]))
 
 # %% ../nbs/19_beyond.ipynb #judge-cells
-N_INVENTED = 1000                        # cells, for the marginals and the types; the two-sample judges take as many as there are test cells
+# cells, for the marginals and the types; the two-sample judges take as many as there are test cells
+N_INVENTED = 1000
+
 
 def judge_cells(model, cells, labels=None, seed=0):
     """What the judges say of a set of cells beside the test cells of a model.
 
     Parameters
     ----------
-    model : trained, with its cells. cells : counts (cells, genes) on the model's genes. labels : (all cells of the model,), missing where there is
-        none; None: nothing is said about types.
+    model : trained, with its cells. cells : counts (cells, genes) on the model's genes. labels :
+        (all cells of the model,), missing where there is none; None: nothing is said about types.
 
     Returns
     -------
-    dict : accuracy, accuracy_low, accuracy_high, energy, energy_p, library, dropout, correlation, correlation_slope, and, with labels, types:
-        the share of the cells that would have to be of another type for the types to be as in the test cells.
+    dict : accuracy, accuracy_low, accuracy_high, energy, energy_p, library, dropout, correlation,
+        correlation_slope, and, with labels, types: the share of the cells that would have to be of
+        another type for the types to be as in the test cells.
     """
     test = model.X[model.split.test]
-    found, energy = metrics.two_sample_accuracy(test, cells, seed), metrics.energy_distance(test, cells, seed=seed)
-    said = {"accuracy": found["accuracy"], "accuracy_low": found["low"], "accuracy_high": found["high"], "energy": energy["distance"],
-            "energy_p": energy["p_value"], **metrics.count_marginals(test, cells)}
+    found = metrics.two_sample_accuracy(test, cells, seed)
+    energy = metrics.energy_distance(test, cells, seed=seed)
+    said = {
+        "accuracy": found["accuracy"],
+        "accuracy_low": found["low"],
+        "accuracy_high": found["high"],
+        "energy": energy["distance"],
+        "energy_p": energy["p_value"],
+        **metrics.count_marginals(test, cells),
+    }
     if labels is not None:
         learning, _ = _halves(model, seed)
-        shares = metrics.type_shares(model.X[learning], pd.Series(labels).iloc[learning], test, cells)
+        shares = metrics.type_shares(
+            model.X[learning], pd.Series(labels).iloc[learning], test, cells
+        )
         said["types"] = float((shares[0] - shares[1]).abs().sum() / 2)
     return said
+
 
 def _halves(model, seed):
     "The training cells in two halves, at random: to learn the types from, and to compare with."
     return np.array_split(np.random.default_rng(seed).permutation(model.split.train), 2)
 
-def judge_invented(model, labels=None, seed=0):
-    """What the judges say of cells that a model invents, and with a Gaussian posterior how probable the test cells are and the two parts of its KL.
 
-    model : trained, with its cells, and with a prior. labels : as in judge_cells. seed : of the cells invented.
-    Returns the dict of `judge_cells`, with log_p, the bound on log p(x) from 200 draws of posterior and prior; aggregate_kl; and mutual_information, all
+def judge_invented(model, labels=None, seed=0):
+    """What the judges say of cells that a model invents, and with a Gaussian posterior how probable
+    the test cells are and the two parts of its KL.
+
+    model : trained, with its cells, and with a prior. labels : as in judge_cells. seed : of the
+        cells invented.
+    Returns the dict of `judge_cells`, with log_p, the bound on log p(x) from 200 draws of posterior
+    and prior; aggregate_kl; and mutual_information, all
     of the test cells, in nats. ValueError : an AE.
     """
-    said = judge_cells(model, model.genes.map(model.sample_prior(N_INVENTED, seed=seed))[0], labels, seed)
+    said = judge_cells(
+        model, model.genes.map(model.sample_prior(N_INVENTED, seed=seed))[0], labels, seed
+    )
     if model.architecture.posterior == "gaussian":
         parts = model.get_aggregate_kl(indices=model.split.test, seed=seed)
         said.update({name: parts[name] for name in ("aggregate_kl", "mutual_information")})
-        said["log_p"] = model.get_marginal_ll(indices=model.split.test, n_mc_samples=200, seed=seed, proposal="both")["marginal_ll"]
+        said["log_p"] = model.get_marginal_ll(
+            indices=model.split.test, n_mc_samples=200, seed=seed, proposal="both"
+        )["marginal_ll"]
     return said
 
+
 def judge_real(model, labels=None, seed=0):
-    "What the judges say of training cells, drawn at random from the half that no types were learnt from: the dict of `judge_cells`."
+    """What the judges say of training cells, drawn at random from the half that no types were
+    learnt from: the dict of `judge_cells`.
+    """
     return judge_cells(model, model.X[_halves(model, seed)[1][:N_INVENTED]], labels, seed)
 
 # %% ../nbs/19_beyond.ipynb #one-run
-TRAINING = {f.name for f in dataclasses.fields(training.Profile)} - {"n_genes"}                       # settings of a variant that are not the model's
+# settings of a variant that are not the model's
+TRAINING = {f.name for f in dataclasses.fields(training.Profile)} - {"n_genes"}
 
-def run(adata, variant, out, profile="quick", seed=0, label_key=None, test=0.2, invent=True, **settings):
+
+def run(
+    adata, variant, out, profile="quick", seed=0, label_key=None, test=0.2, invent=True, **settings
+):
     """One run of a variant, with its invented cells judged; read back if it is there already.
 
     Parameters
     ----------
-    adata : AnnData of raw counts. variant : a Variant. out : the folder of the sweep. test : share of the cells to test on.
-    profile, seed, label_key : as in study.run. invent : judge invented cells too, where the model has a prior.
+    adata : AnnData of raw counts. variant : a Variant. out : the folder of the sweep. test : share
+        of the cells to test on.
+    profile, seed, label_key : as in study.run. invent : judge invented cells too, where the model
+        has a prior.
     **settings : of the model or of training, unless the variant has its own.
 
     Returns
     -------
-    dict : variant, seed, folder, the settings of the variant, all numbers, and how the cells were divided (study.division_of). Raises what study.run raises.
+    dict : variant, seed, folder, the settings of the variant, all numbers, and how the cells were
+        divided (study.division_of). Raises what study.run raises.
     """
-    split, settings = counts.split_cells(adata.n_obs, seed, test=test), {**settings, **variant.settings}
-    profile = training.get_profile(profile, **{name: settings.pop(name) for name in TRAINING & {*settings}})
-    done = study.run(adata, variant.model, downloads.user_path(out) / variant.folder, profile, seed, label_key, progress=False, split=split, **settings)
-    row = {"variant": variant.name, "seed": seed, "folder": done.folder.as_posix(), **variant.settings, **done.metrics, **study.division_of(done.cells)}
-    if not invent or models.PRESETS[variant.model.upper()] is models.AE: return row
+    split = counts.split_cells(adata.n_obs, seed, test=test)
+    settings = {**settings, **variant.settings}
+    profile = training.get_profile(
+        profile, **{name: settings.pop(name) for name in TRAINING & {*settings}}
+    )
+    done = study.run(
+        adata,
+        variant.model,
+        downloads.user_path(out) / variant.folder,
+        profile,
+        seed,
+        label_key,
+        progress=False,
+        split=split,
+        **settings,
+    )
+    row = {
+        "variant": variant.name,
+        "seed": seed,
+        "folder": done.folder.as_posix(),
+        **variant.settings,
+        **done.metrics,
+        **study.division_of(done.cells),
+    }
+    if not invent or models.PRESETS[variant.model.upper()] is models.AE:
+        return row
     labels = done.cells["label"].to_numpy() if "label" in done.cells else None
     seen = functools.cache(lambda: models.load(done.folder / "model", adata))
     invented = _kept(done.folder / "invented.json", lambda: judge_invented(seen(), labels, seed))
-    real = _kept(downloads.user_path(out) / "real" / f"{_of_real_cells(done.config)}-seed{seed}.json", lambda: judge_real(seen(), labels, seed))
+    real = _kept(
+        downloads.user_path(out) / "real" / f"{_of_real_cells(done.config)}-seed{seed}.json",
+        lambda: judge_real(seen(), labels, seed),
+    )
     return {**row, **invented, **{f"real_{name}": value for name, value in real.items()}}
 
+
 def _of_real_cells(config):
-    "A short hash of all that decides what is said of real cells: not the model, so that all variants share it."
+    """A short hash of all that decides what is said of real cells: not the model, so that all
+    variants share it.
+    """
     settings = config["settings"]
-    return study.hash_of(config["data"], config.get("labels"), config.get("gene_space"), *(settings.get(k) for k in ("split", "n_genes", "gene_space", "layer", "use_raw")))
+    return study.hash_of(
+        config["data"],
+        config.get("labels"),
+        config.get("gene_space"),
+        *(settings.get(k) for k in ("split", "n_genes", "gene_space", "layer", "use_raw")),
+    )
+
 
 def _kept(path, how):
-    "What a file of JSON holds; where there is none, it is made, by one process of those that want it."
+    """What a file of JSON holds; where there is none, it is made, by one process of those that want
+    it.
+    """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.alone(path):
-            if not path.exists(): study._write_whole(path, json.dumps(how(), indent=1))
+            if not path.exists():
+                study._write_whole(path, json.dumps(how(), indent=1))
     return json.loads(path.read_text())
 
 # %% ../nbs/19_beyond.ipynb #names
 def listed(value):
     "'a, b' or a list of names or numbers, as a list of texts."
-    return [str(v).strip() for v in (value if isinstance(value, (list, tuple)) else str(value).split(",")) if str(v).strip()]
+    return [
+        str(v).strip()
+        for v in (value if isinstance(value, (list, tuple)) else str(value).split(","))
+        if str(v).strip()
+    ]
+
 
 def _once(values, what):
     "The values, a list; ValueError where there are none, or one is there twice."
-    if not values: raise ValueError(f"{what}: none is named.")
-    if twice := [v for v in values if values.count(v) > 1]: raise ValueError(f"{what}: {twice[0]!r} is there twice.")
+    if not values:
+        raise ValueError(f"{what}: none is named.")
+    if twice := [v for v in values if values.count(v) > 1]:
+        raise ValueError(f"{what}: {twice[0]!r} is there twice.")
     return values
+
 
 def _seeds(seeds):
     "Seeds, any row of them or with commas, as whole numbers."
-    try: found = [int(s) for s in listed(seeds if isinstance(seeds, (str, int)) else list(seeds))]
-    except (TypeError, ValueError): raise ValueError(f"seeds: {seeds!r} is no list of whole numbers with commas, such as 0,1,2.") from None
+    try:
+        found = [int(s) for s in listed(seeds if isinstance(seeds, (str, int)) else list(seeds))]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"seeds: {seeds!r} is no list of whole numbers with commas, such as 0,1,2."
+        ) from None
     return _once(found, "seeds")
 
 # %% ../nbs/19_beyond.ipynb #one-core
-ONE_CORE = dict.fromkeys(("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+ONE_CORE = dict.fromkeys(
+    (
+        "TF_NUM_INTRAOP_THREADS",
+        "TF_NUM_INTEROP_THREADS",
+        "OMP_NUM_THREADS",
+        "NUMBA_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+    ),
+    "1",
+)
+
 
 @contextlib.contextmanager
 def _environment(**variables):
     "These environment variables, for processes that are started within."
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
-    try: yield
+    try:
+        yield
     finally:
         for name, value in before.items():
-            if value is None: os.environ.pop(name)
-            else: os.environ[name] = value
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
+
 
 class _Failed(str):
     "The error that stopped a task, in one line."
 
+
 def _try(i, function, task):
     "(i, what the function returns or a _Failed, seconds)."
     start = time.time()
-    try: found = function(**task)
-    except Exception as error: found = _Failed(f"{type(error).__name__}: {error}")
+    try:
+        found = function(**task)
+    except Exception as error:
+        found = _Failed(f"{type(error).__name__}: {error}")
     return i, found, time.time() - start
+
 
 def in_processes(function, tasks, names, jobs=None, progress=True):
     """Call a function for each task, in processes of one core each.
 
     Parameters
     ----------
-    function : defined in a module, or in a notebook. tasks : list of dicts, its arguments. names : of the tasks, for people.
+    function : defined in a module, or in a notebook. tasks : list of dicts, its arguments. names :
+        of the tasks, for people.
     jobs : processes; None: as many as cores; 1: none but this one. progress : a line for each task.
 
     Returns
@@ -185,33 +300,64 @@ def in_processes(function, tasks, names, jobs=None, progress=True):
     ValueError : a process was ended from outside.
     """
     jobs = min(jobs or cpu_count(), max(len(tasks), 1))
-    found, failed = [None] * len(tasks), []
+    found = [None] * len(tasks)
+    failed = []
     with contextlib.ExitStack() as within:
-        if jobs > 1: within.enter_context(_environment(**ONE_CORE, TF_CPP_MIN_LOG_LEVEL="3"))
-        # A worker is to end with this process; that is arranged before it starts TensorFlow, which takes long.
+        if jobs > 1:
+            within.enter_context(_environment(**ONE_CORE, TF_CPP_MIN_LOG_LEVEL="3"))
+        # A worker is to end with this process; that is arranged before it starts TensorFlow, which
+        # takes long.
         ends = {"initializer": files.end_with, "initargs": (os.getpid(),)}
-        pool = within.enter_context(Parallel(jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs",
-                                             max_nbytes=None, **ends))
+        pool = within.enter_context(
+            Parallel(
+                jobs,
+                return_as="generator_unordered",
+                batch_size=1,
+                pre_dispatch="n_jobs",
+                max_nbytes=None,
+                **ends,
+            )
+        )
         results = pool(delayed(_try)(i, function, task) for i, task in enumerate(tasks))
         try:
             for n, (i, result, seconds) in enumerate(results, 1):
                 wrong = isinstance(result, _Failed)
-                if wrong: failed.append(f"{names[i]}: {result}")
-                else: found[i] = result
-                if progress: print(f"{n} of {len(tasks)}: {names[i]}, {seconds:.0f} s{', failed' * wrong}", flush=True)
+                if wrong:
+                    failed.append(f"{names[i]}: {result}")
+                else:
+                    found[i] = result
+                if progress:
+                    print(
+                        f"{n} of {len(tasks)}: {names[i]}, {seconds:.0f} s{', failed' * wrong}",
+                        flush=True,
+                    )
         except BrokenProcessPool:
-            raise ValueError(f"a process was ended from outside, most likely for want of memory; what is finished is kept, and the "
-                             f"same call with fewer jobs than {jobs} goes on") from None
+            raise ValueError(
+                "a process was ended from outside, most likely for want of memory; what is"
+                f" finished is kept, and the same call with fewer jobs than {jobs} goes on"
+            ) from None
     return found, failed
 
 # %% ../nbs/19_beyond.ipynb #sweep
-def sweep(adata, variants, out, seeds=range(5), profile="quick", label_key="auto", jobs=None, progress=True, **settings):
+def sweep(
+    adata,
+    variants,
+    out,
+    seeds=range(5),
+    profile="quick",
+    label_key="auto",
+    jobs=None,
+    progress=True,
+    **settings,
+):
     """Train and judge all variants with all seeds.
 
     Parameters
     ----------
-    adata : AnnData of raw counts. variants : list of Variant. out : the folder; a run is in out/<variant>/<model>-seed<k>.
-    profile : name or training.Profile. label_key : as in study.run. jobs : processes of one core each; None: as many as cores; 1: none but this one.
+    adata : AnnData of raw counts. variants : list of Variant. out : the folder; a run is in
+        out/<variant>/<model>-seed<k>.
+    profile : name or training.Profile. label_key : as in study.run. jobs : processes of one core
+        each; None: as many as cores; 1: none but this one.
     progress : a line for each run. **settings : of `run` and of all models, such as hidden=(128,).
 
     Returns
@@ -220,33 +366,46 @@ def sweep(adata, variants, out, seeds=range(5), profile="quick", label_key="auto
 
     Raises
     ------
-    ValueError : no variants or seeds, or a seed twice; runs that failed, by name, after all others were done; a process that was ended from outside. The same
-        call tries again what is missing.
+    ValueError : no variants or seeds, or a seed twice; runs that failed, by name, after all others
+        were done; a process that was ended from outside. The same call tries again what is missing.
     """
-    rows, failed, n = _sweep(adata, variants, out, seeds, profile, label_key, jobs, progress, **settings)
-    if failed: raise ValueError(_told_failed(failed, n))
+    rows, failed, n = _sweep(
+        adata, variants, out, seeds, profile, label_key, jobs, progress, **settings
+    )
+    if failed:
+        raise ValueError(_told_failed(failed, n))
     return pd.DataFrame(rows)
+
 
 def _sweep(adata, variants, out, seeds, profile, label_key, jobs, progress=True, **settings):
     "(rows of the runs that ended well, sentences about those that did not, the number of all)."
     label_key = organs.label_key(adata, label_key)
     same = dict(adata=adata, out=out, profile=profile, label_key=label_key, **settings)
     tasks = [{**same, "variant": v, "seed": s} for v in variants for s in _seeds(seeds)]
-    if not tasks: raise ValueError("a sweep needs at least one variant.")
+    if not tasks:
+        raise ValueError("a sweep needs at least one variant.")
     names = [f"{task['variant'].name}, seed {task['seed']}" for task in tasks]
     rows, failed = in_processes(run, tasks, names, jobs, progress)
     return [row for row in rows if row is not None], failed, len(tasks)
 
+
 def _told_failed(failed, n):
-    return f"{len(failed)} of {n} runs failed: {'; '.join(failed[:3])}{'; ...' * (len(failed) > 3)}. The others are kept; the same call tries these again, other seeds may do without them."
+    return (
+        f"{len(failed)} of {n} runs failed: {'; '.join(failed[:3])}{'; ...' * (len(failed) > 3)}."
+        " The others are kept; the same call tries these again, other seeds may do without them."
+    )
 
 # %% ../nbs/19_beyond.ipynb #units-by-step
 class CountUnits(keras.callbacks.Callback):
-    """Counts the active units of a model while it trains: after the first epoch, and then after each `every` optimiser steps.
+    """Counts the active units of a model while it trains: after the first epoch, and then after
+    each `every` optimiser steps.
 
-    model : of the package, in training; at most 4,000 of its cells are looked at. steps_per_epoch, every : optimiser steps.
-    rows : a dict for each count: step, active_units, pcs95, and the validation loss and its KL in nats.
+    model : of the package, in training; at most 4,000 of its cells are looked at. steps_per_epoch,
+        every : optimiser steps.
+    rows : a dict for each count: step, active_units, pcs95, and the validation loss and its KL in
+        nats.
     """
+
     def __init__(self, model, steps_per_epoch, every):
         super().__init__()
         self.trained = model
@@ -258,19 +417,28 @@ class CountUnits(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         step = (epoch + 1) * self.steps_per_epoch
-        if step < self.next: return
+        if step < self.next:
+            return
         self.next = (step // self.every + 1) * self.every
         losses = {"val_loss": logs["val_loss"], "val_kl": logs.get("val_kl", np.nan)}
-        counted = study.without_noise(*study.embed(self.trained, n_mc_samples=10, indices=self.cells))
+        counted = study.without_noise(
+            *study.embed(self.trained, n_mc_samples=10, indices=self.cells)
+        )
         self.rows.append({"step": step, **counted, **losses})
 
-def units_by_step(adata, variant, out, steps, seed=0, learning_rate=4e-3, counts_made=25, **settings):
-    """The active units of a model by the number of optimiser steps, at a learning rate that stays as it is; read back if it is there.
+
+def units_by_step(
+    adata, variant, out, steps, seed=0, learning_rate=4e-3, counts_made=25, **settings
+):
+    """The active units of a model by the number of optimiser steps, at a learning rate that stays
+    as it is; read back if it is there.
 
     Parameters
     ----------
-    adata : AnnData of raw counts. variant : a Variant. out : the folder; the numbers are in out/<variant>/units-<hash>-seed<k>.csv.
-    steps : of the optimiser, rounded up to whole epochs. counts_made : how often the units are counted.
+    adata : AnnData of raw counts. variant : a Variant. out : the folder; the numbers are in
+        out/<variant>/units-<hash>-seed<k>.csv.
+    steps : of the optimiser, rounded up to whole epochs. counts_made : how often the units are
+        counted.
     **settings : of the model, unless the variant has its own.
 
     Returns
@@ -281,8 +449,12 @@ def units_by_step(adata, variant, out, steps, seed=0, learning_rate=4e-3, counts
     learning_rate = settings.pop("learning_rate", learning_rate)
     n_train = len(counts.split_cells(adata.n_obs, seed).train)
     steps_per_epoch = math.ceil(n_train / 128)
-    profile = training.Profile(learning_rate=learning_rate, max_epochs=math.ceil(steps / steps_per_epoch))
-    config = study.configuration(adata, variant.model, profile, seed, None, {**settings, "counts_made": counts_made})
+    profile = training.Profile(
+        learning_rate=learning_rate, max_epochs=math.ceil(steps / steps_per_epoch)
+    )
+    config = study.configuration(
+        adata, variant.model, profile, seed, None, {**settings, "counts_made": counts_made}
+    )
     name = study.hash_of(*(f"{k} {config[k]}" for k in ("training", "settings", "data")))
     path = downloads.user_path(out) / variant.folder / f"units-{name}-seed{seed}.csv"
     if not path.exists():
@@ -298,195 +470,341 @@ def compare(frame, more, less, metric):
     """The difference of two variants in one metric, seed by seed.
 
     frame : of `sweep`. more, less : names of variants. metric : a column.
-    Returns a dict: mean, low, high (95 % t interval for seeds that divide the same cells anew, tables.interval), seeds, p (of no
-    difference), clear (True where the interval leaves 0 out). ValueError : a name that is not in the frame; variants that were
-    tested on other cells with the same seed.
+    Returns a dict: mean, low, high (95 % t interval for seeds that divide the same cells anew,
+    tables.interval), seeds, p (of no difference), clear (True where the interval leaves 0 out).
+    ValueError : a name that is not in the frame; variants that were tested on other cells with the
+    same seed.
     """
     for name in (more, less):
-        if name not in set(frame["variant"]): raise ValueError(f"no variant {name!r}; there are {', '.join(frame['variant'].unique())}.")
-    if metric not in frame: raise ValueError(f"no column {metric!r}; there are {', '.join(frame)}.")
+        if name not in set(frame["variant"]):
+            raise ValueError(
+                f"no variant {name!r}; there are {', '.join(frame['variant'].unique())}."
+            )
+    if metric not in frame:
+        raise ValueError(f"no column {metric!r}; there are {', '.join(frame)}.")
     wide = frame.pivot(index="seed", columns="variant", values=metric)
     differences = (wide[more] - wide[less]).dropna()
     runs = frame[frame["variant"].isin([more, less]) & frame["seed"].isin(differences.index)]
     if "test_cells" in runs and (seeds := tables._tested_otherwise(runs)):
-        raise ValueError(f"{more} and {less} were tested on other cells with seed {', '.join(map(str, seeds))}, so they cannot be "
-                         "compared seed by seed.")
+        raise ValueError(
+            f"{more} and {less} were tested on other cells with seed {', '.join(map(str, seeds))},"
+            " so they cannot be compared seed by seed."
+        )
     ratio = tables.test_ratio(runs)
     mean, low, high = tables.interval(differences, ratio=ratio)
-    return {"mean": mean, "low": low, "high": high, "seeds": len(differences), "p": tables.p_value(differences, ratio),
-            "clear": bool(low > 0 or high < 0)}
+    return {
+        "mean": mean,
+        "low": low,
+        "high": high,
+        "seeds": len(differences),
+        "p": tables.p_value(differences, ratio),
+        "clear": bool(low > 0 or high < 0),
+    }
+
 
 def over_seeds(runs, column):
-    "(mean, low, high) of a column over the seeds of some runs, rows of `sweep`: 95 % t interval, as in `compare`."
+    """(mean, low, high) of a column over the seeds of some runs, rows of `sweep`: 95 % t interval,
+    as in `compare`.
+    """
     return tables.interval(runs[column].dropna(), ratio=tables.test_ratio(runs))
 
+
 def told(value, digits=3, signed=False):
-    "A difference, or an interval (mean, low, high), in words: '0.05 [0.02, 0.08]', with '(not clear)' where a difference is none; '-1 in every seed' where all are the same."
-    mean, low, high = (value[k] for k in ("mean", "low", "high")) if isinstance(value, dict) else value
-    form = lambda v: f"{v:{'+' if signed or isinstance(value, dict) else ''}.{digits}f}"
-    if isinstance(value, dict) and low == high: return f"{form(mean) if mean else '0'} in every seed"      # whole numbers can be, and an interval would say too much
+    """A difference, or an interval (mean, low, high), in words: '0.05 [0.02, 0.08]', with '(not
+    clear)' where a difference is none; '-1 in every seed' where all are the same.
+    """
+    mean, low, high = (
+        (value[k] for k in ("mean", "low", "high")) if isinstance(value, dict) else value
+    )
+
+    def form(v):
+        return f"{v:{'+' if signed or isinstance(value, dict) else ''}.{digits}f}"
+
+    # whole numbers can be, and an interval would say too much
+    if isinstance(value, dict) and low == high:
+        return f"{form(mean) if mean else '0'} in every seed"
     text = form(mean) + ("" if np.isnan(low) else f" [{form(low)}, {form(high)}]")
     return text + (" (not clear)" if isinstance(value, dict) and not value["clear"] else "")
+
 
 def summary(frame, metrics_, digits=3, by="variant"):
     """Each metric of each variant over its seeds, as text: mean [95 % t interval].
 
-    frame : of `sweep`. metrics_ : dict from column to heading. digits : a number, or a dict by column. Returns a DataFrame (variants, headings).
+    frame : of `sweep`. metrics_ : dict from column to heading. digits : a number, or a dict by
+        column. Returns a DataFrame (variants, headings).
     """
     cells = {}
     for column, heading in metrics_.items():
-        if column not in frame: continue
+        if column not in frame:
+            continue
         at = digits.get(column, 3) if isinstance(digits, dict) else digits
         groups = frame.groupby(by, sort=False)
-        words = {name: told(over_seeds(runs, column), at) if runs[column].notna().any() else "-" for name, runs in groups}
-        cells[heading] = {name: text.replace(", ", ",\u00a0") for name, text in words.items()}          # a narrow column breaks before an interval, not in it
+        words = {
+            name: told(over_seeds(runs, column), at) if runs[column].notna().any() else "-"
+            for name, runs in groups
+        }
+        # a narrow column breaks before an interval, not in it
+        cells[heading] = {name: text.replace(", ", ",\u00a0") for name, text in words.items()}
     return pd.DataFrame(cells).rename_axis(None)
 
 # %% ../nbs/19_beyond.ipynb #data-sets
 def _data_sets(names, label_key):
     """Organs and files, a list or with commas, as a dict from the name of a folder to each.
 
-    Where there are several, all are loaded and their labels looked at first: an error in the last is told before anything is trained.
+    Where there are several, all are loaded and their labels looked at first: an error in the last
+    is told before anything is trained.
     """
     names = listed(names)
-    found = dict(zip(_once([plain(name) for name in names], "organs, by the names of their folders"), names))
-    for name in names * (len(names) > 1): study._labels_to_judge(organs.load(name), label_key)
+    found = dict(
+        zip(_once([plain(name) for name in names], "organs, by the names of their folders"), names)
+    )
+    for name in names * (len(names) > 1):
+        study._labels_to_judge(organs.load(name), label_key)
     return found
 
+
 def plain(name):
-    "The name of an organ as that of a folder: pancreas:paper -> pancreas-paper, data/my.h5ad -> my."
-    return re.sub(r"[^\w.-]+", "-", Path(name).stem if str(name).endswith((".h5ad", ".zarr")) else str(name))
+    """The name of an organ as that of a folder: pancreas:paper -> pancreas-paper, data/my.h5ad ->
+    my.
+    """
+    return re.sub(
+        r"[^\w.-]+", "-", Path(name).stem if str(name).endswith((".h5ad", ".zarr")) else str(name)
+    )
 
 # %% ../nbs/19_beyond.ipynb #gather
-def gather(question, names, variants, out="runs/beyond", seeds="0,1,2,3,4", profile="quick", label_key="auto", jobs=None, n_genes=None, max_epochs=None,
-           **settings):
+def gather(
+    question,
+    names,
+    variants,
+    out="runs/beyond",
+    seeds="0,1,2,3,4",
+    profile="quick",
+    label_key="auto",
+    jobs=None,
+    n_genes=None,
+    max_epochs=None,
+    **settings,
+):
     """The sweeps of a question over several data sets, in one table.
 
     Parameters
     ----------
-    question : its name; the runs' numbers are written into out/<data set>/<question>.csv. names : organs or files, a list or with commas.
-    variants : list of Variant, or a function of the AnnData that returns one. seeds : a list or with commas.
-    out, profile, label_key, jobs, **settings : as in `sweep`; n_genes, max_epochs : instead of the profile's.
+    question : its name; the runs' numbers are written into out/<data set>/<question>.csv. names :
+        organs or files, a list or with commas.
+    variants : list of Variant, or a function of the AnnData that returns one. seeds : a list or
+        with commas.
+    out, profile, label_key, jobs, **settings : as in `sweep`; n_genes, max_epochs : instead of the
+        profile's.
 
     Returns
     -------
-    DataFrame : the rows of all sweeps, with a column `data`, the data set. Raises what organs.load and `sweep` raise; of runs that failed, after those of all data
-        sets, with the others in the csv.
+    DataFrame : the rows of all sweeps, with a column `data`, the data set. Raises what organs.load
+        and `sweep` raise; of runs that failed, after those of all data sets, with the others in the
+        csv.
     """
-    profile, frames, failed, n = training.get_profile(profile, n_genes=n_genes, max_epochs=max_epochs), [], [], 0
+    profile = training.get_profile(profile, n_genes=n_genes, max_epochs=max_epochs)
+    frames = []
+    failed = []
+    n = 0
     ask(out, question, names)
     for data, name in _data_sets(names, label_key).items():
-        adata, folder = organs.load(name), downloads.user_path(out) / data
-        rows, wrong, tried = _sweep(adata, variants(adata) if callable(variants) else variants, folder, seeds, profile, label_key, jobs, **settings)
-        failed, n = failed + [f"{data}, {sentence}" for sentence in wrong], n + tried
+        adata = organs.load(name)
+        folder = downloads.user_path(out) / data
+        rows, wrong, tried = _sweep(
+            adata,
+            variants(adata) if callable(variants) else variants,
+            folder,
+            seeds,
+            profile,
+            label_key,
+            jobs,
+            **settings,
+        )
+        failed = failed + [f"{data}, {sentence}" for sentence in wrong]
+        n = n + tried
         table = files.claim(folder, question, [f"{question}.csv"]) / f"{question}.csv"
-        if rows: pd.DataFrame(rows).drop(columns="folder").to_csv(table, index=False)
+        if rows:
+            pd.DataFrame(rows).drop(columns="folder").to_csv(table, index=False)
         frames.append(pd.DataFrame(rows).assign(data=data))
-    if failed: raise ValueError(_told_failed(failed, n))
+    if failed:
+        raise ValueError(_told_failed(failed, n))
     return pd.concat(frames, ignore_index=True)
 
-def ask(out, question, names, overwrite=False):
-    """Stop where the numbers of a question, out/<data set>/<question>.csv, would replace somebody else's file.
 
-    out, question, names : as in `gather`. overwrite : they may, and this is noted for it. FileExistsError : by name.
+def ask(out, question, names, overwrite=False):
+    """Stop where the numbers of a question, out/<data set>/<question>.csv, would replace somebody
+    else's file.
+
+    out, question, names : as in `gather`. overwrite : they may, and this is noted for it.
+        FileExistsError : by name.
     """
     file = f"{question}.csv"
     for folder in (Path(out) / plain(name) for name in listed(names)):
-        if overwrite and (folder / file).exists(): files.claim(folder, question, [file], overwrite)
+        if overwrite and (folder / file).exists():
+            files.claim(folder, question, [file], overwrite)
         files.ask(folder / file, file in files.written(folder))
 
+
 def part_of(frame, data):
-    "The runs of one data set, with those columns of the frame that say something of it: of cells without labels, none about types."
+    """The runs of one data set, with those columns of the frame that say something of it: of cells
+    without labels, none about types.
+    """
     return frame[frame["data"] == data].dropna(axis=1, how="all")
 
 # %% ../nbs/19_beyond.ipynb #changes
 def changes(frame, more, less, judged):
-    """What a variant is clearly better in than another, and what worse, in words; in brackets the mean differences, data set by data set, a dash where one is not clear.
+    """What a variant is clearly better in than another, and what worse, in words; in brackets the
+    mean differences, data set by data set, a dash where one is not clear.
 
-    What is clear is so after Holm's correction (tables.holm), whose family is the sentence: all columns of `judged` in all data
-    sets.
+    What is clear is so after Holm's correction (tables.holm), whose family is the sentence: all
+    columns of `judged` in all data sets.
 
-    frame : of `gather`. more, less : names of variants. judged : dict from a column to its name, digits, and 1 or -1: higher, or lower, is better.
+    frame : of `gather`. more, less : names of variants. judged : dict from a column to its name,
+        digits, and 1 or -1: higher, or lower, is better.
     """
-    parts, found = [part_of(frame, data) for data in frame["data"].unique()], {"better": [], "worse": []}
-    def of(part, column): return compare(part, more, less, column) if column in part else {"p": np.nan}
+    parts = [part_of(frame, data) for data in frame["data"].unique()]
+    found = {"better": [], "worse": []}
+
+    def of(part, column):
+        return compare(part, more, less, column) if column in part else {"p": np.nan}
 
     rows = {column: [of(part, column) for part in parts] for column in judged}
     family = [d for each in rows.values() for d in each]
-    for d, p in zip(family, tables.holm([d["p"] for d in family])): d["clear"] = bool(p < 0.05)
+    for d, p in zip(family, tables.holm([d["p"] for d in family])):
+        d["clear"] = bool(p < 0.05)
     for column, (name, digits, sign) in judged.items():
         each = rows[column]
         for word, way in (("better", sign), ("worse", -sign)):
-            means = [f"{d['mean']:+.{digits}f}" if d["clear"] and d["mean"] * way > 0 else "–" for d in each]
-            if set(means) != {"–"}: found[word].append(f"{name} ({', '.join(means)})")
-    return " and ".join(f"{word} in {', '.join(names)}" for word, names in found.items() if names) or "not clearly better or worse in anything"
+            means = [
+                f"{d['mean']:+.{digits}f}" if d["clear"] and d["mean"] * way > 0 else "–"
+                for d in each
+            ]
+            if set(means) != {"–"}:
+                found[word].append(f"{name} ({', '.join(means)})")
+    return (
+        " and ".join(f"{word} in {', '.join(names)}" for word, names in found.items() if names)
+        or "not clearly better or worse in anything"
+    )
 
 # %% ../nbs/19_beyond.ipynb #markers
 def marker_genes(path=None):
     """Known marker genes, a DataFrame with the columns cell_type and gene, a symbol.
 
-    path : of a csv with these columns; None: the package's own for the types of the embedded pancreas and of sorted blood cells. ValueError : a column is missing.
+    path : of a csv with these columns; None: the package's own for the types of the embedded
+        pancreas and of sorted blood cells. ValueError : a column is missing.
     """
-    found = pd.read_csv(resources.files("vampsc") / "data" / "markers.csv" if path is None else path, dtype=str)
-    if lost := {"cell_type", "gene"} - {*found}: raise ValueError(f"{path} has no column {min(lost)!r}; a table of markers has cell_type and gene.")
+    found = pd.read_csv(
+        resources.files("vampsc") / "data" / "markers.csv" if path is None else path, dtype=str
+    )
+    if lost := {"cell_type", "gene"} - {*found}:
+        raise ValueError(
+            f"{path} has no column {min(lost)!r}; a table of markers has cell_type and gene."
+        )
     return found[["cell_type", "gene"]].dropna()
 
-def programmes(model, labels, at_least=5):
-    """The programme of each cell type in a model with a linear decoder: a DataFrame (genes, types) of changes of the log-rate, named by symbols.
 
-    labels : (cells,) of the model's cells. at_least : types with fewer cells are left out. ValueError : a decoder with hidden layers.
+def programmes(model, labels, at_least=5):
+    """The programme of each cell type in a model with a linear decoder: a DataFrame (genes, types)
+    of changes of the log-rate, named by symbols.
+
+    labels : (cells,) of the model's cells. at_least : types with fewer cells are left out.
+        ValueError : a decoder with hidden layers.
     """
-    loadings, z = model.get_loadings(), model.get_latent_representation()
+    loadings = model.get_loadings()
+    z = model.get_latent_representation()
     types = pd.Series(np.asarray(labels, object)).replace("", np.nan)
     sizes = types.value_counts()
-    found = {t: loadings.to_numpy() @ (z[types == t].mean(0) - z[types.notna() & (types != t)].mean(0)) for t in sizes.index[sizes >= at_least]}
+    found = {
+        t: loadings.to_numpy() @ (z[types == t].mean(0) - z[types.notna() & (types != t)].mean(0))
+        for t in sizes.index[sizes >= at_least]
+    }
     return pd.DataFrame(found, index=model.gene_table["symbol"].to_numpy())
+
 
 def marker_agreement(table, known):
     """How high known markers stand in the programme of their type, and in those of the others.
 
     table : of `programmes`, (genes, types). known : of `marker_genes`.
-    Returns a DataFrame with a row for each type with a marker among the genes: cell_type, n_markers, auc (the probability that a marker is above another gene; 0.5 by chance) and auc_elsewhere (the same in
-    the programmes of other types, their mean).
+    Returns a DataFrame with a row for each type with a marker among the genes: cell_type,
+    n_markers, auc (the probability that a marker is above another gene; 0.5 by chance) and
+    auc_elsewhere (the same in the programmes of other types, their mean).
     """
     rows = []
     for cell_type in table:
         is_marker = table.index.isin(known.gene[known.cell_type == cell_type])
-        if not is_marker.any() or is_marker.all(): continue
+        if not is_marker.any() or is_marker.all():
+            continue
         auc = {t: roc_auc_score(is_marker, table[t]) for t in table}
-        rows.append({"cell_type": cell_type, "n_markers": int(is_marker.sum()), "auc": auc.pop(cell_type), "auc_elsewhere": float(np.mean(list(auc.values())))})
+        rows.append(
+            {
+                "cell_type": cell_type,
+                "n_markers": int(is_marker.sum()),
+                "auc": auc.pop(cell_type),
+                "auc_elsewhere": float(np.mean(list(auc.values()))),
+            }
+        )
     return pd.DataFrame(rows, columns=["cell_type", "n_markers", "auc", "auc_elsewhere"])
 
 # %% ../nbs/19_beyond.ipynb #component-use
 def component_use(model, labels=None):
     """How many components of a VAMP prior are used, and for which cell types.
 
-    model : VAMP or VAMPIAF, with its cells. labels : (cells,) of the model's cells, missing where there is none.
-    Returns a dict: effective, the exponential of the entropy of the components' shares, from 1 to K; used, how many have a tenth of an equal share and more; and, with labels, types, the number of cell types for which a used
+    model : VAMP or VAMPIAF, with its cells. labels : (cells,) of the model's cells, missing where
+        there is none.
+    Returns a dict: effective, the exponential of the entropy of the components' shares, from 1 to
+    K; used, how many have a tenth of an equal share and more; and, with labels, types, the number
+    of cell types for which a used
     component stands, and n_types, that of all. ValueError : a model without a VAMP prior.
     """
-    inputs = model.pseudo_inputs()                                          # raises where there are none
+    # raises where there are none
+    inputs = model.pseudo_inputs()
     means, log_vars, log_weights = model.network.components()
     z = model.get_latent_representation()
-    own = [np.asarray(gaussian_log_densities(z[i:i + 1024], means, log_vars), "float64") + np.asarray(log_weights) for i in range(0, len(z), 1024)]
+    own = [
+        np.asarray(gaussian_log_densities(z[i : i + 1024], means, log_vars), "float64")
+        + np.asarray(log_weights)
+        for i in range(0, len(z), 1024)
+    ]
     shares = special.softmax(np.concatenate(own), axis=1).mean(0)
-    said = {"effective": float(np.exp(stats.entropy(shares))), "used": int((shares >= 0.1 / len(shares)).sum())}
-    if labels is None: return said
+    said = {
+        "effective": float(np.exp(stats.entropy(shares))),
+        "used": int((shares >= 0.1 / len(shares)).sum()),
+    }
+    if labels is None:
+        return said
     types = pd.Series(np.asarray(labels, object)).replace("", np.nan)
     known = types.notna().to_numpy()
-    nearest = NearestNeighbors(n_neighbors=1).fit(z[known]).kneighbors(inputs.obsm["z"][shares >= 0.1 / len(shares)], return_distance=False)[:, 0]
-    return {**said, "types": int(types[known].iloc[nearest].nunique()), "n_types": int(types.nunique())}
+    nearest = (
+        NearestNeighbors(n_neighbors=1)
+        .fit(z[known])
+        .kneighbors(inputs.obsm["z"][shares >= 0.1 / len(shares)], return_distance=False)[:, 0]
+    )
+    return {
+        **said,
+        "types": int(types[known].iloc[nearest].nunique()),
+        "n_types": int(types.nunique()),
+    }
 
 # %% ../nbs/19_beyond.ipynb #make
-QUESTIONS = ("units", "kl_weight", "both", "linear_decoder", "active_units", "pseudo_inputs", "peers")
+QUESTIONS = (
+    "units",
+    "kl_weight",
+    "both",
+    "linear_decoder",
+    "active_units",
+    "pseudo_inputs",
+    "peers",
+)
+
 
 def make(question, out="runs/beyond", overwrite=False, **parameters):
     """Run the notebook of a question into out/<question>.ipynb and .html.
 
     Parameters
     ----------
-    question : one of QUESTIONS. out : the folder for runs, tables and pages. **parameters : of the notebook, such as organs="pancreas,my.h5ad", seeds="0,1,2".
-        What the notebook says of the data sets that it is shown for is left out.
+    question : one of QUESTIONS. out : the folder for runs, tables and pages. **parameters : of the
+        notebook, such as organs="pancreas,my.h5ad", seeds="0,1,2". What the notebook says of the
+        data sets that it is shown for is left out.
     overwrite : replace files of these names that were not written here before.
 
     Returns
@@ -495,10 +813,18 @@ def make(question, out="runs/beyond", overwrite=False, **parameters):
 
     Raises
     ------
-    ValueError : an unknown question or parameter, or whatever the notebook could not do, in one line. FileExistsError : a file that is somebody else's.
+    ValueError : an unknown question or parameter, or whatever the notebook could not do, in one
+        line. FileExistsError : a file that is somebody else's.
     """
-    if question not in QUESTIONS: raise ValueError(f"question {question!r} is not known; there are {', '.join(QUESTIONS)}.")
+    if question not in QUESTIONS:
+        raise ValueError(f"question {question!r} is not known; there are {', '.join(QUESTIONS)}.")
     out = downloads.user_path(out)
     template = study.TEMPLATE.with_name(f"{question}.ipynb")
     ask(out, question, parameters.get("organs", ""), overwrite)
-    return study._fill_in(template, out / f"{question}.ipynb", {**parameters, "out": out.as_posix()}, leave_out=["md-what-one-sees"], overwrite=overwrite)
+    return study._fill_in(
+        template,
+        out / f"{question}.ipynb",
+        {**parameters, "out": out.as_posix()},
+        leave_out=["md-what-one-sees"],
+        overwrite=overwrite,
+    )

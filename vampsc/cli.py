@@ -8,45 +8,76 @@ __all__ = ['CODES', 'app', 'organs_app', 'DATA', 'JSON', 'N_GENES', 'KEEP_GENES'
            'organs_list', 'organs_fetch', 'organs_callback', 'main']
 
 # %% ../nbs/15_command_line.ipynb #imports
-import contextlib, functools, json, logging, os, shutil, sys, tempfile
+import contextlib
+import functools
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
 from pathlib import Path
+
 import typer
 
 # %% ../nbs/15_command_line.ipynb #endings
-CODES = """Exit codes: 0 done; 1 bad input or file, named in one line; 2 wrong usage; 3 training diverged twice; 130 interrupted,
-and the same command continues."""
+CODES = (
+    "Exit codes: 0 done; 1 bad input or file, named in one line; 2 wrong usage;"
+    " 3 training diverged twice; 130 interrupted,\nand the same command continues."
+)
+
 
 def ends_well(command):
-    """Decorates a command: errors that a user can mend become one line and an exit code, without a traceback.
+    """Decorates a command: errors that a user can mend become one line and an exit code, without a
+    traceback.
 
-    ValueError, TypeError and OSError end with 1, FloatingPointError (training diverged) with 3, KeyboardInterrupt with 130.
+    ValueError, TypeError and OSError end with 1, FloatingPointError (training diverged) with 3,
+    KeyboardInterrupt with 130.
     """
+
     @functools.wraps(command)
     def guarded(*args, **kwargs):
         def stop(code, text):
             typer.echo("vampsc: " + " ".join(str(text).split()), err=True)
             raise typer.Exit(code)
-        try: command(*args, **kwargs)
+
+        try:
+            command(*args, **kwargs)
         except KeyboardInterrupt as error:
-            logging.getLogger("asyncio").setLevel(logging.CRITICAL)        # or it would tell, page by page, what a notebook left undone
+            # or it would tell, page by page, what a notebook left undone
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             stop(130, str(error) or "interrupted; the same command goes on")
-        except FloatingPointError as error: stop(3, error)
-        except (ValueError, TypeError, OSError) as error: stop(1, error)
+        except FloatingPointError as error:
+            stop(3, error)
+        except (ValueError, TypeError, OSError) as error:
+            stop(1, error)
+
     return guarded
+
 
 @contextlib.contextmanager
 def told(as_json):
-    "Yields a list for (result, text): at the end the result as JSON, or the text. With as_json, all else goes to the error stream."
+    """Yields a list for (result, text): at the end the result as JSON, or the text.
+
+    With as_json, all else goes to the error stream.
+    """
     said = []
-    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext(): yield said
-    for result, text in said: typer.echo(json.dumps(_plain(result)) if as_json else text)
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        yield said
+    for result, text in said:
+        typer.echo(json.dumps(_plain(result)) if as_json else text)
+
 
 def _plain(value):
     "For JSON: paths as text, NaN and infinities as null."
-    if isinstance(value, dict): return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)): return [_plain(v) for v in value]
-    if isinstance(value, Path): return value.as_posix()
-    if hasattr(value, "item"): value = value.item()
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, Path):
+        return value.as_posix()
+    if hasattr(value, "item"):
+        value = value.item()
     return None if isinstance(value, float) and not abs(value) < float("inf") else value
 
 # %% ../nbs/15_command_line.ipynb #new-file
@@ -54,213 +85,385 @@ def _plain(value):
 def new_file(path, overwrite=False):
     """A path to write to, which becomes `path` at the end; if anything fails, what was there stays.
 
-    Raises FileExistsError where there is a file and it may not be replaced, OSError where the folder cannot be written.
+    Raises FileExistsError where there is a file and it may not be replaced, OSError where the
+    folder cannot be written.
     """
     path = Path(path).expanduser()
-    if path.exists() and not overwrite: raise FileExistsError(f"{path} exists; choose another --out, or --overwrite.")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; choose another --out, or --overwrite.")
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=".vampsc-", dir=path.parent))
     try:
         yield folder / path.name
         os.replace(folder / path.name, path)
-    finally: shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../nbs/15_command_line.ipynb #command-line
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, epilog=CODES,
-                  help="Autoencoders for single-cell RNA counts with flexible posteriors and flexible priors. Begin with:  vampsc report pancreas")
-organs_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The organs and studies that can be loaded by name.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    epilog=CODES,
+    help=(
+        "Autoencoders for single-cell RNA counts with flexible posteriors and flexible priors."
+        " Begin with:  vampsc report pancreas"
+    ),
+)
+organs_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="The organs and studies that can be loaded by name.",
+)
 app.add_typer(organs_app, name="organs")
 
 DATA = "An .h5ad or .zarr of raw counts, or the name of an organ such as pancreas."
+
+
 def option(default, text):
     "An option with a value; the help shows the default, unless it is None."
     return typer.Option(default, help=text, show_default=default is not None)
+
 
 def flag(name, text):
     "An option that is given or not, without a value."
     return typer.Option(False, name, help=text, show_default=False)
 
+
 JSON = flag("--json", "Print the result as JSON; all else goes to the error stream.")
 
+
 def _version(asked):
-    if not asked: return
+    if not asked:
+        return
     from vampsc import __version__
+
     typer.echo(f"vampsc {__version__}")
     raise typer.Exit()
 
+
 @app.callback()
-def vampsc(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version.")): pass
+def vampsc(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
+):
+    pass
 
 # %% ../nbs/15_command_line.ipynb #command-fit
-def _or_none(word): return None if word == "none" else word
+def _or_none(word):
+    return None if word == "none" else word
+
 
 def _number_or_name(text):
     "Of an option that takes either: a number where it is one."
     return int(text) if text is not None and text.strip().lstrip("-").isdigit() else text
 
+
 def _names(text):
     "The names in a text with commas between them, as a list."
     return [name.strip() for name in text.split(",") if name.strip()]
 
-N_GENES = ("Number of most variable genes to keep, or the name of a column of var that says which, such as highly_variable; "
-           "the profile decides if not given.")
+
+N_GENES = (
+    "Number of most variable genes to keep, or the name of a column of var that says which, such as"
+    " highly_variable; the profile decides if not given."
+)
 KEEP_GENES = "Genes to keep in addition to the variable ones, such as CCR7,MKI67."
 UNLABELLED = "Labels that stand for no label, such as unknown,unassigned."
 
+
 def _folder(out):
-    if out.is_file(): raise NotADirectoryError(f"--out {out} is a file; name a folder.")
+    if out.is_file():
+        raise NotADirectoryError(f"--out {out} is a file; name a folder.")
     return out
+
 
 def _done(said, run):
     "Say what a finished run found."
     from vampsc import study
+
     text = study.show_table(study.table([run])).T.to_string(header=False)
-    said.append(({"folder": run.folder, "model": run.name, "metrics": run.metrics}, f"{text}\n\nwritten to {run.folder}"))
+    said.append(
+        (
+            {"folder": run.folder, "model": run.name, "metrics": run.metrics},
+            f"{text}\n\nwritten to {run.folder}",
+        )
+    )
+
 
 @app.command()
 @ends_well
-def fit(data: str = typer.Argument(help=DATA),
-        model: str = option("vamp", "ae, vae, iaf, vamp, vampiaf or hvamp."),
-        out: Path = option(Path("runs"), "The run goes into OUT/<model>-seed<seed>."),
-        profile: str = option("quick", "quick, or paper for the paper's settings."),
-        label_key: str = option(None, "Column of obs with cell types, for silhouette, NMI, ARI and purity; auto: cell_type if there is one; none."),
-        unlabelled: str = option(None, UNLABELLED),
-        batch_key: str = option(None, "Column of obs with donors or studies, on which the decoder is conditioned."),
-        seed: int = option(0, "Decides split, weights, order and noise."),
-        layer: str = option(None, "Layer with the counts, if they are not in X."),
-        use_raw: bool = flag("--use-raw", "The counts are in adata.raw."),
-        gene_space: str = option("auto", "auto, none, a name or a csv of genes."),
-        n_genes: str = option(None, N_GENES),
-        keep_genes: str = option(None, KEEP_GENES),
-        steps: int = option(None, "Of the optimiser, instead of the profile's: more train longer."),
-        max_epochs: int = option(None, "Maximum number of epochs (passes over the training cells)."),
-        learning_rate: float = option(None, "Instead of the profile's."),
-        batch_size: int = option(None, "Instead of the profile's."),
-        kl_warmup: int = option(None, "Epochs over which the weight of the KL term rises from 0; none if not given."),
-        backed: bool = flag("--backed", "Leave the counts in their file: for data larger than memory."),
-        drop_empty: bool = flag("--drop-empty", "Leave out cells without a count in the genes used, and say how many."),
-        overwrite: bool = flag("--overwrite", "Replace a run of other settings or data, finished or not, and files that are not a run's."),
-        as_json: bool = JSON):
+def fit(
+    data: str = typer.Argument(help=DATA),
+    model: str = option("vamp", "ae, vae, iaf, vamp, vampiaf or hvamp."),
+    out: Path = option(Path("runs"), "The run goes into OUT/<model>-seed<seed>."),
+    profile: str = option("quick", "quick, or paper for the paper's settings."),
+    label_key: str = option(
+        None,
+        "Column of obs with cell types, for silhouette, NMI, ARI and purity; auto: cell_type if"
+        " there is one; none.",
+    ),
+    unlabelled: str = option(None, UNLABELLED),
+    batch_key: str = option(
+        None, "Column of obs with donors or studies, on which the decoder is conditioned."
+    ),
+    seed: int = option(0, "Decides split, weights, order and noise."),
+    layer: str = option(None, "Layer with the counts, if they are not in X."),
+    use_raw: bool = flag("--use-raw", "The counts are in adata.raw."),
+    gene_space: str = option("auto", "auto, none, a name or a csv of genes."),
+    n_genes: str = option(None, N_GENES),
+    keep_genes: str = option(None, KEEP_GENES),
+    steps: int = option(None, "Of the optimiser, instead of the profile's: more train longer."),
+    max_epochs: int = option(None, "Maximum number of epochs (passes over the training cells)."),
+    learning_rate: float = option(None, "Instead of the profile's."),
+    batch_size: int = option(None, "Instead of the profile's."),
+    kl_warmup: int = option(
+        None, "Epochs over which the weight of the KL term rises from 0; none if not given."
+    ),
+    backed: bool = flag("--backed", "Leave the counts in their file: for data larger than memory."),
+    drop_empty: bool = flag(
+        "--drop-empty", "Leave out cells without a count in the genes used, and say how many."
+    ),
+    overwrite: bool = flag(
+        "--overwrite",
+        "Replace a run of other settings or data, finished or not, and files that are not a run's.",
+    ),
+    as_json: bool = JSON,
+):
     """Train one model on counts, judge it, and record it in a folder.
 
     \b
     vampsc fit pancreas --label-key cell_type
     vampsc fit my.h5ad --model vae --batch-key donor --out runs/mine
 
-    The folder holds the model, the embedding (latent.npy, its rows named in cells.csv), the history and the metrics. A run
-    that is there already is read, not repeated; one that was killed goes on with the same command. A run of other settings or
-    data is not replaced without --overwrite.
+    The folder holds the model, the embedding (latent.npy, its rows named in cells.csv), the history
+    and the metrics. A run that has finished is reused; one that was killed goes on with the same
+    command. A run of other settings or data is not replaced without --overwrite.
     """
     from vampsc import organs, study, training
-    settings = {"layer": layer, "gene_space": _or_none(gene_space), "use_raw": use_raw, "batch_key": batch_key}
-    if n_genes is not None: settings["n_genes"] = _number_or_name(n_genes)
-    if keep_genes: settings["keep_genes"] = _names(keep_genes)
+
+    settings = {
+        "layer": layer,
+        "gene_space": _or_none(gene_space),
+        "use_raw": use_raw,
+        "batch_key": batch_key,
+    }
+    if n_genes is not None:
+        settings["n_genes"] = _number_or_name(n_genes)
+    if keep_genes:
+        settings["keep_genes"] = _names(keep_genes)
     with told(as_json) as said:
-        profile = training.get_profile(profile, steps=steps, max_epochs=max_epochs, learning_rate=learning_rate, batch_size=batch_size,
-                                       kl_warmup=kl_warmup)
+        profile = training.get_profile(
+            profile,
+            steps=steps,
+            max_epochs=max_epochs,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            kl_warmup=kl_warmup,
+        )
         study.preset(model)
-        study.ask_run(_folder(out) / f"{model.lower()}-seed{seed}", overwrite)                   # before the data are read
+        # before the data are read
+        study.ask_run(_folder(out) / f"{model.lower()}-seed{seed}", overwrite)
         adata = organs.load(data, backed, layer, use_raw, settings["gene_space"])
+
         def train(cells):
-            return study.run(cells, model, out, profile, seed, _or_none(label_key), overwrite=overwrite,
-                             unlabelled=unlabelled, **settings)
+            return study.run(
+                cells,
+                model,
+                out,
+                profile,
+                seed,
+                _or_none(label_key),
+                overwrite=overwrite,
+                unlabelled=unlabelled,
+                **settings,
+            )
+
         _done(said, _without_empty(adata, train) if drop_empty else train(adata))
 
+
 def _without_empty(adata, train):
-    "train(adata), again without the cells for which it says that they have no count, until there are none."
-    from vampsc.counts import EmptyCellsError
+    """train(adata), again without the cells for which it says that they have no count, until there
+    are none.
+    """
     import numpy as np
+
+    from vampsc.counts import EmptyCellsError
+
     while True:
-        try: return train(adata)
+        try:
+            return train(adata)
         except EmptyCellsError as error:
-            if len(error.cells) in (0, adata.n_obs): raise
-            typer.echo(f"{_some_cells(adata.obs_names[error.cells])} without a count in the genes used: left out", err=True)
+            if len(error.cells) in (0, adata.n_obs):
+                raise
+            typer.echo(
+                f"{_some_cells(adata.obs_names[error.cells])} without a count in the genes used:"
+                " left out",
+                err=True,
+            )
             adata = adata[np.setdiff1d(np.arange(adata.n_obs), error.cells)]
+
 
 def _some_cells(names):
     "How many cells these are, and the first, for a message."
     return f"{len(names):,} {'cell' if len(names) == 1 else 'cells'} (first: {names[0]})"
 
+
 @app.command()
 @ends_well
-def transfer(source: Path = typer.Argument(metavar="RUN", help="A run's folder, or a saved model's."),
-             data: str = typer.Argument(help=DATA),
-             out: Path = option(Path("transferred"), "The run goes into OUT/<model>-seed<seed>."),
-             profile: str = option("quick", "quick, or paper for the paper's settings."),
-             label_key: str = option(None, "Column of obs with cell types, for silhouette, NMI, ARI and purity; auto: cell_type if there is one; none."),
-             unlabelled: str = option(None, UNLABELLED),
-             seed: int = option(None, "Decides split, order and noise; the model's if not given."),
-             steps: int = option(None, "Of the optimiser, instead of the profile's: more train longer."),
-             max_epochs: int = option(None, "Maximum number of epochs (passes over the training cells)."),
-             learning_rate: float = option(None, "Instead of the profile's."),
-             batch_size: int = option(None, "Instead of the profile's."),
-             kl_warmup: int = option(None, "Epochs over which the weight of the KL term rises from 0; none if not given."),
-             unfrozen: bool = flag("--unfrozen", "Train all weights, not only those of new batches."),
-             backed: bool = flag("--backed", "Leave the counts in their file: for data larger than memory."),
-             overwrite: bool = flag("--overwrite", "Replace a run of other settings or data, finished or not, and files that are not a run's."),
-             as_json: bool = JSON):
-    """Take new batches into a trained model, judge it on their cells, and record it in a folder, as fit does.
+def transfer(
+    source: Path = typer.Argument(metavar="RUN", help="A run's folder, or a saved model's."),
+    data: str = typer.Argument(help=DATA),
+    out: Path = option(Path("transferred"), "The run goes into OUT/<model>-seed<seed>."),
+    profile: str = option("quick", "quick, or paper for the paper's settings."),
+    label_key: str = option(
+        None,
+        "Column of obs with cell types, for silhouette, NMI, ARI and purity; auto: cell_type if"
+        " there is one; none.",
+    ),
+    unlabelled: str = option(None, UNLABELLED),
+    seed: int = option(None, "Decides split, order and noise; the model's if not given."),
+    steps: int = option(None, "Of the optimiser, instead of the profile's: more train longer."),
+    max_epochs: int = option(None, "Maximum number of epochs (passes over the training cells)."),
+    learning_rate: float = option(None, "Instead of the profile's."),
+    batch_size: int = option(None, "Instead of the profile's."),
+    kl_warmup: int = option(
+        None, "Epochs over which the weight of the KL term rises from 0; none if not given."
+    ),
+    unfrozen: bool = flag("--unfrozen", "Train all weights, not only those of new batches."),
+    backed: bool = flag("--backed", "Leave the counts in their file: for data larger than memory."),
+    overwrite: bool = flag(
+        "--overwrite",
+        "Replace a run of other settings or data, finished or not, and files that are not a run's.",
+    ),
+    as_json: bool = JSON,
+):
+    """Take new batches into a trained model, judge it on their cells, and record it in a folder, as
+    fit does.
 
     \b
     vampsc transfer runs/vamp-seed0 new.h5ad --out runs/new
 
-    Genes are matched by name. Donors or studies (the model's batch key) that the model does not know are added, and only their weights are
-    trained, so that the embedding of the first cells stays. With --unfrozen all weights are trained. The first run stays as it is.
+    Genes are matched by name. Donors or studies (the model's batch key) that the model does not
+    know are added, and only their weights are trained, so that the embedding of the first cells
+    stays. With --unfrozen all weights are trained. The first run stays as it is.
     """
     from vampsc import organs, study, training
+
     with told(as_json) as said:
-        profile = training.get_profile(profile, steps=steps, max_epochs=max_epochs, learning_rate=learning_rate, batch_size=batch_size,
-                                       kl_warmup=kl_warmup)
+        profile = training.get_profile(
+            profile,
+            steps=steps,
+            max_epochs=max_epochs,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            kl_warmup=kl_warmup,
+        )
         origin = _model_in(source)
-        if seed is None: seed = origin.seed
-        study.ask_run(_folder(out) / f"{type(origin).__name__.lower()}-seed{seed}", overwrite)   # before the data are read
+        if seed is None:
+            seed = origin.seed
+        # before the data are read
+        study.ask_run(_folder(out) / f"{type(origin).__name__.lower()}-seed{seed}", overwrite)
         adata = organs.load(data, backed, origin.layer, origin.use_raw)
-        _done(said, study.transfer(source, adata, out, profile, seed, _or_none(label_key), overwrite=overwrite, unfrozen=unfrozen,
-                                    unlabelled=unlabelled))
+        _done(
+            said,
+            study.transfer(
+                source,
+                adata,
+                out,
+                profile,
+                seed,
+                _or_none(label_key),
+                overwrite=overwrite,
+                unfrozen=unfrozen,
+                unlabelled=unlabelled,
+            ),
+        )
 
 # %% ../nbs/15_command_line.ipynb #command-embed
 def _model_in(folder, adata=None):
     from vampsc import models
+
     folder = folder.expanduser()
     return models.load(folder / "model" if (folder / "model").exists() else folder)
 
+
 KINDS = (".h5ad", ".csv", ".npy")
+
 
 @app.command()
 @ends_well
-def embed(run_folder: Path = typer.Argument(help="A run's folder, or a saved model's."),
-          data: str = typer.Argument(help=DATA),
-          out: Path = option(Path("embedded.h5ad"), ".h5ad: the same cells, with the embedding in obsm; .csv: a table; .npy: the array."),
-          overwrite: bool = flag("--overwrite", "Replace the file if it exists."),
-          backed: bool = flag("--backed", "Leave the counts in their file: for data larger than memory."),
-          drop_empty: bool = flag("--drop-empty", "Cells without a count in the model's genes get NaN, and are counted; else they stop the command."),
-          as_json: bool = JSON):
+def embed(
+    run_folder: Path = typer.Argument(help="A run's folder, or a saved model's."),
+    data: str = typer.Argument(help=DATA),
+    out: Path = option(
+        Path("embedded.h5ad"),
+        ".h5ad: the same cells, with the embedding in obsm; .csv: a table; .npy: the array.",
+    ),
+    overwrite: bool = flag("--overwrite", "Replace the file if it exists."),
+    backed: bool = flag("--backed", "Leave the counts in their file: for data larger than memory."),
+    drop_empty: bool = flag(
+        "--drop-empty",
+        "Cells without a count in the model's genes get NaN, and are counted; else they stop the"
+        " command.",
+    ),
+    as_json: bool = JSON,
+):
     """Embed cells with a trained model. Genes are matched by name.
 
     \b
     vampsc embed runs/vamp-seed0 other.h5ad --out other_vamp.h5ad
     """
-    if out.suffix not in KINDS: raise ValueError(f"--out {out}: its ending must be one of {', '.join(KINDS)}.")
+    if out.suffix not in KINDS:
+        raise ValueError(f"--out {out}: its ending must be one of {', '.join(KINDS)}.")
     from vampsc import organs
+
     with told(as_json) as said, new_file(out, overwrite) as path:
         model = _model_in(run_folder)
         adata = organs.load(data, backed, model.layer, model.use_raw)
         key = f"X_{type(model).__name__.lower()}"
         z, empty = _embedding(model, adata, drop_empty)
-        _write_embedding(path, adata, z, key, Path(data).expanduser() if Path(data).suffix in (".h5ad", ".zarr") else None)
+        _write_embedding(
+            path,
+            adata,
+            z,
+            key,
+            Path(data).expanduser() if Path(data).suffix in (".h5ad", ".zarr") else None,
+        )
         where = f"obsm[{key!r}] of {out}" if out.suffix == ".h5ad" else f"{out}"
-        result = {"out": out, "key": key, "n_cells": len(z), "n_latent": z.shape[1], "n_empty": len(empty), "genes": str(model.query_mapping)}
+        result = {
+            "out": out,
+            "key": key,
+            "n_cells": len(z),
+            "n_latent": z.shape[1],
+            "n_empty": len(empty),
+            "genes": str(model.query_mapping),
+        }
         text = f"{model.query_mapping}\n{len(z):,} cells embedded in {where}"
-        if len(empty): text += f"; {_some_cells(empty)} without a count in the model's genes: their rows are NaN"
+        if len(empty):
+            text += (
+                f"; {_some_cells(empty)} without a count in the model's genes: their rows are NaN"
+            )
         said.append((result, text))
 
+
 def _embedding(model, adata, drop_empty):
-    "(z (cells, latent), the names of the cells whose rows are NaN: without a count in the model's genes)."
-    if not drop_empty: return model.get_latent_representation(adata), []
-    from vampsc.counts import has_counts
+    """(z (cells, latent), the names of the cells whose rows are NaN: without a count in the model's
+    genes).
+    """
+    if not drop_empty:
+        return model.get_latent_representation(adata), []
     import numpy as np
+
+    from vampsc.counts import has_counts
+
     full = has_counts(adata, model)
-    if not full.any(): raise ValueError(f"none of {adata.n_obs:,} cells has a count in the model's {len(model.genes):,} genes.")
+    if not full.any():
+        raise ValueError(
+            f"none of {adata.n_obs:,} cells has a count in the model's {len(model.genes):,} genes."
+        )
     some = model.get_latent_representation(adata if full.all() else adata[full])
     z = np.full((adata.n_obs, some.shape[1]), np.nan, some.dtype)
     z[full] = some
@@ -268,107 +471,169 @@ def _embedding(model, adata, drop_empty):
 
 # %% ../nbs/15_command_line.ipynb #write-embedding
 def _write_embedding(path, adata, z, key, source):
-    "z as .npy, as .csv with the cells' names, or in obsm of a copy of the source file or folder, or of adata where there is none."
-    import h5py, numpy as np, pandas as pd
-    if path.suffix == ".npy": return np.save(path, z)
+    """z as .npy, as .csv with the cells' names, or in obsm of a copy of the source file or folder,
+    or of adata where there is none.
+    """
+    import h5py
+    import numpy as np
+    import pandas as pd
+
+    if path.suffix == ".npy":
+        return np.save(path, z)
     if path.suffix == ".csv":
         columns = [f"z{i + 1}" for i in range(z.shape[1])]
-        return pd.DataFrame(z, pd.Index(adata.obs_names, name="cell"), columns).to_csv(path, float_format="%.6g")
+        return pd.DataFrame(z, pd.Index(adata.obs_names, name="cell"), columns).to_csv(
+            path, float_format="%.6g"
+        )
     if source is None:
         adata.obsm[key] = z
         return adata.write_h5ad(path, compression="gzip")
-    if source.suffix == ".zarr": _copy_zarr(source, path)
-    else: shutil.copyfile(source, path)                               # all that is in it stays as it is
-    with h5py.File(path, "r+") as file: _put_into_obsm(file, key, z)
+    if source.suffix == ".zarr":
+        _copy_zarr(source, path)
+    # all that is in it stays as it is
+    else:
+        shutil.copyfile(source, path)
+    with h5py.File(path, "r+") as file:
+        _put_into_obsm(file, key, z)
+
 
 def _put_into_obsm(file, key, z):
     "Put z into obsm of an open .h5ad file of any age."
-    import anndata as ad, h5py
+    import anndata as ad
+    import h5py
+
     obsm = file.get("obsm")
-    if obsm is None: return ad.io.write_elem(file, "obsm", {key: z})
-    if isinstance(obsm, h5py.Dataset):                                # a table with an entry in each column
+    if obsm is None:
+        return ad.io.write_elem(file, "obsm", {key: z})
+    # a table with an entry in each column
+    if isinstance(obsm, h5py.Dataset):
         rows = obsm[:]
         del file["obsm"]
         entries = {name: rows[name].reshape(len(rows), -1) for name in rows.dtype.names}
         return ad.io.write_elem(file, "obsm", {**entries, key: z})
     for name, value in (("encoding-type", "dict"), ("encoding-version", "0.1.0")):
-        if name not in obsm.attrs: obsm.attrs[name] = value
+        if name not in obsm.attrs:
+            obsm.attrs[name] = value
     ad.io.write_elem(obsm, key, z)
 
+
 def _copy_zarr(folder, path):
-    "A .zarr folder of anndata as an .h5ad file: matrices in parts, so that they need not fit into memory."
-    import anndata as ad, h5py, zarr
+    """A .zarr folder of anndata as an .h5ad file: matrices in parts, so that they need not fit into
+    memory.
+    """
+    import anndata as ad
+    import h5py
+    import zarr
+
     source = zarr.open_group(str(folder), mode="r")
     with h5py.File(path, "w") as file:
         file.attrs.update(source.attrs)
         for name in source:
-            if source[name].attrs.get("encoding-type") == "null": continue             # nothing, as if it were not there
-            if name == "X": _copy_matrix(source[name], file, name)
-            elif name in ("layers", "raw"): _copy_group(source[name], file, name)
-            else: ad.io.write_elem(file, name, ad.io.read_elem(source[name]))
+            # nothing, as if it were not there
+            if source[name].attrs.get("encoding-type") == "null":
+                continue
+            if name == "X":
+                _copy_matrix(source[name], file, name)
+            elif name in ("layers", "raw"):
+                _copy_group(source[name], file, name)
+            else:
+                ad.io.write_elem(file, name, ad.io.read_elem(source[name]))
+
 
 def _copy_group(source, file, name):
     "Layers, or raw: of its entries those that are tables are read."
     import anndata as ad
+
     group = file.create_group(name)
     group.attrs.update(source.attrs)
     for part in source:
-        if name == "raw" and part != "X": ad.io.write_elem(group, part, ad.io.read_elem(source[part]))
-        else: _copy_matrix(source[part], group, part)
+        if name == "raw" and part != "X":
+            ad.io.write_elem(group, part, ad.io.read_elem(source[part]))
+        else:
+            _copy_matrix(source[part], group, part)
+
 
 def _copy_matrix(source, group, name, most=1 << 22):
     "A dense array, or the three of a sparse matrix, so many values at a time."
     if not hasattr(source, "shape"):
         parts = group.create_group(name)
         parts.attrs.update(source.attrs)
-        for part in source: _copy_matrix(source[part], parts, part)
+        for part in source:
+            _copy_matrix(source[part], parts, part)
         return
-    new = group.create_dataset(name, source.shape, source.dtype, compression="gzip" if source.size else None)
+    new = group.create_dataset(
+        name, source.shape, source.dtype, compression="gzip" if source.size else None
+    )
     new.attrs.update(source.attrs)
-    if not source.size: return
+    if not source.size:
+        return
     step = max(1, most * source.shape[0] // source.size)
-    for start in range(0, source.shape[0], step): new[start:start + step] = source[start:start + step]
+    for start in range(0, source.shape[0], step):
+        new[start : start + step] = source[start : start + step]
 
 # %% ../nbs/15_command_line.ipynb #command-sample
 @app.command()
 @ends_well
-def sample(run_folder: Path = typer.Argument(help="A run's folder, or a saved model's."),
-           n: int = option(1000, "How many cells."),
-           out: Path = option(Path("sampled.h5ad"), "An .h5ad of counts, with the draws of z in obsm."),
-           batch: str = option(None, "The batch that all cells are of; else as in the training data."),
-           seed: int = option(0, "Other cells with another seed."),
-           overwrite: bool = flag("--overwrite", "Replace the file if it exists."),
-           as_json: bool = JSON):
+def sample(
+    run_folder: Path = typer.Argument(help="A run's folder, or a saved model's."),
+    n: int = option(1000, "How many cells."),
+    out: Path = option(Path("sampled.h5ad"), "An .h5ad of counts, with the draws of z in obsm."),
+    batch: str = option(None, "The batch that all cells are of; else as in the training data."),
+    seed: int = option(0, "Other cells with another seed."),
+    overwrite: bool = flag("--overwrite", "Replace the file if it exists."),
+    as_json: bool = JSON,
+):
     """Invent cells: z from the prior, counts from the negative binomial.
 
     \b
     vampsc sample runs/vamp-seed0 --n 5000 --out invented.h5ad
     """
-    if out.suffix != ".h5ad": raise ValueError(f"--out {out}: its ending must be .h5ad.")
-    if n < 1 or seed < 0: raise ValueError(f"--n {n} --seed {seed}: --n must be at least 1, and --seed at least 0.")
+    if out.suffix != ".h5ad":
+        raise ValueError(f"--out {out}: its ending must be .h5ad.")
+    if n < 1 or seed < 0:
+        raise ValueError(f"--n {n} --seed {seed}: --n must be at least 1, and --seed at least 0.")
     with told(as_json) as said, new_file(out, overwrite) as path:
-        _model_in(run_folder).sample_prior(n, seed=seed, batch=batch).write_h5ad(path, compression="gzip")
+        _model_in(run_folder).sample_prior(n, seed=seed, batch=batch).write_h5ad(
+            path, compression="gzip"
+        )
         said.append(({"out": out, "n_cells": n}, f"{n:,} cells written to {out}"))
 
 # %% ../nbs/15_command_line.ipynb #command-report
 @app.command()
 @ends_well
-def report(source: str = typer.Argument(help="The folder of one or several runs; or " + DATA[0].lower() + DATA[1:]),
-           out: Path = option(None, "Of a folder of runs: the page, FOLDER/report.html if not given. Of data: a folder, runs/report."),
-           label_key: str = option("cell_type", "Of data: column of obs with cell types, or none."),
-           unlabelled: str = option(None, "Of data: " + UNLABELLED[0].lower() + UNLABELLED[1:]),
-           batch_key: str = option(None, "Of data: column of obs with donors or studies, on which the decoder is conditioned."),
-           models: str = option("ae,vae,iaf,vamp", "Of data: which models, with commas."),
-           profile: str = option("quick", "Of data: quick, or paper for the paper's settings."),
-           seed: str = option("0", "Of data: decides split, weights, order and noise; of several, with commas, the table is the mean."),
-           layer: str = option(None, "Of data: layer with the counts, if they are not in X."),
-           use_raw: bool = flag("--use-raw", "Of data: the counts are in adata.raw."),
-           gene_space: str = option("auto", "Of data: auto, none, a name or a csv of genes."),
-           n_genes: str = option(None, "Of data: " + N_GENES[0].lower() + N_GENES[1:]),
-           keep_genes: str = option(None, "Of data: " + KEEP_GENES[0].lower() + KEEP_GENES[1:]),
-           max_epochs: int = option(None, "Of data: instead of the profile's."),
-           overwrite: bool = flag("--overwrite", "Replace files of these names that are not a report's, and runs of other settings."),
-           as_json: bool = JSON):
+def report(
+    source: str = typer.Argument(
+        help="The folder of one or several runs; or " + DATA[0].lower() + DATA[1:]
+    ),
+    out: Path = option(
+        None,
+        "Of a folder of runs: the page, FOLDER/report.html if not given. Of data: a folder,"
+        " runs/report.",
+    ),
+    label_key: str = option("cell_type", "Of data: column of obs with cell types, or none."),
+    unlabelled: str = option(None, "Of data: " + UNLABELLED[0].lower() + UNLABELLED[1:]),
+    batch_key: str = option(
+        None, "Of data: column of obs with donors or studies, on which the decoder is conditioned."
+    ),
+    models: str = option("ae,vae,iaf,vamp", "Of data: which models, with commas."),
+    profile: str = option("quick", "Of data: quick, or paper for the paper's settings."),
+    seed: str = option(
+        "0",
+        "Of data: decides split, weights, order and noise; of several, with commas, the table is"
+        " the mean.",
+    ),
+    layer: str = option(None, "Of data: layer with the counts, if they are not in X."),
+    use_raw: bool = flag("--use-raw", "Of data: the counts are in adata.raw."),
+    gene_space: str = option("auto", "Of data: auto, none, a name or a csv of genes."),
+    n_genes: str = option(None, "Of data: " + N_GENES[0].lower() + N_GENES[1:]),
+    keep_genes: str = option(None, "Of data: " + KEEP_GENES[0].lower() + KEEP_GENES[1:]),
+    max_epochs: int = option(None, "Of data: instead of the profile's."),
+    overwrite: bool = flag(
+        "--overwrite",
+        "Replace files of these names that are not a report's, and runs of other settings.",
+    ),
+    as_json: bool = JSON,
+):
     """One self-contained HTML page: settings, curves, table and figures.
 
     \b
@@ -378,6 +643,7 @@ def report(source: str = typer.Argument(help="The folder of one or several runs;
     From data, an executed notebook, a table and the figures lie beside the page.
     """
     from vampsc import study
+
     with told(as_json) as said:
         source = str(Path(source).expanduser()) if source.startswith("~") else source
         kind = Path(source).suffix
@@ -385,27 +651,66 @@ def report(source: str = typer.Argument(help="The folder of one or several runs;
             page = study.run_page(source, out, overwrite)
             return said.append(({"page": page}, f"open {page.as_posix()}"))
         import pandas as pd
-        out, given = (out or Path("runs/report")).expanduser(), {"data": source} if kind in (".h5ad", ".zarr") else {"organ": source}
-        page = study.report(out, overwrite=overwrite, **given, models=models, profile=profile, seed=seed, max_epochs=max_epochs, layer=layer,
-                            use_raw=use_raw, batch_key=batch_key, n_genes=_number_or_name(n_genes), keep_genes=keep_genes,
-                            label_key=_or_none(label_key), unlabelled=unlabelled,
-                            gene_space=_or_none(gene_space))
-        frame, files = pd.read_csv(out / "table.csv", index_col="model"), sorted(p for p in out.iterdir() if p.is_file() and not p.name.startswith("."))
-        said.append(({"page": page, "table": frame.to_dict("index"), "files": files},
-                     "\n".join(["", study.show_table(frame).T.to_string(), "", *(p.as_posix() for p in files), f"\nopen {page.as_posix()}"])))
+
+        out = (out or Path("runs/report")).expanduser()
+        given = {"data": source} if kind in (".h5ad", ".zarr") else {"organ": source}
+        page = study.report(
+            out,
+            overwrite=overwrite,
+            **given,
+            models=models,
+            profile=profile,
+            seed=seed,
+            max_epochs=max_epochs,
+            layer=layer,
+            use_raw=use_raw,
+            batch_key=batch_key,
+            n_genes=_number_or_name(n_genes),
+            keep_genes=keep_genes,
+            label_key=_or_none(label_key),
+            unlabelled=unlabelled,
+            gene_space=_or_none(gene_space),
+        )
+        frame = pd.read_csv(out / "table.csv", index_col="model")
+        files = sorted(p for p in out.iterdir() if p.is_file() and not p.name.startswith("."))
+        said.append(
+            (
+                {"page": page, "table": frame.to_dict("index"), "files": files},
+                "\n".join(
+                    [
+                        "",
+                        study.show_table(frame).T.to_string(),
+                        "",
+                        *(p.as_posix() for p in files),
+                        f"\nopen {page.as_posix()}",
+                    ]
+                ),
+            )
+        )
 
 # %% ../nbs/15_command_line.ipynb #command-tables
 @app.command()
 @ends_well
-def tables(folder: Path = typer.Argument(help="The folder of a study, FOLDER/<organ>/<model>-seed<seed>; or of one organ, as fit leaves it."),
-           overwrite: bool = flag("--overwrite", "Replace files of these names that were not written here before."),
-           as_json: bool = JSON):
-    """Tables 1 and 2 and Figures 1 and 2 of all organs in a folder, those of the paper beside its numbers; trains nothing.
+def tables(
+    folder: Path = typer.Argument(
+        help=(
+            "The folder of a study, FOLDER/<organ>/<model>-seed<seed>; or of one organ, as fit"
+            " leaves it."
+        )
+    ),
+    overwrite: bool = flag(
+        "--overwrite", "Replace files of these names that were not written here before."
+    ),
+    as_json: bool = JSON,
+):
+    """Tables 1 and 2 and Figures 1 and 2 of all organs in a folder, those of the paper beside its
+    numbers; trains nothing.
 
     \b
     vampsc tables runs/quick
     """
     from vampsc import tables
+
     with told(as_json) as said:
         page = tables.make(folder, overwrite=overwrite)
         said.append(({"page": page}, f"open {page.as_posix()}"))
@@ -413,19 +718,43 @@ def tables(folder: Path = typer.Argument(help="The folder of a study, FOLDER/<or
 # %% ../nbs/15_command_line.ipynb #command-beyond
 @app.command()
 @ends_well
-def beyond(question: str = typer.Argument(help="units, kl_weight, both, linear_decoder, active_units, pseudo_inputs or peers."),
-           organs: str = option("pancreas", "Data sets, with commas: organs, or .h5ad files of raw counts."),
-           out: Path = option(Path("runs/beyond"), "The folder for runs, tables and the page."),
-           seeds: str = option("0,1,2,3,4", "With commas; each decides split, weights, order and noise."),
-           profile: str = option(None, "quick, or paper for the paper's settings; the notebook has its own."),
-           label_key: str = option("auto", "Column of obs with cell types; auto: cell_type if there is one; none."),
-           n_genes: int = option(None, "Number of most variable genes to keep; the profile decides if not given."),
-           max_epochs: int = option(None, "Instead of the profile's."),
-           jobs: int = option(None, "Runs side by side, of one core each; as many as there are cores if not given."),
-           settings: list[str] = typer.Option([], "--set", help="NAME=VALUE of another parameter of the notebook, such as weights=1,1e-3; may be repeated."),
-           overwrite: bool = flag("--overwrite", "Replace files of these names that were not written here before."),
-           as_json: bool = JSON):
-    """One of the paper's open questions on your data: an executed notebook, a page, and the numbers of all runs.
+def beyond(
+    question: str = typer.Argument(
+        help="units, kl_weight, both, linear_decoder, active_units, pseudo_inputs or peers."
+    ),
+    organs: str = option(
+        "pancreas", "Data sets, with commas: organs, or .h5ad files of raw counts."
+    ),
+    out: Path = option(Path("runs/beyond"), "The folder for runs, tables and the page."),
+    seeds: str = option("0,1,2,3,4", "With commas; each decides split, weights, order and noise."),
+    profile: str = option(
+        None, "quick, or paper for the paper's settings; the notebook has its own."
+    ),
+    label_key: str = option(
+        "auto", "Column of obs with cell types; auto: cell_type if there is one; none."
+    ),
+    n_genes: int = option(
+        None, "Number of most variable genes to keep; the profile decides if not given."
+    ),
+    max_epochs: int = option(None, "Instead of the profile's."),
+    jobs: int = option(
+        None, "Runs side by side, of one core each; as many as there are cores if not given."
+    ),
+    settings: list[str] = typer.Option(
+        [],
+        "--set",
+        help=(
+            "NAME=VALUE of another parameter of the notebook, such as weights=1,1e-3; may be"
+            " repeated."
+        ),
+    ),
+    overwrite: bool = flag(
+        "--overwrite", "Replace files of these names that were not written here before."
+    ),
+    as_json: bool = JSON,
+):
+    """One of the paper's open questions on your data: an executed notebook, a page, and the numbers
+    of all runs.
 
     \b
     vampsc beyond kl_weight --organs pancreas,my.h5ad --set weights=1,1e-2,1e-4
@@ -433,28 +762,47 @@ def beyond(question: str = typer.Argument(help="units, kl_weight, both, linear_d
     Trains many models. Finished runs are reused; if it is stopped, the same command continues.
     """
     from vampsc import beyond
+
     more = dict(text.split("=", 1) if "=" in text else (text, None) for text in settings)
-    if empty := [name for name, value in more.items() if value is None]: raise ValueError(f"--set {empty[0]}: a value is missing, as in --set weights=1,1e-3.")
-    given = {name: value for name, value in dict(profile=profile, n_genes=n_genes, max_epochs=max_epochs, jobs=jobs).items() if value is not None}
-    if overwrite: given["overwrite"] = True
+    if empty := [name for name, value in more.items() if value is None]:
+        raise ValueError(f"--set {empty[0]}: a value is missing, as in --set weights=1,1e-3.")
+    given = {
+        name: value
+        for name, value in dict(
+            profile=profile, n_genes=n_genes, max_epochs=max_epochs, jobs=jobs
+        ).items()
+        if value is not None
+    }
+    if overwrite:
+        given["overwrite"] = True
     with told(as_json) as said:
-        page = beyond.make(question, out, organs=organs, seeds=seeds, label_key=_or_none(label_key), **given,
-                           **{name: int(value) if value.isdigit() else value for name, value in more.items()})
+        page = beyond.make(
+            question,
+            out,
+            organs=organs,
+            seeds=seeds,
+            label_key=_or_none(label_key),
+            **given,
+            **{name: int(value) if value.isdigit() else value for name, value in more.items()},
+        )
         said.append(({"page": page}, f"open {page.as_posix()}"))
 
 # %% ../nbs/15_command_line.ipynb #command-organs
 @organs_app.command("list")
 @ends_well
 def organs_list(as_json: bool = JSON):
-    """What can be loaded by name: the studies, how large they are, whether they have labels, how to get them.
+    """What can be loaded by name: the studies, how large they are, whether they have labels, how to
+    get them.
 
-    The name of an organ stands for its embedded study, or for those that the paper probably used (in paper: how sure we are, 0 to 1);
-    ORGAN:paper and ORGAN:all say it explicitly.
+    The name of an organ stands for its embedded study, or for those that the paper probably used
+    (in paper: how sure we are, 0 to 1); ORGAN:paper and ORGAN:all say it explicitly.
     """
     from vampsc import organs
+
     with told(as_json) as said:
         found = organs.table()
         said.append((found.to_dict("records"), _listed(found)))
+
 
 def _listed(found):
     shown = found.drop(columns="reference").rename(columns={"in_paper": "in paper"})
@@ -463,28 +811,53 @@ def _listed(found):
     shown["here"] = shown["here"].map({True: "yes", False: "-"})
     return shown.to_string(index=False)
 
+
 @organs_app.command("fetch")
 @ends_well
-def organs_fetch(name: str = typer.Argument(help="An organ, such as liver, liver:paper or liver:all; a study; several joined by +; or a file."),
-                 gene_space: str = option("auto", "auto, none, a name or a csv of genes."),
-                 as_json: bool = JSON):
+def organs_fetch(
+    name: str = typer.Argument(
+        help=(
+            "An organ, such as liver, liver:paper or liver:all; a study; several joined by +; or a"
+            " file."
+        )
+    ),
+    gene_space: str = option("auto", "auto, none, a name or a csv of genes."),
+    as_json: bool = JSON,
+):
     """Fetch an organ's studies and read them, so that all later commands find them here.
 
     \b
     vampsc organs fetch liver
 
-    Files lie in the user's cache, or where VAMPSC_CACHE says. What was interrupted goes on with the same command.
+    Files lie in the user's cache, or where VAMPSC_CACHE says. What was interrupted goes on with the
+    same command.
     """
     from vampsc import organs
+
     with told(as_json) as said:
         adata = organs.load(name, gene_space=_or_none(gene_space))
         about = organs.describe(name, adata)
         lines = [f"{study}: {n:,} cells" for study, n in about["studies"].items()]
-        said.append((about, "\n".join([*lines, f"{about['title']}: {about['n_cells']:,} cells x {about['n_genes']:,} genes, "
-                                       f"{about['n_labelled']:,} of them labelled with {about['cell_types']} cell types"])))
+        said.append(
+            (
+                about,
+                "\n".join(
+                    [
+                        *lines,
+                        (
+                            f"{about['title']}: {about['n_cells']:,} cells x {about['n_genes']:,}"
+                            f" genes, {about['n_labelled']:,} of them labelled with"
+                            f" {about['cell_types']} cell types"
+                        ),
+                    ]
+                ),
+            )
+        )
+
 
 @organs_app.callback()
-def organs_callback(): pass
+def organs_callback():
+    pass
 
 # %% ../nbs/15_command_line.ipynb #main
 def main():

@@ -9,14 +9,43 @@ __all__ = ['LEAVE_OUT', 'FAULTS', 'ELSEWHERE', 'counts_matrix', 'Counts', 'as_co
            'split_cells', 'check_split', 'Batches']
 
 # %% ../nbs/01_counts.ipynb #imports
-import contextlib, copy, functools, math, operator, warnings, zlib
+import contextlib
+import copy
+import functools
+import math
+import operator
+import warnings
+import zlib
 from dataclasses import dataclass
-import keras, numpy as np, pandas as pd
+
+import keras
+import numpy as np
+import pandas as pd
 from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
-from .genes import (KNOWN, NO_GENE, DamagedError, GeneSpaceError, check_indices, check_places, compressed, csr_float32,
-                          layer_names, listed, mapping, matrix_of, native, native_sparse, pointers_of, project, raw_of, resolve,
-                          values_of, with_counts)
+
+from vampsc.genes import (
+    KNOWN,
+    NO_GENE,
+    DamagedError,
+    GeneSpaceError,
+    check_indices,
+    check_places,
+    compressed,
+    csr_float32,
+    layer_names,
+    listed,
+    mapping,
+    matrix_of,
+    native,
+    native_sparse,
+    pointers_of,
+    project,
+    raw_of,
+    resolve,
+    values_of,
+    with_counts,
+)
 from .kernels import _jit, dense_rows, row_reader
 
 # %% ../nbs/01_counts.ipynb #counts-matrix
@@ -25,12 +54,14 @@ def counts_matrix(adata, layer=None):
 
     Parameters
     ----------
-    adata : AnnData (cells, genes); X dense or sparse, integer or float, in memory, a view, or backed by a file.
+    adata : AnnData (cells, genes); X dense or sparse, integer or float, in memory, a view, or
+        backed by a file.
     layer : name of the layer that holds the counts; X if None.
 
     Returns
     -------
-    scipy.sparse.csr_matrix (cells, genes), float32, sorted indices. Shares memory with adata where possible.
+    scipy.sparse.csr_matrix (cells, genes), float32, sorted indices. Shares memory with adata where
+    possible.
 
     Raises
     ------
@@ -40,33 +71,42 @@ def counts_matrix(adata, layer=None):
 
 # %% ../nbs/01_counts.ipynb #counts
 class Counts:
-    """Counts of cells on the genes of a model, read where they lie, in memory or in a file; nothing is copied.
+    """Counts of cells on the genes of a model, read where they lie, in memory or in a file; nothing
+    is copied.
 
     Parameters
     ----------
-    X : (cells, genes of the data) counts of any layout. Sparse rows or a dense matrix of a whole backed AnnData stay in their
-        file; what is not CSR float32 in memory becomes so, and what is, is used as it is: keep it unchanged.
-    where : the place of each gene of the data among n_genes, or -1; several that share a place are added up. genes.NO_GENE for a
-        feature that is no gene, whose counts are not looked at. None: the data's genes, in their order.
+    X : (cells, genes of the data) counts of any layout. Sparse rows or a dense matrix of a whole
+        backed AnnData stay in their file; what is not CSR float32 in memory becomes so, and what
+        is, is used as it is: keep it unchanged.
+    where : the place of each gene of the data among n_genes, or -1; several that share a place are
+        added up. genes.NO_GENE for a feature that is no gene, whose counts are not looked at. None:
+        the data's genes, in their order.
 
-    `counts[cells]` is CSR float32, `counts.dense(cells)` a dense float32 array, both (cells, genes); cells are positions.
-    `len(counts)` is the number of cells, `counts.totals` the sum of each, `counts.columns(which)` the same cells on fewer genes.
+    `counts[cells]` is CSR float32, `counts.dense(cells)` a dense float32 array, both (cells,
+    genes); cells are positions. `len(counts)` is the number of cells, `counts.totals` the sum of
+    each, `counts.columns(which)` the same cells on fewer genes.
 
     Raises
     ------
-    CountsError : a sparse matrix whose pointers or indices cannot be right, as `genes.check_sparse`. Of one in a file,
-        the indices are looked at when cells are read.
+    CountsError : a sparse matrix whose pointers or indices cannot be right, as
+        `genes.check_sparse`. Of one in a file, the indices are looked at when cells are read.
     """
-    share = float("nan")              # of the data's counts, how much has a place; known after check_counts
-    seen = None                       # a mark of the values that check_counts saw
-    own_names = None                  # what the data call a model's genes
-    columns_of = None                 # the model's gene in each column of the data, or -1
-    column_names = None               # of these columns
-    names, batch = None, None         # of the cells; (the code of each cell's batch, how many batches there are)
+
+    # of the data's counts, how much has a place; known after check_counts
+    share = float("nan")
+    seen = None  # a mark of the values that check_counts saw
+    own_names = None  # what the data call a model's genes
+    columns_of = None  # the model's gene in each column of the data, or -1
+    column_names = None  # of these columns
+    names = None  # of the cells; (the code of each cell's batch, how many batches there are)
+    batch = None
 
     def __init__(self, X, where=None, n_genes=None):
-        try: self.source = _in_file(X) or _InMemory(X)
-        except DamagedError as error: raise CountsError(str(error)) from None
+        try:
+            self.source = _in_file(X) or _InMemory(X)
+        except DamagedError as error:
+            raise CountsError(str(error)) from None
         width = self.source.shape[1]
         where = np.arange(width) if where is None else np.asarray(where)
         self.shape = self.source.shape[0], width if n_genes is None else int(n_genes)
@@ -74,29 +114,41 @@ class Counts:
         self.no_gene = where == NO_GENE
         self.where = np.maximum(where, -1).astype("int32")
 
-    def __len__(self): return self.shape[0]
+    def __len__(self):
+        return self.shape[0]
+
     @property
     def nnz(self):
         "How many values are stored: of a sparse matrix the non-zeros, of a dense one all."
         return self.source.nnz
-    def __repr__(self): return f"Counts: {self.shape[0]:,} cells x {self.shape[1]:,} genes, {self.source.place}"
 
-    def __getitem__(self, cells): return self.placed(self.source.rows(cells))
+    def __repr__(self):
+        return f"Counts: {self.shape[0]:,} cells x {self.shape[1]:,} genes, {self.source.place}"
+
+    def __getitem__(self, cells):
+        return self.placed(self.source.rows(cells))
+
     def placed(self, rows):
         "CSR rows (cells, genes of the data) on the genes of the model: (cells, genes)."
         return rows if self.same else project(rows, self.where, self.shape[1])
 
     def one_hot(self, cells):
         "The batches of these cells, float32 (cells, batches), or None where no batches are known."
-        return None if self.batch is None else np.eye(self.batch[1], dtype="float32")[self.batch[0][cells]]
+        return (
+            None
+            if self.batch is None
+            else np.eye(self.batch[1], dtype="float32")[self.batch[0][cells]]
+        )
 
     def dense(self, cells):
         "These cells (positions, a slice or a mask) as a dense float32 array (cells, genes)."
         return dense_rows(*self.source.parts(self.everyone[cells]), self.where, self.shape[1])
+
     @functools.cached_property
     def everyone(self):
         "The positions of all cells, (cells,)."
         return np.arange(len(self))
+
     def toarray(self):
         "All cells as a dense float32 array (cells, genes)."
         return self[:].toarray()
@@ -104,17 +156,24 @@ class Counts:
     def columns(self, which):
         "The same cells on fewer genes: positions of the genes to keep, in order."
         which = np.arange(self.shape[1])[which]
-        place = np.full(self.shape[1] + 1, -1)                                # the last entry answers for -1
+        # the last entry answers for -1
+        place = np.full(self.shape[1] + 1, -1)
         place[which] = np.arange(len(which))
         fewer = copy.copy(self)
-        fewer.where, fewer.shape, fewer.same = place[self.where].astype("int32"), (len(self), len(which)), False
-        for name in ("totals", "on_device"): fewer.__dict__.pop(name, None)   # they are of all genes
+        fewer.where = place[self.where].astype("int32")
+        fewer.shape = (len(self), len(which))
+        fewer.same = False
+        # they are of all genes
+        for name in ("totals", "on_device"):
+            fewer.__dict__.pop(name, None)
         return fewer
 
     def blocks(self, cells=4096):
-        """So many cells after so many: (position of the first, CSR of the data's genes, CSR of those with a place).
+        """So many cells after so many: (position of the first, CSR of the data's genes, CSR of
+        those with a place).
 
-        In the second, columns are places; where several genes share one, its entries are not added up yet.
+        In the second, columns are places; where several genes share one, its entries are not added
+        up yet.
         """
         for start in range(0, len(self), cells):
             rows = self.source.rows(slice(start, start + cells))
@@ -123,14 +182,20 @@ class Counts:
     def _kept(self, rows):
         "The entries of rows that have a place, there."
         place = self.where[rows.indices]
-        values, indptr, has = rows.data, rows.indptr, place >= 0
+        values = rows.data
+        indptr = rows.indptr
+        has = place >= 0
         if not has.all():
             indptr = np.concatenate([[0], np.cumsum(has)])[indptr]
-            values, place = values[has], place[has]
+            values = values[has]
+            place = place[has]
         return sparse.csr_matrix((values, place, indptr), shape=(rows.shape[0], self.shape[1]))
 
     def changed(self):
-        "Are these no longer the values that check_counts saw? In memory they are the data's own, which others can change."
+        """Are these no longer the values that check_counts saw?
+
+        In memory they are the data's own, which others can change.
+        """
         return self.seen is not None and self.seen != self.source.mark()
 
     @functools.cached_property
@@ -138,9 +203,11 @@ class Counts:
         "The sum of each cell's counts, float64 (cells,)."
         return np.concatenate([[], *(cell_totals(kept) for _, _, kept in self.blocks())])
 
+
 def as_counts(X):
     "X as Counts: a matrix of any layout (cells, genes), or Counts as they are."
     return X if isinstance(X, Counts) else Counts(X)
+
 
 def cell_totals(csr):
     "The sum of each row of a sparse matrix (cells, genes), float64 (cells,): the library sizes."
@@ -149,94 +216,153 @@ def cell_totals(csr):
 # %% ../nbs/01_counts.ipynb #sources
 class _InMemory:
     "Rows of a CSR matrix."
-    place = "in memory"
-    def __init__(self, X):
-        if sparse.issparse(X): X = native_sparse(X)
-        if isinstance(X, CSCDataset):
-            with _read_from(X.group): X = csr_float32(X)
-        ready = sparse.issparse(X) and X.format == "csr" and X.dtype == np.float32           # in whatever order its entries are
-        self.csr = X if ready else csr_float32(X)
-        self.shape, self.nnz = self.csr.shape, self.csr.nnz
 
-    def rows(self, cells): return csr_float32(self.csr if isinstance(cells, slice) and cells == slice(None) else self.csr[cells])
-    def parts(self, cells): return self.csr.data, self.csr.indices, self.csr.indptr, cells
+    place = "in memory"
+
+    def __init__(self, X):
+        if sparse.issparse(X):
+            X = native_sparse(X)
+        if isinstance(X, CSCDataset):
+            with _read_from(X.group):
+                X = csr_float32(X)
+        # in whatever order its entries are
+        ready = sparse.issparse(X) and X.format == "csr" and X.dtype == np.float32
+        self.csr = X if ready else csr_float32(X)
+        self.shape = self.csr.shape
+        self.nnz = self.csr.nnz
+
+    def rows(self, cells):
+        return csr_float32(
+            self.csr if isinstance(cells, slice) and cells == slice(None) else self.csr[cells]
+        )
+
+    def parts(self, cells):
+        return self.csr.data, self.csr.indices, self.csr.indptr, cells
+
     def mark(self):
         data = self.csr.data
-        return len(data), float(data[::len(data) // 10_000 + 1].sum(dtype="float64"))
+        return len(data), float(data[:: len(data) // 10_000 + 1].sum(dtype="float64"))
+
 
 class _SparseFile:
     "Rows of a CSR matrix in an h5ad or zarr file."
+
     def __init__(self, X):
         _check_open(X.group)
-        self.shape, self.data, self.indices = X.shape, X.group["data"], X.group["indices"]
-        with _read_from(X.group): self.indptr = pointers_of(X)
-        self.nnz, self.place = int(self.indptr[-1]), "in a file"
+        self.shape = X.shape
+        self.data = X.group["data"]
+        self.indices = X.group["indices"]
+        with _read_from(X.group):
+            self.indptr = pointers_of(X)
+        self.nnz = int(self.indptr[-1])
+        self.place = "in a file"
 
     def parts(self, cells):
-        "data, indices and indptr of these cells, each read once and in the file's order, and where each cell is among them."
+        """data, indices and indptr of these cells, each read once and in the file's order, and
+        where each cell is among them.
+        """
         rows, back = np.unique(cells, return_inverse=True)
         runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1) if len(rows) else []
-        def read(values): return native(np.concatenate([values[self.indptr[r[0]]:self.indptr[r[-1] + 1]] for r in runs] or [values[:0]]))
+
+        def read(values):
+            return native(
+                np.concatenate(
+                    [values[self.indptr[r[0]] : self.indptr[r[-1] + 1]] for r in runs]
+                    or [values[:0]]
+                )
+            )
+
         lengths = self.indptr[rows + 1] - self.indptr[rows]
         with _read_from(self.data):
-            data, indices = read(self.data), read(self.indices)
+            data = read(self.data)
+            indices = read(self.indices)
             check_indices(indices, self.shape[1])
         return data, indices, np.concatenate([[0], np.cumsum(lengths)]), back
 
-    def mark(self): return self.nnz
+    def mark(self):
+        return self.nnz
 
     def rows(self, cells):
         data, indices, indptr, back = self.parts(np.arange(self.shape[0])[cells])
-        csr = csr_float32(compressed(data, indices, indptr, "csr", (len(indptr) - 1, self.shape[1])))
+        csr = csr_float32(
+            compressed(data, indices, indptr, "csr", (len(indptr) - 1, self.shape[1]))
+        )
         return csr if np.array_equal(back, np.arange(len(indptr) - 1)) else csr[back]
+
 
 class _DenseFile:
     "Rows of a dense matrix in an h5ad or zarr file."
+
     place = "in a file"
-    def __init__(self, X): self.X, self.shape, self.nnz = X, X.shape, math.prod(X.shape)
+
+    def __init__(self, X):
+        self.X, self.shape, self.nnz = X, X.shape, math.prod(X.shape)
 
     def rows(self, cells):
         rows, back = np.unique(np.arange(self.shape[0])[cells], return_inverse=True)
-        with _read_from(self.X): values = self.X[rows]
+        with _read_from(self.X):
+            values = self.X[rows]
         return csr_float32(values)[back]
 
     def parts(self, cells):
         csr = self.rows(cells)
         return csr.data, csr.indices, csr.indptr, np.arange(len(cells))
 
-    def mark(self): return self.nnz
+    def mark(self):
+        return self.nnz
+
 
 def _check_open(dataset):
-    "Raise OSError if the h5ad file of these counts was closed; h5py itself would not say which file."
+    """Raise OSError if the h5ad file of these counts was closed; h5py itself would not say which
+    file.
+    """
     if type(dataset).__module__.startswith("h5py") and not dataset:
-        raise OSError("the h5ad file of these counts was closed: read it again with backed='r' and hand the cells in with adata=")
+        raise OSError(
+            "the h5ad file of these counts was closed: read it again with backed='r' and hand the"
+            " cells in with adata="
+        )
+
 
 _UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, zlib.error)
 
+
 @contextlib.contextmanager
 def _read_from(node):
-    "Whatever goes wrong while an array of an h5ad or zarr file is read, as a CountsError that names the file."
+    """Whatever goes wrong while an array of an h5ad or zarr file is read, as a CountsError that
+    names the file.
+    """
     _check_open(node)
-    try: yield
+    try:
+        yield
     except _UNREADABLE as error:
         place = node.file.filename if hasattr(node, "file") else getattr(node, "store_path", node)
         why = (str(error) or type(error).__name__).splitlines()[0]
-        if not isinstance(error, DamagedError): why = f"the file is damaged ({why}); get another copy of it"
+        if not isinstance(error, DamagedError):
+            why = f"the file is damaged ({why}); get another copy of it"
         raise CountsError(f"{place}, {node.name}: {why}") from None
+
 
 def _in_file(X):
     "A source for what lies in a file and can be read by rows, else None."
-    if isinstance(X, CSRDataset): return _SparseFile(X)
-    return _DenseFile(X) if type(X).__module__.split(".")[0] in ("h5py", "zarr") and len(X.shape) == 2 else None
+    if isinstance(X, CSRDataset):
+        return _SparseFile(X)
+    return (
+        _DenseFile(X)
+        if type(X).__module__.split(".")[0] in ("h5py", "zarr") and len(X.shape) == 2
+        else None
+    )
 
 # %% ../nbs/01_counts.ipynb #counts-of
 def counts_of(adata, space, layer=None):
-    """The counts of an AnnData on the genes of a GeneSpace, in place and unchecked: (Counts, MappingReport).
+    """The counts of an AnnData on the genes of a GeneSpace, in place and unchecked: (Counts,
+    MappingReport).
 
-    adata : AnnData (cells, genes of the data). space : GeneSpace. layer : the counts are there; in X if None.
+    adata : AnnData (cells, genes of the data). space : GeneSpace. layer : the counts are there; in
+        X if None.
 
-    Raises GeneSpaceError as `mapping`, or where there is no such layer. The report's share_of_counts is left open (NaN), as no
-    value is looked at; after `check_counts` it is the Counts' share.
+    Raises GeneSpaceError as `mapping`, or where there is no such layer. The report's
+    share_of_counts is left open (NaN), as no value is looked at; after `check_counts` it is the
+    Counts' share.
     """
     where, report = mapping(space, adata)
     return Counts(values_of(adata, layer), where, len(space)), report
@@ -245,49 +371,78 @@ def counts_of(adata, space, layer=None):
 class CountsError(ValueError):
     "A matrix that does not hold counts, or cells and genes that cannot be used."
 
+
 class EmptyCellsError(CountsError):
     "Cells without a count in the genes that are used; `cells` holds their positions (cells,)."
+
     def __init__(self, message, cells=()):
         super().__init__(message)
         self.cells = np.asarray(cells, int)
 
+
 LEAVE_OUT = "leave them out, as in X[np.asarray(X.sum(1)).ravel() > 0]"
 
+
 def _first(X, bad, cells, genes, start=0):
-    "Which entry of X.data is the first bad one: 'cell c, gene g'; start is the position of X's first cell."
+    """Which entry of X.data is the first bad one: 'cell c, gene g'; start is the position of X's
+    first cell.
+    """
     at = int(np.flatnonzero(bad)[0])
-    i, j = start + int(np.searchsorted(X.indptr, at, side="right")) - 1, int(X.indices[at])
-    return f"cell {cells[i] if cells is not None else i}, gene {genes[j] if genes is not None else j}"
+    i = start + int(np.searchsorted(X.indptr, at, side="right")) - 1
+    j = int(X.indices[at])
+    return (
+        f"cell {cells[i] if cells is not None else i}, gene {genes[j] if genes is not None else j}"
+    )
 
 # %% ../nbs/01_counts.ipynb #check-values
-FAULTS = ((np.isnan, "NaN", "replace them, e.g. by 0, if you know why they are there"),
-          (np.isinf, "infinite (or too large for float32)", "these are no counts: go back to the raw data"),
-          (lambda v: v < 0, "negative", "these look like scaled data or residuals: pass raw counts, {}"))
+FAULTS = (
+    (np.isnan, "NaN", "replace them, e.g. by 0, if you know why they are there"),
+    (
+        np.isinf,
+        "infinite (or too large for float32)",
+        "these are no counts: go back to the raw data",
+    ),
+    (lambda v: v < 0, "negative", "these look like scaled data or residuals: pass raw counts, {}"),
+)
 ELSEWHERE = "e.g. layer='counts' or use_raw=True"
 
+
 def _check_values(X, low, high, cells, genes, elsewhere):
-    "Raise CountsError for NaN, infinite and negative values; low and high are the smallest and the largest."
-    if low >= 0 and np.isfinite(high): return
+    """Raise CountsError for NaN, infinite and negative values; low and high are the smallest and
+    the largest.
+    """
+    if low >= 0 and np.isfinite(high):
+        return
     for test, name, remedy in FAULTS:
-        number, first = 0, None
+        number = 0
+        first = None
         for start, _, kept in X.blocks():
             bad = test(kept.data)
-            if bad.any() and first is None: first = _first(kept, bad, cells, genes, start)
+            if bad.any() and first is None:
+                first = _first(kept, bad, cells, genes, start)
             number += int(bad.sum())
-        if number: raise CountsError(f"{number:,} values are {name} (first: {first}); {remedy.format(elsewhere())}")
+        if number:
+            raise CountsError(
+                f"{number:,} values are {name} (first: {first}); {remedy.format(elsewhere())}"
+            )
 
 # %% ../nbs/01_counts.ipynb #multiples
 def _share_of_multiples(X, f, rows=200):
-    """Share of the non-zeros of up to `rows` cells for which f(x) is a multiple of its cell's smallest f(x).
+    """Share of the non-zeros of up to `rows` cells for which f(x) is a multiple of its cell's
+    smallest f(x).
 
-    The smallest itself, and what is over 100 times as large, would always count as a multiple: left out.
+    The smallest itself, and what is over 100 times as large, would always count as a multiple: left
+    out.
     """
     hits = total = 0
     for i in np.linspace(0, X.shape[0] - 1, min(rows, X.shape[0])).astype(int):
-        x = X.data[X.indptr[i]:X.indptr[i + 1]].astype("float64")
+        x = X.data[X.indptr[i] : X.indptr[i + 1]].astype("float64")
         x = x[x > 0]
-        if not len(x): continue
-        with np.errstate(over="ignore", invalid="ignore"): ratio = f(x) / f(x.min())      # f may be infinite
+        if not len(x):
+            continue
+        # f may be infinite
+        with np.errstate(over="ignore", invalid="ignore"):
+            ratio = f(x) / f(x.min())
         ratio = ratio[(ratio > 1) & (ratio < 100)]
         hits += np.sum(np.abs(ratio - np.round(ratio)) < 1e-3 * ratio)
         total += len(ratio)
@@ -295,69 +450,104 @@ def _share_of_multiples(X, f, rows=200):
 
 # %% ../nbs/01_counts.ipynb #guess-scale
 def _scale_of(X, fraction, high):
-    """What values that are not all whole numbers are: "log", "scaled", or "counts" (estimates of counts).
+    """What values that are not all whole numbers are: "log", "scaled", or "counts" (estimates of
+    counts).
 
     fraction : share of the non-zero values that are not whole. high : the largest.
     """
-    multiples = {name: _share_of_multiples(X, f) for name, f in
-                 (("x", lambda x: x), ("e", np.expm1), ("2", lambda x: np.exp2(x) - 1))}
-    if multiples["x"] > 0.98: return "scaled"
-    if max(multiples["e"], multiples["2"]) > 0.98: return "log"
-    # Logarithms of no such structure (TPM, imputed, batch-corrected): hardly a whole number, none large.
+    multiples = {
+        name: _share_of_multiples(X, f)
+        for name, f in (("x", lambda x: x), ("e", np.expm1), ("2", lambda x: np.exp2(x) - 1))
+    }
+    if multiples["x"] > 0.98:
+        return "scaled"
+    if max(multiples["e"], multiples["2"]) > 0.98:
+        return "log"
+    # Logarithms of no such structure (TPM, imputed, batch-corrected): hardly a whole number, none
+    # large.
     return "log" if fraction > 0.5 and high < 20 else "counts"
 
 # %% ../nbs/01_counts.ipynb #check-whole
 def _check_whole(X, broken, nonzero, high, elsewhere):
-    "Raise CountsError for log-transformed values; warn once of other values that are not whole numbers."
-    if not broken: return
+    """Raise CountsError for log-transformed values; warn once of other values that are not whole
+    numbers.
+    """
+    if not broken:
+        return
     some = X[np.unique(np.linspace(0, len(X) - 1, 200).astype(int))]
-    fraction, scale = broken / nonzero, _scale_of(some, broken / nonzero, high)
+    fraction = broken / nonzero
+    scale = _scale_of(some, broken / nonzero, high)
     found = f"{fraction:.1%} of the non-zero values are not whole numbers"
     if scale == "log":
-        raise CountsError(f"the values look log-transformed ({found}, the largest is {high:.4g}); "
-                          f"pass raw counts, {elsewhere()} (if these are estimates of counts, round them)")
-    hint = f"normalised counts; raw counts are better, {elsewhere()}" if scale == "scaled" else "estimated or corrected counts"
+        raise CountsError(
+            f"the values look log-transformed ({found}, the largest is {high:.4g}); "
+            f"pass raw counts, {elsewhere()} (if these are estimates of counts, round them)"
+        )
+    hint = (
+        f"normalised counts; raw counts are better, {elsewhere()}"
+        if scale == "scaled"
+        else "estimated or corrected counts"
+    )
     warnings.warn(f"{found}: these look like {hint}. They are used as they are.", stacklevel=3)
+
 
 def _check_exact(high):
     "Warn of counts that single precision rounds."
     if high >= 2**24:
-        warnings.warn(f"the largest value is {high:,.0f}: whole numbers above {2**24:,} are rounded to single precision. Are these "
-                      "counts of molecules?", stacklevel=3)
+        warnings.warn(
+            f"the largest value is {high:,.0f}: whole numbers above {2**24:,} are rounded to single"
+            " precision. Are these counts of molecules?",
+            stacklevel=3,
+        )
 
 # %% ../nbs/01_counts.ipynb #add-cells
 @_jit()
 def _add_cells(indices, values, found):
-    "Add to found (genes,) in how many cells each gene has a count; the indices were checked before."
-    for k in range(len(indices)): found[indices[k]] += values[k] != 0
+    """Add to found (genes,) in how many cells each gene has a count; the indices were checked
+    before.
+    """
+    for k in range(len(indices)):
+        found[indices[k]] += values[k] != 0
 
 # %% ../nbs/01_counts.ipynb #check-counts
 def _looked_through(X):
     """Smallest and largest value, how many are not whole and how many not zero.
 
-    The Counts then know their totals, their share of the data's counts, and in how many cells each gene has one.
+    The Counts then know their totals, their share of the data's counts, and in how many cells each
+    gene has one.
     """
-    found, totals, everything, X.cells_with = [], [], 0.0, np.zeros(len(X.where), int)
+    found = []
+    totals = []
+    everything = 0.0
+    X.cells_with = np.zeros(len(X.where), int)
     for _, rows, kept in X.blocks():
         v = kept.data
-        with np.errstate(invalid="ignore"): broken = np.count_nonzero(v != np.floor(v))
+        with np.errstate(invalid="ignore"):
+            broken = np.count_nonzero(v != np.floor(v))
         found.append((v.min(initial=0), v.max(initial=0), broken, np.count_nonzero(v)))
         totals.append(cell_totals(kept))
         _add_cells(rows.indices, rows.data, X.cells_with)
-        everything += _finite_sum(_of_genes(X, rows)) if len(v) < len(rows.data) else totals[-1].sum()
+        everything += (
+            _finite_sum(_of_genes(X, rows)) if len(v) < len(rows.data) else totals[-1].sum()
+        )
     X.totals, X.seen = np.concatenate(totals), X.source.mark()
-    with np.errstate(invalid="ignore"): X.share = float(X.totals.sum() / everything) if everything else 1.0
+    with np.errstate(invalid="ignore"):
+        X.share = float(X.totals.sum() / everything) if everything else 1.0
     low, high, broken, nonzero = np.array(found).T
     return low.min(), high.max(), int(broken.sum()), int(nonzero.sum())
+
 
 def _of_genes(X, rows):
     "The values of some rows, without those of features that are no genes."
     return rows.data[~X.no_gene[rows.indices]] if X.no_gene.any() else rows.data
 
+
 def _finite_sum(values):
     "The sum of the values, without those that are not finite."
-    with np.errstate(invalid="ignore"): total = values.sum(dtype="float64")
+    with np.errstate(invalid="ignore"):
+        total = values.sum(dtype="float64")
     return total if np.isfinite(total) else values.sum(dtype="float64", where=np.isfinite(values))
+
 
 def check_counts(X, names=None, genes=None, elsewhere=lambda: ELSEWHERE, leave_out=LEAVE_OUT):
     """Check that a matrix holds counts of cells that can be used. Every value is looked at.
@@ -371,51 +561,77 @@ def check_counts(X, names=None, genes=None, elsewhere=lambda: ELSEWHERE, leave_o
 
     Raises
     ------
-    CountsError : no cells or genes, NaN, infinite, negative or log-transformed values. EmptyCellsError : cells without a count.
+    CountsError : no cells or genes, NaN, infinite, negative or log-transformed values.
+        EmptyCellsError : cells without a count.
 
     Warns
     -----
-    UserWarning : other values that are not whole numbers, with their share; values that single precision rounds.
+    UserWarning : other values that are not whole numbers, with their share; values that single
+        precision rounds.
     """
     X = as_counts(X)
-    if 0 in X.shape: raise CountsError(f"there are no counts in {X.shape[0]} cells x {X.shape[1]} genes")
+    if 0 in X.shape:
+        raise CountsError(f"there are no counts in {X.shape[0]} cells x {X.shape[1]} genes")
     low, high, broken, nonzero = _looked_through(X)
     _check_values(X, low, high, names, genes, elsewhere)
     _check_whole(X, broken, nonzero, high, elsewhere)
     _check_exact(high)
     _check_empty(X, names, leave_out)
 
+
 def _check_empty(X, names, leave_out):
     "Raise EmptyCellsError where cells have no count in the genes that are used."
     empty = np.flatnonzero(X.totals == 0)
-    if not len(empty): return
+    if not len(empty):
+        return
     first = listed(empty[:3] if names is None else (names[i] for i in empty[:3]))
-    raise EmptyCellsError(f"{len(empty):,} of {X.shape[0]:,} cells have no counts in the {X.shape[1]:,} genes used (first: {first}); {leave_out}", empty)
+    raise EmptyCellsError(
+        f"{len(empty):,} of {X.shape[0]:,} cells have no counts in the {X.shape[1]:,} genes used"
+        f" (first: {first}); {leave_out}",
+        empty,
+    )
 
 # %% ../nbs/01_counts.ipynb #where-counts-may-be
 def _whole(matrix):
     "Do the first 100 cells hold whole numbers, none negative and not all zero?"
     try:
         source = _in_file(matrix)
-        if sparse.issparse(matrix): matrix = native_sparse(matrix)
-        if isinstance(matrix, CSCDataset): matrix = csr_float32(matrix)
+        if sparse.issparse(matrix):
+            matrix = native_sparse(matrix)
+        if isinstance(matrix, CSCDataset):
+            matrix = csr_float32(matrix)
         v = (source.rows(slice(100)) if source else csr_float32(matrix[:100])).data
-    except (GeneSpaceError, CountsError): return False
-    return bool(len(v) and v.min() >= 0 and v.max() > 0 and np.isfinite(v).all() and (v == np.floor(v)).all())
+    except (GeneSpaceError, CountsError):
+        return False
+    return bool(
+        len(v)
+        and v.min() >= 0
+        and v.max() > 0
+        and np.isfinite(v).all()
+        and (v == np.floor(v)).all()
+    )
+
 
 def where_counts_may_be(adata, layer=None, use_raw=False):
-    """Where else than in the place named by layer and use_raw an AnnData may hold raw counts, in words for a message.
+    """Where else than in the place named by layer and use_raw an AnnData may hold raw counts, in
+    words for a message.
 
     Told by whole numbers in its first 100 cells.
     """
-    places = {"adata.X (without layer= and use_raw=)": adata.X if layer is not None or use_raw else None,
-              "adata.raw (use_raw=True)": adata.raw.X if adata.raw is not None and not use_raw else None,
-              **{f"layer={name!r}": adata.layers[name] for name in layer_names(adata) if name != layer}}
+    places = {
+        "adata.X (without layer= and use_raw=)": adata.X if layer is not None or use_raw else None,
+        "adata.raw (use_raw=True)": adata.raw.X if adata.raw is not None and not use_raw else None,
+        **{f"layer={name!r}": adata.layers[name] for name in layer_names(adata) if name != layer},
+    }
     there = {place: matrix for place, matrix in places.items() if matrix is not None}
     whole = [place for place, matrix in there.items() if _whole(matrix)]
-    if whole: return f"which may be in {' or '.join(whole)}"
-    return f"which are not here: there are no whole numbers in {', '.join(there)} either" if there else \
-        "which are not here: adata has no other layers and no raw"
+    if whole:
+        return f"which may be in {' or '.join(whole)}"
+    return (
+        f"which are not here: there are no whole numbers in {', '.join(there)} either"
+        if there
+        else "which are not here: adata has no other layers and no raw"
+    )
 
 # %% ../nbs/01_counts.ipynb #checked-counts
 def checked_counts(adata, space, layer=None, use_raw=False, of_model=False):
@@ -425,9 +641,10 @@ def checked_counts(adata, space, layer=None, use_raw=False, of_model=False):
     ----------
     adata : AnnData (cells, genes).
     space : GeneSpace.
-    layer, use_raw : take the counts from this layer, or from adata.raw with its genes; from X if neither is given.
-    of_model : the genes are those of a model that is there. Which of them its own data had, bool (genes,), or True
-        for all.
+    layer, use_raw : take the counts from this layer, or from adata.raw with its genes; from X if
+        neither is given.
+    of_model : the genes are those of a model that is there. Which of them its own data had, bool
+        (genes,), or True for all.
 
     Returns
     -------
@@ -439,18 +656,28 @@ def checked_counts(adata, space, layer=None, use_raw=False, of_model=False):
 
     Warns
     -----
-    UserWarning : as `check_counts`; cell names that occur more than once; less than half of the counts are in the space, or of
-        a choice of genes less than half are in the data; any gene of a model is missing, with the share.
+    UserWarning : as `check_counts`; cell names that occur more than once; less than half of the
+        counts are in the space, or of a choice of genes less than half are in the data; any gene of
+        a model is missing, with the share.
     """
     check_places(layer, use_raw)
     data = raw_of(adata) if use_raw else adata
     X, report = counts_of(data, space, layer)
-    check_counts(X, data.obs_names, space.symbols, lambda: where_counts_may_be(adata, layer, use_raw),
-                 _leave_out(space, layer, use_raw, of_model is not False))
-    report = with_counts(report, np.where(X.no_gene, NO_GENE, X.where), X.cells_with, data.var_names, X.share)
+    check_counts(
+        X,
+        data.obs_names,
+        space.symbols,
+        lambda: where_counts_may_be(adata, layer, use_raw),
+        _leave_out(space, layer, use_raw, of_model is not False),
+    )
+    report = with_counts(
+        report, np.where(X.no_gene, NO_GENE, X.where), X.cells_with, data.var_names, X.share
+    )
     _warn_of_names(data.obs_names)
-    if of_model is False: _warn_of_genes(space, report)
-    else: _warn_of_missing(space, X, of_model)
+    if of_model is False:
+        _warn_of_genes(space, report)
+    else:
+        _warn_of_missing(space, X, of_model)
     return X, report
 
 # %% ../nbs/01_counts.ipynb #has-counts
@@ -460,7 +687,8 @@ def has_counts(adata, genes="auto", layer=None, use_raw=False):
     Parameters
     ----------
     adata : AnnData of raw counts (cells, genes).
-    genes : a model, with its layer and use_raw; or a gene space as models take it: "auto", None, a name, a path or a GeneSpace.
+    genes : a model, with its layer and use_raw; or a gene space as models take it: "auto", None, a
+        name, a path or a GeneSpace.
     layer, use_raw : take the counts from this layer, or from adata.raw; from X if neither is given.
 
     Returns
@@ -471,40 +699,64 @@ def has_counts(adata, genes="auto", layer=None, use_raw=False):
     ------
     GeneSpaceError : as `mapping`.
     """
-    if hasattr(genes, "genes"): return has_counts(adata, genes.genes, genes.layer, genes.use_raw)
+    if hasattr(genes, "genes"):
+        return has_counts(adata, genes.genes, genes.layer, genes.use_raw)
     check_places(layer, use_raw)
     data = raw_of(adata) if use_raw else adata
     X, _ = counts_of(data, resolve(genes, data), layer)
-    return X.totals != 0                                                   # NaN is not empty: it is for check_counts
+    # NaN is not empty: it is for check_counts
+    return X.totals != 0
+
 
 def _leave_out(space, layer, use_raw, of_model):
     "What to do about cells without a count in the genes of a space: a line that can be typed."
     place = ", use_raw=True" if use_raw else "" if layer is None else f", layer={layer!r}"
     own = space.name == "own genes"
-    if of_model: asked = "model"
-    elif own: asked = f"None{place}"
-    elif space.name in KNOWN: asked = f"{space.name!r}{place}"
-    else: asked = f"gene_space{place}"
+    if of_model:
+        asked = "model"
+    elif own:
+        asked = f"None{place}"
+    elif space.name in KNOWN:
+        asked = f"{space.name!r}{place}"
+    else:
+        asked = f"gene_space{place}"
     widen = "" if of_model or own else "; or keep more genes, with gene_space=None"
-    return f"leave them out with adata = adata[vampsc.counts.has_counts(adata, {asked})], on the command line with --drop-empty{widen}"
+    return (
+        f"leave them out with adata = adata[vampsc.counts.has_counts(adata, {asked})], on the"
+        f" command line with --drop-empty{widen}"
+    )
 
 # %% ../nbs/01_counts.ipynb #warn-of
 def _warn_of_names(names):
     "Warn of cell names that occur more than once."
-    if names.is_unique: return
+    if names.is_unique:
+        return
     twice = names[names.duplicated()].unique()
-    warnings.warn(f"names of cells that occur more than once: {len(twice):,} (first: {twice[0]}); cells are identified by their "
-                  "position, and adata.obs_names_make_unique() makes the names unique", stacklevel=3)
+    warnings.warn(
+        f"names of cells that occur more than once: {len(twice):,} (first: {twice[0]}); cells are"
+        " identified by their position, and adata.obs_names_make_unique() makes the names unique",
+        stacklevel=3,
+    )
+
 
 def _warn_of_genes(space, report):
-    "Warn where a mapping loses most of the counts, or finds few of the genes that were chosen for a model."
+    """Warn where a mapping loses most of the counts, or finds few of the genes that were chosen for
+    a model.
+    """
     there = report.n_space - report.missing
     if space.whole is None and report.share_of_counts < 0.5:
-        warnings.warn(f"only {report.share_of_counts:.1%} of the counts are in genes of {space.name}; in most cells of the others: "
-                      f"{listed(report.not_used)} (gene_space=None keeps all genes)", stacklevel=3)
+        warnings.warn(
+            f"only {report.share_of_counts:.1%} of the counts are in genes of {space.name}; in most"
+            f" cells of the others: {listed(report.not_used)} (gene_space=None keeps all genes)",
+            stacklevel=3,
+        )
     if (space.whole is not None or space.name == "own genes") and there < 0.5 * report.n_space:
-        warnings.warn(f"only {there:,} of the {report.n_space:,} genes of {space.name} are in the data: the others "
-                      "count as 0", stacklevel=3)
+        warnings.warn(
+            f"only {there:,} of the {report.n_space:,} genes of {space.name} are in the data: the"
+            " others count as 0",
+            stacklevel=3,
+        )
+
 
 def _warn_of_missing(space, X, known):
     """Say how many of a model's genes these Counts lack.
@@ -512,37 +764,58 @@ def _warn_of_missing(space, X, known):
     known : those that the model's own data had, bool (genes,), or True for all.
     """
     lost = ~np.isin(np.arange(len(space)), X.where) & known
-    if not lost.any(): return
+    if not lost.any():
+        return
     of = len(space) if known is True else int(known.sum())
     first = listed(space.symbols[lost][:3])
-    warnings.warn(f"the data lack {lost.sum():,} of the model's {of:,} genes, {lost.sum() / of:.1%} (first: {first}): "
-                  "they count as 0, which is not what the model has learnt", stacklevel=4)
+    warnings.warn(
+        f"the data lack {lost.sum():,} of the model's {of:,} genes, {lost.sum() / of:.1%} (first:"
+        f" {first}): they count as 0, which is not what the model has learnt",
+        stacklevel=4,
+    )
 
 # %% ../nbs/01_counts.ipynb #settings
 def whole_number(name, value, least=0):
     "value, of Python or numpy, as an int, or a CountsError that names it."
     is_flag = isinstance(value, (bool, np.bool_))
-    try: number = None if is_flag else operator.index(value)
-    except TypeError: number = None
+    try:
+        number = None if is_flag else operator.index(value)
+    except TypeError:
+        number = None
     if number is None or number < least:
         raise CountsError(f"{name} must be a whole number of at least {least}, not {value!r}")
     return number
 
+
 def real_number(name, value, least=None, above=None, below=None):
-    "value, of Python or numpy, as a finite float within its bounds, or a CountsError that names them."
+    """value, of Python or numpy, as a finite float within its bounds, or a CountsError that names
+    them.
+    """
     bounds = {"of at least": least, "above": above, "below": below}
-    words = " and ".join(f"{bound} {limit:g}" for bound, limit in bounds.items() if limit is not None)
-    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    words = " and ".join(
+        f"{bound} {limit:g}" for bound, limit in bounds.items() if limit is not None
+    )
+    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(
+        value, bool
+    )
     number = float(value) if is_number else math.nan
-    inside = (math.isfinite(number) and (least is None or number >= least) and (above is None or number > above)
-              and (below is None or number < below))
-    if not inside: raise CountsError(f"{name} must be a number {words}, not {value!r}")
+    inside = (
+        math.isfinite(number)
+        and (least is None or number >= least)
+        and (above is None or number > above)
+        and (below is None or number < below)
+    )
+    if not inside:
+        raise CountsError(f"{name} must be a number {words}, not {value!r}")
     return number
+
 
 def flag(name, value):
     "value, of Python or numpy, as a bool, or a CountsError that names it."
-    if not isinstance(value, (bool, np.bool_)): raise CountsError(f"{name} must be True or False, not {value!r}")
+    if not isinstance(value, (bool, np.bool_)):
+        raise CountsError(f"{name} must be True or False, not {value!r}")
     return bool(value)
+
 
 def choice(name, value, known):
     "value as a str, or a CountsError that names it and what is known."
@@ -550,109 +823,167 @@ def choice(name, value, known):
         raise CountsError(f"{name}={value!r} is not known; take one of {', '.join(known)}.")
     return str(value)
 
+
 def whole_numbers(name, values, least=1):
-    "values, a row of whole numbers (a tuple, list, array, range), as a tuple of ints, or a CountsError that names them."
+    """values, a row of whole numbers (a tuple, list, array, range), as a tuple of ints, or a
+    CountsError that names them.
+    """
     is_row = not isinstance(values, (str, bytes, dict, set, frozenset)) and np.iterable(values)
-    if not is_row: raise CountsError(f"{name} must be a tuple of whole numbers, such as (512, 256); got {values!r}")
+    if not is_row:
+        raise CountsError(
+            f"{name} must be a tuple of whole numbers, such as (512, 256); got {values!r}"
+        )
     return tuple(whole_number(f"each of {name}", value, least) for value in values)
 
+
 def column_name(name, key):
-    "key, the name of one column: a str, or the number by which it is called; or a CountsError that names it."
+    """key, the name of one column: a str, or the number by which it is called; or a CountsError
+    that names it.
+    """
     if isinstance(key, (str, int, np.integer)) and not isinstance(key, bool):
         return str(key) if isinstance(key, str) else int(key)
-    raise CountsError(f"{name} must be the name of one column, not {key!r}; several can be made one, as in "
-                      "adata.obs['both'] = adata.obs['one'].astype(str) + '-' + adata.obs['other'].astype(str)")
+    raise CountsError(
+        f"{name} must be the name of one column, not {key!r}; several can be made one, as in "
+        "adata.obs['both'] = adata.obs['one'].astype(str) + '-' + adata.obs['other'].astype(str)"
+    )
+
 
 def column_of(obs, key, what=""):
     """The column of that name.
 
-    obs : DataFrame (cells, columns). what : it is for, to say in a message. Raises CountsError where there is none, or
+    obs : DataFrame (cells, columns). what : it is for, to say in a message. Raises CountsError
+        where there is none, or
     several of that name.
     """
-    if key not in obs.columns: raise CountsError(f"obs has no column {key!r}{what}; there are {listed(obs.columns)}.")
+    if key not in obs.columns:
+        raise CountsError(f"obs has no column {key!r}{what}; there are {listed(obs.columns)}.")
     if obs[key].ndim > 1:
-        raise CountsError(f"{obs[key].shape[1]} columns of obs are called {key!r}; keep one, as in "
-                          "adata.obs = adata.obs.loc[:, ~adata.obs.columns.duplicated()]")
+        raise CountsError(
+            f"{obs[key].shape[1]} columns of obs are called {key!r}; keep one, as in "
+            "adata.obs = adata.obs.loc[:, ~adata.obs.columns.duplicated()]"
+        )
     return obs[key]
 
 # %% ../nbs/01_counts.ipynb #cell-positions
 def _mask_or_positions(indices, what="indices"):
-    "A mask of bool or an array of integers, (cells,), out of what a user may have: lists, ranges, pandas' arrays."
+    """A mask of bool or an array of integers, (cells,), out of what a user may have: lists, ranges,
+    pandas' arrays.
+    """
     if isinstance(indices, (set, frozenset, dict)):
         raise CountsError(f"{what} must be positions in an order, not a {type(indices).__name__}")
     cells = np.asarray(indices).reshape(-1)
-    if cells.dtype == object: cells = _mask_of_objects(cells)
-    if not len(cells): return np.arange(0)
-    if cells.dtype.kind in "biu": return cells
-    names = "; of names, adata.obs_names.get_indexer(names) gives the positions" if cells.dtype.kind in "OUST" else ""
-    raise CountsError(f"{what} must be positions of cells or a mask, not {cells.tolist()[0]!r} ({cells.dtype}){names}")
+    if cells.dtype == object:
+        cells = _mask_of_objects(cells)
+    if not len(cells):
+        return np.arange(0)
+    if cells.dtype.kind in "biu":
+        return cells
+    names = (
+        "; of names, adata.obs_names.get_indexer(names) gives the positions"
+        if cells.dtype.kind in "OUST"
+        else ""
+    )
+    raise CountsError(
+        f"{what} must be positions of cells or a mask, not {cells.tolist()[0]!r}"
+        f" ({cells.dtype}){names}"
+    )
+
 
 def _mask_of_objects(cells):
-    "A mask whose entries are objects as one of bool; CountsError where some are missing. Others as they are."
+    """A mask whose entries are objects as one of bool; CountsError where some are missing.
+
+    Others as they are.
+    """
     missing = np.array([value is None or value is pd.NA for value in cells])
-    if missing.all() or not all(isinstance(value, (bool, np.bool_)) for value in cells[~missing]): return cells
+    if missing.all() or not all(isinstance(value, (bool, np.bool_)) for value in cells[~missing]):
+        return cells
     if missing.any():
-        raise CountsError(f"{int(missing.sum()):,} of {len(cells):,} entries of the mask of cells are missing; say what they "
-                          "are, as in mask.fillna(False)")
+        raise CountsError(
+            f"{int(missing.sum()):,} of {len(cells):,} entries of the mask of cells are missing;"
+            " say what they are, as in mask.fillna(False)"
+        )
     return cells.astype(bool)
+
 
 def cell_positions(indices, n, what="indices"):
     """Positions of cells, an int array from 0 to n - 1.
 
-    indices : positions (from the end if negative), a mask of n entries, a slice, or None for all cells. what : to call them
+    indices : positions (from the end if negative), a mask of n entries, a slice, or None for all
+        cells. what : to call them
     in a message. Raises CountsError.
     """
-    if indices is None or isinstance(indices, slice): return np.arange(n)[indices or slice(None)]
+    if indices is None or isinstance(indices, slice):
+        return np.arange(n)[indices or slice(None)]
     cells = _mask_or_positions(indices, what)
-    if cells.dtype == bool and len(cells) != n: raise CountsError(f"a mask of cells needs {n:,} entries, not {len(cells):,}")
-    if cells.dtype == bool: return np.flatnonzero(cells)
+    if cells.dtype == bool and len(cells) != n:
+        raise CountsError(f"a mask of cells needs {n:,} entries, not {len(cells):,}")
+    if cells.dtype == bool:
+        return np.flatnonzero(cells)
     bad = (cells < -n) | (cells >= n)
     if bad.any():
-        raise CountsError(f"{int(bad.sum()):,} of {len(cells):,} {what} are out of range (first: {cells[bad][0]}): there are "
-                          f"{n:,} cells, 0 to {n - 1:,}")
+        raise CountsError(
+            f"{int(bad.sum()):,} of {len(cells):,} {what} are out of range (first:"
+            f" {cells[bad][0]}): there are {n:,} cells, 0 to {n - 1:,}"
+        )
     return cells.astype(int) % n
 
 # %% ../nbs/01_counts.ipynb #split
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Which cells are for training, validation and test: three sorted integer arrays (cells of the part,) of positions.
+    """Which cells are for training, validation and test: three sorted integer arrays (cells of the
+    part,) of positions.
 
-    Given as positions in any order and any kind of sequence, or as masks (cells,). Negative positions, from the end, become
-    others in `check_split`, which knows how many cells there are. CountsError for what is neither.
+    Given as positions in any order and any kind of sequence, or as masks (cells,). Negative
+    positions, from the end, become others in `check_split`, which knows how many cells there are.
+    CountsError for what is neither.
     """
+
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
-    n_cells = None                                                # as long as the masks were; of positions, not known
+    # as long as the masks were; of positions, not known
+    n_cells = None
 
     def __post_init__(self):
         for name in ("train", "validation", "test"):
             cells = _mask_or_positions(getattr(self, name), f"the {name} cells of a split")
-            if cells.dtype == bool: cells = self._of_mask(cells)
+            if cells.dtype == bool:
+                cells = self._of_mask(cells)
             object.__setattr__(self, name, np.sort(cells.astype(int)))
 
     def _of_mask(self, mask):
         if self.n_cells not in (None, len(mask)):
-            raise CountsError("the masks of a split must have an entry for each cell, and have "
-                              f"{self.n_cells:,} and {len(mask):,}")
+            raise CountsError(
+                "the masks of a split must have an entry for each cell, and have "
+                f"{self.n_cells:,} and {len(mask):,}"
+            )
         object.__setattr__(self, "n_cells", len(mask))
         return np.flatnonzero(mask)
 
     def __eq__(self, other):
         return isinstance(other, Split) and all(map(np.array_equal, self._parts(), other._parts()))
+
     def __repr__(self):
-        return "Split: {:,} cells for training, {:,} validation, {:,} test".format(*map(len, self._parts()))
-    def _parts(self): return self.train, self.validation, self.test
+        return "Split: {:,} cells for training, {:,} validation, {:,} test".format(
+            *map(len, self._parts())
+        )
+
+    def _parts(self):
+        return self.train, self.validation, self.test
+
     def to_dict(self):
         "Plain lists of positions, ready for JSON."
         return dict(zip(("train", "validation", "test"), (p.tolist() for p in self._parts())))
+
     @classmethod
     def from_dict(cls, d):
         "The split that `to_dict` wrote down."
         return cls(*(d[part] for part in ("train", "validation", "test")))
 
 # %% ../nbs/01_counts.ipynb #split-cells
-def _is_share(value): return isinstance(value, (int, float, np.number)) and 0 <= value < 1
+def _is_share(value):
+    return isinstance(value, (int, float, np.number)) and 0 <= value < 1
+
 
 def split_cells(n, seed=0, validation=0.1, test=0.1):
     """Divide n cells at random into training, validation and test.
@@ -661,7 +992,8 @@ def split_cells(n, seed=0, validation=0.1, test=0.1):
     ----------
     n : number of cells, at least 10.
     seed : the same n, seed and shares give the same split.
-    validation, test : shares of all cells, 0 to below 1 (the paper: 0.1 each); at least one cell where above 0.
+    validation, test : shares of all cells, 0 to below 1 (the paper: 0.1 each); at least one cell
+        where above 0.
 
     Returns
     -------
@@ -671,11 +1003,17 @@ def split_cells(n, seed=0, validation=0.1, test=0.1):
     ------
     CountsError : fewer than 10 cells, or shares that leave too few cells for training; no numbers.
     """
-    n, seed = whole_number("the number of cells", n), whole_number("seed", seed)
-    if n < 10: raise CountsError(f"training, validation and test need at least 10 cells, and there are {n}")
+    n = whole_number("the number of cells", n)
+    seed = whole_number("seed", seed)
+    if n < 10:
+        raise CountsError(
+            f"training, validation and test need at least 10 cells, and there are {n}"
+        )
     given = f"validation={validation!r} and test={test!r}"
     if not all(_is_share(v) for v in (validation, test)) or validation + test >= 1:
-        raise CountsError(f"{given} must be shares of the cells from 0 to below 1, below 1 together")
+        raise CountsError(
+            f"{given} must be shares of the cells from 0 to below 1, below 1 together"
+        )
     n_val, n_test = (max(1, round(n * share)) if share > 0 else 0 for share in (validation, test))
     if n - n_val - n_test < 2:
         raise CountsError(f"{given} leave {n - n_val - n_test} of {n} cells for training")
@@ -687,22 +1025,31 @@ def split_cells(n, seed=0, validation=0.1, test=0.1):
 def check_split(split, n):
     """The Split of n cells, or of some of them, with all positions from 0 to n - 1.
 
-    Raises CountsError unless it has two or more cells for training, none in two parts or twice in one, and none beyond n.
+    Raises CountsError unless it has two or more cells for training, none in two parts or twice in
+    one, and none beyond n.
     """
     if not isinstance(split, Split):
-        raise CountsError(f"split must be a Split(train, validation, test) of three arrays of positions, not {type(split).__name__}")
+        raise CountsError(
+            "split must be a Split(train, validation, test) of three arrays of positions, not"
+            f" {type(split).__name__}"
+        )
     if split.n_cells not in (None, n):
         raise CountsError(f"the masks of a split have {split.n_cells:,} entries for {n:,} cells")
     parts = [cell_positions(part, n) for part in split._parts()]
-    if len(parts[0]) < 2: raise CountsError(f"a split needs at least 2 cells for training, and has {len(parts[0])}")
+    if len(parts[0]) < 2:
+        raise CountsError(f"a split needs at least 2 cells for training, and has {len(parts[0])}")
     shared = np.concatenate(parts)
     shared = shared[np.bincount(shared, minlength=n)[shared] > 1]
-    if len(shared): raise CountsError(f"{len(np.unique(shared)):,} cells are in a split more than once (first: {shared[0]})")
+    if len(shared):
+        raise CountsError(
+            f"{len(np.unique(shared)):,} cells are in a split more than once (first: {shared[0]})"
+        )
     return Split(*parts)
 
 # %% ../nbs/01_counts.ipynb #batches
 class Batches(keras.utils.PyDataset):
-    """Dense minibatches of cells out of a CSR matrix, for keras' fit, evaluate and predict, or a plain loop.
+    """Dense minibatches of cells out of a CSR matrix, for keras' fit, evaluate and predict, or a
+    plain loop.
 
     Parameters
     ----------
@@ -710,38 +1057,53 @@ class Batches(keras.utils.PyDataset):
     indices : which cells, as in `cell_positions`; all cells if None.
     batch_size : cells of a batch.
     shuffle : training: a new order in each epoch, and no batch of a single cell.
-    seed : the order of an epoch depends on (seed, epoch) alone. Pass shuffle=False to keras' fit, which would
-        otherwise shuffle the batches once more with a generator of its own.
-    rows : positions -> dense rows of X; by default the fastest `kernels.row_reader`. Several Batches can share one.
+    seed : the order of an epoch depends on (seed, epoch) alone. Pass shuffle=False to keras' fit,
+        which would otherwise shuffle the batches once more with a generator of its own.
+    rows : positions -> dense rows of X; by default the fastest `kernels.row_reader`. Several
+        Batches can share one.
 
-    Item b is a float32 array (cells of the batch, genes); where X knows of batches in the sense of donors or studies, a pair of
-    it and those, one-hot. `epoch` can be set, to go on where a run was stopped.
+    Item b is a float32 array (cells of the batch, genes); where X knows of batches in the sense of
+    donors or studies, a pair of it and those, one-hot. `epoch` can be set, to go on where a run was
+    stopped.
 
     Raises
     ------
     CountsError : cells out of range, or a batch_size that is no whole number of at least 1.
     """
+
     def __init__(self, X, indices=None, batch_size=128, shuffle=False, seed=0, rows=None, **kwargs):
         super().__init__(**kwargs)
         self.X = as_counts(X)
         self.batch_size = whole_number("batch_size", batch_size, 1)
         self.shuffle = flag("shuffle", shuffle)
         self.seed = whole_number("seed", seed)
-        self.indices, self.rows = cell_positions(indices, self.X.shape[0]), rows or row_reader(self.X)
+        self.indices, self.rows = (
+            cell_positions(indices, self.X.shape[0]),
+            rows or row_reader(self.X),
+        )
         self.epoch = 0
 
     @property
-    def epoch(self): return self._epoch
-    @epoch.setter
-    def epoch(self, epoch): self._epoch, self.order = int(epoch), _order(self, int(epoch))
+    def epoch(self):
+        return self._epoch
 
-    def __len__(self): return _number_of_batches(self)
+    @epoch.setter
+    def epoch(self, epoch):
+        self._epoch, self.order = int(epoch), _order(self, int(epoch))
+
+    def __len__(self):
+        return _number_of_batches(self)
+
     def __getitem__(self, b):
         cells = self.cells(b)
-        return self.rows(cells) if self.X.batch is None else (self.rows(cells), self.X.one_hot(cells))
+        return (
+            self.rows(cells) if self.X.batch is None else (self.rows(cells), self.X.one_hot(cells))
+        )
+
     def cells(self, b):
         "Positions in X of the cells of batch b, (cells of the batch,)."
         return _cells_of(self, b)
+
     def on_epoch_end(self):
         "Goes on to the order of the next epoch; keras' fit calls it."
         self.epoch += 1
@@ -749,18 +1111,22 @@ class Batches(keras.utils.PyDataset):
 # %% ../nbs/01_counts.ipynb #batch-order
 def _order(batches, epoch):
     "The cells in the order in which an epoch sees them."
-    if not batches.shuffle: return batches.indices
+    if not batches.shuffle:
+        return batches.indices
     return np.random.default_rng([batches.seed, epoch]).permutation(batches.indices)
+
 
 def _number_of_batches(batches):
     "Batches of an epoch; in training a last batch of one cell does not count."
     full, rest = divmod(len(batches.indices), batches.batch_size)
     return full + (rest > 0 and not (batches.shuffle and rest == 1 and full > 0))
 
+
 def _cells_of(batches, b):
     "Positions in X of the cells of batch b."
     n = len(batches)
-    if not -n <= b < n: raise IndexError(f"batch {b} of {n}")
+    if not -n <= b < n:
+        raise IndexError(f"batch {b} of {n}")
     b = b % n
     end = None if b == n - 1 else (b + 1) * batches.batch_size
-    return batches.order[b * batches.batch_size:end]
+    return batches.order[b * batches.batch_size : end]

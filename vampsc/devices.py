@@ -7,72 +7,107 @@ __all__ = ['BACKENDS', 'all_devices', 'check_ready', 'is_first', 'replicas', 'Sh
            'undistributed']
 
 # %% ../nbs/18_devices.ipynb #imports
-import contextlib, dataclasses, functools, os
+import contextlib
+import dataclasses
+import functools
+import os
+
 import keras
 from keras import backend
 
 # %% ../nbs/18_devices.ipynb #all-devices
-_meant = None          # the Keras distribution that training on JAX puts in force
+_meant = None  # the Keras distribution that training on JAX puts in force
+
 
 @contextlib.contextmanager
 def all_devices():
-    """Within `with all_devices():`, models are made on, loaded to and trained on all devices that there are.
+    """Within `with all_devices():`, models are made on, loaded to and trained on all devices that
+    there are.
 
-    TensorFlow: the GPUs of this machine, or without any its logical CPUs, by `tf.distribute.MirroredStrategy`.
-    JAX: the devices of this process, or after `jax.distributed.initialize` of all processes, by
-    `keras.distribution.DataParallel`, which is in force while a model trains. With one device, nothing changes.
+    TensorFlow: the GPUs of this machine, or without any its logical CPUs, by
+    `tf.distribute.MirroredStrategy`. JAX: the devices of this process, or after
+    `jax.distributed.initialize` of all processes, by `keras.distribution.DataParallel`, which is in
+    force while a model trains. With one device, nothing changes.
     """
     global _meant
-    scope, before = contextlib.nullcontext(), _meant
+    scope = contextlib.nullcontext()
+    before = _meant
     if backend.backend() == "tensorflow":
         import tensorflow as tf
+
         found = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-        if len(found) > 1: scope = _mirrored(tuple(device.name for device in found)).scope()
+        if len(found) > 1:
+            scope = _mirrored(tuple(device.name for device in found)).scope()
     if backend.backend() == "jax":
         import jax
-        if jax.device_count() > 1: _meant = keras.distribution.DataParallel(auto_shard_dataset=False)
+
+        if jax.device_count() > 1:
+            _meant = keras.distribution.DataParallel(auto_shard_dataset=False)
     try:
-        with scope: yield
-    finally: _meant = before
+        with scope:
+            yield
+    finally:
+        _meant = before
+
 
 @functools.cache
 def _mirrored(names):
     "One strategy for the whole program: two on the same devices would mix up what they exchange."
     import tensorflow as tf
+
     return tf.distribute.MirroredStrategy(names)
 
 # %% ../nbs/18_devices.ipynb #check-ready
 BACKENDS = ("tensorflow", "jax")
-_process = None        # the process in which the first network was made
+_process = None  # the process in which the first network was made
+
 
 def check_ready():
     """Raise RuntimeError unless networks can be made, trained and used here.
 
-    That needs a backend that trains and that the models are tested on, and the process in which the first network was made:
-    a forked child has none of the threads of TensorFlow and JAX, and would wait for them for ever.
+    That needs a backend that trains and that the models are tested on, and the process in which the
+    first network was made: a forked child has none of the threads of TensorFlow and JAX, and would
+    wait for them for ever.
     """
     global _process
     if backend.backend() not in BACKENDS:
-        raise RuntimeError(f"the models run on {' and '.join(BACKENDS)}, not on Keras' backend {backend.backend()!r}. "
-                           "Start Python with the environment variable KERAS_BACKEND=tensorflow.")
-    if _process is None: _process = os.getpid()
+        raise RuntimeError(
+            f"the models run on {' and '.join(BACKENDS)}, not on Keras' backend"
+            f" {backend.backend()!r}. Start Python with the environment variable"
+            " KERAS_BACKEND=tensorflow."
+        )
+    if _process is None:
+        _process = os.getpid()
     if _process != os.getpid():
-        raise RuntimeError(f"this process was forked from one that has used {backend.backend()} already, and would hang. "
-                           "Start the others afresh: multiprocessing.get_context('spawn').Pool(), or joblib's backend 'loky'.")
+        raise RuntimeError(
+            f"this process was forked from one that has used {backend.backend()} already, and would"
+            " hang. Start the others afresh: multiprocessing.get_context('spawn').Pool(), or"
+            " joblib's backend 'loky'."
+        )
 
 # %% ../nbs/18_devices.ipynb #is-first
 def is_first():
-    "Is this the process that reports and writes files? True in one of them, however many machines train together."
-    if backend.backend() != "jax": return True
+    """Is this the process that reports and writes files?
+
+    True in one of them, however many machines train together.
+    """
+    if backend.backend() != "jax":
+        return True
     import jax
+
     return jax.process_index() == 0
 
 # %% ../nbs/18_devices.ipynb #replicas
 def replicas():
-    "How many replicas of the loss are summed here, an int: those of the tf.distribute strategy in force, else 1."
-    if backend.backend() != "tensorflow": return 1
+    """How many replicas of the loss are summed here, an int: those of the tf.distribute strategy in
+    force, else 1.
+    """
+    if backend.backend() != "tensorflow":
+        return 1
     import tensorflow as tf
+
     return tf.distribute.get_strategy().num_replicas_in_sync
+
 
 def _distribution():
     "The Keras distribution for training on JAX, or None."
@@ -81,68 +116,101 @@ def _distribution():
 # %% ../nbs/18_devices.ipynb #sharing
 @dataclasses.dataclass(frozen=True)
 class Sharing:
-    "Each batch of cells is shared by n devices in `processes` processes, of which this is number `process`, from 0."
+    """Each batch of cells is shared by n devices in `processes` processes, of which this is number
+    `process`, from 0.
+    """
+
     n: int = 1
     processes: int = 1
     process: int = 0
 
     def part(self, cells):
-        """Of a batch's cells those of this process: as many for each device; up to n - 1 that are over are left out.
+        """Of a batch's cells those of this process: as many for each device; up to n - 1 that are
+        over are left out.
 
-        cells : array or list (cells,), the same in all processes. Returns a stretch of it, n / processes times as long as a device's part.
+        cells : array or list (cells,), the same in all processes. Returns a stretch of it, n /
+            processes times as long as a device's part.
         """
         size = len(cells) // self.n * (self.n // self.processes)
-        return cells[self.process * size:][:size]
+        return cells[self.process * size :][:size]
 
     def check(self, batch_size, **cells):
-        "Raise ValueError unless n divides batch_size, and each named set of cells has at least one cell for each device."
+        """Raise ValueError unless n divides batch_size, and each named set of cells has at least
+        one cell for each device.
+        """
         if batch_size % self.n:
-            raise ValueError(f"batch_size={batch_size} cannot be shared equally by {self.n} devices; "
-                             f"take batch_size={-(-batch_size // self.n) * self.n}.")
+            raise ValueError(
+                f"batch_size={batch_size} cannot be shared equally by {self.n} devices; "
+                f"take batch_size={-(-batch_size // self.n) * self.n}."
+            )
         for name, few in ((k, len(v)) for k, v in cells.items() if len(v) < self.n):
             raise ValueError(f"{few} {name} cells are too few for {self.n} devices.")
 
+
 def sharing():
     "The Sharing in force here."
-    if _distribution() is None: return Sharing(replicas())
+    if _distribution() is None:
+        return Sharing(replicas())
     import jax
+
     return Sharing(_distribution().device_mesh.shape[0], jax.process_count(), jax.process_index())
 
 # %% ../nbs/18_devices.ipynb #separate-noise
 def separate_noise(network):
-    """Let each replica of a tf.distribute strategy draw noise and dropout of its own; Keras has all draw the same.
+    """Let each replica of a tf.distribute strategy draw noise and dropout of its own; Keras has all
+    draw the same.
 
-    network : a built Keras model; the states of its random generators, (seed, counter) each, are changed in place. Without a strategy,
+    network : a built Keras model; the states of its random generators, (seed, counter) each, are
+        changed in place. Without a strategy,
     nothing is.
     """
-    if replicas() == 1: return
+    if replicas() == 1:
+        return
     for state in (v for v in network.variables if v.path.endswith("seed_generator_state")):
         seed, count = state.numpy()
-        for i, of_replica in enumerate(network.distribute_strategy.experimental_local_results(state.value)):
+        for i, of_replica in enumerate(
+            network.distribute_strategy.experimental_local_results(state.value)
+        ):
             of_replica.assign([seed + i, count])
 
 # %% ../nbs/18_devices.ipynb #spread
 def spread(train):
     """Decorates a function train(network, ...): it runs with the network on all devices.
 
-    Under TensorFlow these are the devices of the strategy that the network was made in, wherever train is called. On JAX
-    the network lies on the devices only meanwhile: before and after it is whole in each process.
-    Calling it raises ValueError for a network made outside of its TensorFlow strategy.
+    Under TensorFlow these are the devices of the strategy that the network was made in, wherever
+    train is called. On JAX the network lies on the devices only meanwhile: before and after it is
+    whole in each process. Calling it raises ValueError for a network made outside of its TensorFlow
+    strategy.
     """
+
     @functools.wraps(train)
     def on_all_devices(network, *args, **kwargs):
-        if backend.backend() == "tensorflow": place = _in_its_strategy(network)
-        else: place = contextlib.nullcontext() if _distribution() is None else _on_jax_devices(network, _distribution())
-        with place: return train(network, *args, **kwargs)
+        if backend.backend() == "tensorflow":
+            place = _in_its_strategy(network)
+        else:
+            place = (
+                contextlib.nullcontext()
+                if _distribution() is None
+                else _on_jax_devices(network, _distribution())
+            )
+        with place:
+            return train(network, *args, **kwargs)
+
     return on_all_devices
+
 
 def _in_its_strategy(network):
     "The scope of the strategy that the network was made in."
     strategy = network.distribute_strategy
-    if strategy.num_replicas_in_sync == 1: return contextlib.nullcontext()
+    if strategy.num_replicas_in_sync == 1:
+        return contextlib.nullcontext()
     if not strategy.extended.variable_created_in_scope(network.trainable_variables[0].value):
-        raise ValueError("this model was made outside of the tf.distribute strategy; make or load it within the scope too.")
+        raise ValueError(
+            "this model was made outside of the tf.distribute strategy; make or load it within the"
+            " scope too."
+        )
     return strategy.scope()
+
 
 @contextlib.contextmanager
 def _on_jax_devices(network, distribution):
@@ -150,12 +218,18 @@ def _on_jax_devices(network, distribution):
         with distribution.scope():
             _lay_out(network, distribution.get_variable_layout)
             yield
-    finally: _lay_out(network, lambda v: None)
+    finally:
+        _lay_out(network, lambda v: None)
+
 
 def _lay_out(network, layout):
     "Put each variable where layout(variable) says; None: on this process's own first device."
     optimizer = getattr(network, "optimizer", None)
-    for v in [*network.variables, *network.metrics_variables, *(optimizer.variables if optimizer else [])]:
+    for v in [
+        *network.variables,
+        *network.metrics_variables,
+        *(optimizer.variables if optimizer else []),
+    ]:
         value = keras.ops.convert_to_numpy(v.value)
         v._layout = layout(v)
         v.assign(value)
@@ -165,11 +239,15 @@ def _lay_out(network, layout):
 def undistributed():
     """Within: no Keras distribution is in force.
 
-    For what one process does by itself during training, such as writing weights: under a distribution, Keras lets the
-    processes compare every variable that is made, and whoever is alone waits for ever.
+    For what one process does by itself during training, such as writing weights: under a
+    distribution, Keras lets the processes compare every variable that is made, and whoever is alone
+    waits for ever.
     """
     before = keras.distribution.distribution() if backend.backend() == "jax" else None
-    if before is not None: keras.distribution.set_distribution(None)
-    try: yield
+    if before is not None:
+        keras.distribution.set_distribution(None)
+    try:
+        yield
     finally:
-        if before is not None: keras.distribution.set_distribution(before)
+        if before is not None:
+            keras.distribution.set_distribution(before)

@@ -8,17 +8,31 @@ __all__ = ['RESERVED', 'RECORDS', 'UNWRITABLE', 'TRIES', 'PAUSE', 'TIMEOUT', 'CH
            'sha256', 'records', 'verify', 'fetch', 'fetch_json']
 
 # %% ../nbs/12_downloads.ipynb #imports
-import contextlib, errno, hashlib, json, os, queue, re, shutil, sys, threading, time
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import queue
+import re
+import shutil
+import sys
+import threading
+import time
 from pathlib import Path
 from urllib.parse import urljoin
-import requests, urllib3
+
+import requests
+import urllib3
 from platformdirs import user_cache_path
 from tqdm import tqdm
+
 from .files import alone, whole
 
 # %% ../nbs/12_downloads.ipynb #cache-folder
 class DownloadError(OSError):
     "A file that is not there and cannot be fetched, or is not what it was."
+
 
 def cache_folder(*parts):
     """The folder of the user's downloads, or one below it, as a Path; it need not exist yet.
@@ -26,7 +40,9 @@ def cache_folder(*parts):
     parts : names of folders below it. The environment variable VAMPSC_CACHE moves it.
     """
     top = os.environ.get("VAMPSC_CACHE")
-    return (Path(top).expanduser() if top else user_cache_path("vampsc", appauthor=False)).joinpath(*parts)
+    return (Path(top).expanduser() if top else user_cache_path("vampsc", appauthor=False)).joinpath(
+        *parts
+    )
 
 # %% ../nbs/12_downloads.ipynb #user-path
 def user_path(path):
@@ -51,33 +67,48 @@ def in_words(text, most=200):
     text = "".join(c if c.isprintable() else "?" for c in text)
     return text if len(text) <= most else f"{text[:most]}..."
 
+
 def _host(address):
     "The server of an address, with its port."
-    return in_words(re.sub(r"^\w+://(?:[^/?#]*@)?([^/?#]*).*", r"\1", str(address), flags=re.DOTALL))
+    return in_words(
+        re.sub(r"^\w+://(?:[^/?#]*@)?([^/?#]*).*", r"\1", str(address), flags=re.DOTALL)
+    )
 
 # %% ../nbs/12_downloads.ipynb #path-in
 # names of devices under Windows
 RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 
-def path_in(folder, name):
-    """The path of a name that came from elsewhere, directly in a folder and nowhere else, under every system.
 
-    folder : text or a Path. name : text. Raises ValueError where the name is empty, leads out of the folder, is hidden, or is not allowed.
+def path_in(folder, name):
+    """The path of a name that came from elsewhere, directly in a folder and nowhere else, under
+    every system.
+
+    folder : text or a Path. name : text. Raises ValueError where the name is empty, leads out of
+        the folder, is hidden, or is not allowed.
     """
-    if not isinstance(name, str): raise ValueError(f"{name!r} is no name but {type(name).__name__}")
+    if not isinstance(name, str):
+        raise ValueError(f"{name!r} is no name but {type(name).__name__}")
     why = _unfit(name)
     if why:
-        raise ValueError(f"{in_words(repr(name))} cannot be a name in the cache: it {why}. Take letters, "
-                         f"digits, - and _")
+        raise ValueError(
+            f"{in_words(repr(name))} cannot be a name in the cache: it {why}. Take letters, "
+            "digits, - and _"
+        )
     return Path(folder) / name
+
 
 def _unfit(name):
     "Why a name cannot be used, in words; empty where it can."
-    if not name.strip(): return "is empty"
-    if any(sign in name for sign in "/\\:"): return "has a sign of a path in it (/, \\ or :)"
-    if not name.isprintable(): return "has control characters"
-    if name[0] in ".~ " or name[-1] in ". ": return "begins or ends with a dot, a blank or ~"
-    if RESERVED.fullmatch(name): return "is that of a device under Windows"
+    if not name.strip():
+        return "is empty"
+    if any(sign in name for sign in "/\\:"):
+        return "has a sign of a path in it (/, \\ or :)"
+    if not name.isprintable():
+        return "has control characters"
+    if name[0] in ".~ " or name[-1] in ". ":
+        return "begins or ends with a dot, a blank or ~"
+    if RESERVED.fullmatch(name):
+        return "is that of a device under Windows"
     return "is longer than 200 bytes" if len(name.encode()) > 200 else ""
 
 # %% ../nbs/12_downloads.ipynb #mirrored
@@ -85,51 +116,78 @@ def mirrored(address):
     "The address, or where the environment variable VAMPSC_MIRRORS says that it is."
     for pair in os.environ.get("VAMPSC_MIRRORS", "").split():
         old, _, new = pair.partition("=")
-        if new and address.startswith(old): return new + address[len(old):]
+        if new and address.startswith(old):
+            return new + address[len(old) :]
     return address
 
 # %% ../nbs/12_downloads.ipynb #checksums
 RECORDS = "checksums.json"
 
+
 def sha256(path):
     "The SHA-256 of a file, as 64 hexadecimal digits."
-    with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
 
 def records(folder):
     """What is written down of the files of a folder.
 
     Returns
     -------
-    {name: {"sha256": hexadecimal digits, "size": bytes, "time": of its last change in ns, "address": where it came from}}; empty
+    {name: {"sha256": hexadecimal digits, "size": bytes, "time": of its last change in ns,
+    "address": where it came from}}; empty
         without a record. DownloadError : the record itself is damaged.
     """
     path = Path(folder) / RECORDS
-    if not path.exists(): return {}
-    try: found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError): found = None
-    if isinstance(found, dict) and all(map(_is_record, found.values())): return found
-    raise DownloadError(f"{path} cannot be read; delete it, and the files' checksums are written down anew")
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        found = None
+    if isinstance(found, dict) and all(map(_is_record, found.values())):
+        return found
+    raise DownloadError(
+        f"{path} cannot be read; delete it, and the files' checksums are written down anew"
+    )
+
 
 def _is_record(entry):
     "Is this what `records` has of a file?"
-    return isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and {"size", "time"} <= set(entry)
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("sha256"), str)
+        and {"size", "time"} <= set(entry)
+    )
+
 
 def _record(path, digest, address):
     stat = path.stat()
     with alone(path.parent / RECORDS):
         known = records(path.parent)
-        known[path.name] = {"sha256": digest, "size": stat.st_size, "time": stat.st_mtime_ns, "address": address}
-        with whole(path.parent / RECORDS) as new: new.write_text(json.dumps(known, indent=1, sort_keys=True))
+        known[path.name] = {
+            "sha256": digest,
+            "size": stat.st_size,
+            "time": stat.st_mtime_ns,
+            "address": address,
+        }
+        with whole(path.parent / RECORDS) as new:
+            new.write_text(json.dumps(known, indent=1, sort_keys=True))
+
 
 # what a folder answers that takes nothing more
 UNWRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT}
 
+
 def verify(path, expected=None, address=None):
-    """The file, if it is what it was when it first came; a file without a record gets one, where its folder can be written.
+    """The file, if it is what it was when it first came; a file without a record gets one, where
+    its folder can be written.
 
     Parameters
     ----------
-    path : the file. expected : its SHA-256, where the registry knows it. address : where it is from, for the record.
+    path : the file. expected : its SHA-256, where the registry knows it. address : where it is
+        from, for the record.
 
     Returns
     -------
@@ -141,98 +199,174 @@ def verify(path, expected=None, address=None):
     """
     path = Path(path)
     if path.is_dir():
-        raise DownloadError(f"{path} is a folder, where a file is to be; move it away, and the file is fetched")
+        raise DownloadError(
+            f"{path} is a folder, where a file is to be; move it away, and the file is fetched"
+        )
     stat = path.stat()
     known = records(path.parent).get(path.name)
-    if known and (known["size"], known["time"]) == (stat.st_size, stat.st_mtime_ns) and expected in (None, known["sha256"]): return path
-    digest, right = sha256(path), expected or (known and known["sha256"])
+    if (
+        known
+        and (known["size"], known["time"]) == (stat.st_size, stat.st_mtime_ns)
+        and expected in (None, known["sha256"])
+    ):
+        return path
+    digest = sha256(path)
+    right = expected or (known and known["sha256"])
     if right and digest != right:
-        raise DownloadError(f"{path} has changed: its SHA-256 is {digest[:12]}..., {'it must be' if expected else 'it came as'} "
-                            f"{right[:12]}.... Delete it, and it is fetched again; or, if the new one is right, delete its entry in "
-                            f"{path.parent / RECORDS}")
-    try: _record(path, digest, address or (known or {}).get("address", "put there by hand"))
+        raise DownloadError(
+            f"{path} has changed: its SHA-256 is {digest[:12]}...,"
+            f" {'it must be' if expected else 'it came as'} {right[:12]}.... Delete it, and it is"
+            " fetched again; or, if the new one is right, delete its entry in"
+            f" {path.parent / RECORDS}"
+        )
+    try:
+        _record(path, digest, address or (known or {}).get("address", "put there by hand"))
     except OSError as error:
         if error.errno not in UNWRITABLE:
-            raise                # a shared folder that others write: what is there can be used
+            raise  # a shared folder that others write: what is there can be used
     return path
 
 # %% ../nbs/12_downloads.ipynb #ask
-TRIES, PAUSE, TIMEOUT, CHUNK, REDIRECTS = 4, 1.0, 60, 1 << 20, 10
-SLOWEST = 100              # bytes a second, over TIMEOUT seconds
-LARGEST = 200 * 10**9      # bytes of a file whose server does not say how long it is
-SPARE = 10**8              # bytes of the disk that such a file leaves free
-SAID = {401: "asks for a login", 403: "does not give it out (a login, or no longer public)", 404: "has no such file (moved?)",
-        410: "has it no longer", 429: "is asked too often; wait a while"}
+TRIES = 4
+PAUSE = 1.0
+TIMEOUT = 60
+CHUNK = 1 << 20
+REDIRECTS = 10
+SLOWEST = 100  # bytes a second, over TIMEOUT seconds
+LARGEST = 200 * 10**9  # bytes of a file whose server does not say how long it is
+SPARE = 10**8  # bytes of the disk that such a file leaves free
+SAID = {
+    401: "asks for a login",
+    403: "does not give it out (a login, or no longer public)",
+    404: "has no such file (moved?)",
+    410: "has it no longer",
+    429: "is asked too often; wait a while",
+}
 
-def _size(n): return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB" if n >= 1e5 else f"{n:,} bytes"
+
+def _size(n):
+    return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB" if n >= 1e5 else f"{n:,} bytes"
+
 
 def _refuse(reply, address):
     "Raise where the reply is no file."
-    server, code = _host(address), reply.status_code
+    server = _host(address)
+    code = reply.status_code
     if code not in (200, 206):
-        raise DownloadError(f"{server} {SAID.get(code, f'answers {code} {in_words(reply.reason)}')}: "
-                            f"{in_words(address)}")
+        raise DownloadError(
+            f"{server} {SAID.get(code, f'answers {code} {in_words(reply.reason)}')}: "
+            f"{in_words(address)}"
+        )
     if "html" in reply.headers.get("Content-Type", ""):
-        raise DownloadError(f"{server} sent a web page instead of the file (a login, or it has moved): "
-                            f"{in_words(address)}")
+        raise DownloadError(
+            f"{server} sent a web page instead of the file (a login, or it has moved): "
+            f"{in_words(address)}"
+        )
+
 
 def _within(seconds, function):
     "What a function returns or raises; requests.Timeout where it takes longer."
     found = queue.Queue()
+
     def run():
-        try: found.put((function(), None))
-        except BaseException as error: found.put((None, error))
+        try:
+            found.put((function(), None))
+        except BaseException as error:
+            found.put((None, error))
+
     threading.Thread(target=run, daemon=True).start()
-    try: value, error = found.get(timeout=seconds)
-    except queue.Empty: raise requests.Timeout(f"no answer within {seconds:g} seconds") from None
-    if error is not None: raise error
+    try:
+        value, error = found.get(timeout=seconds)
+    except queue.Empty:
+        raise requests.Timeout(f"no answer within {seconds:g} seconds") from None
+    if error is not None:
+        raise error
     return value
 
+
 class _Session(requests.Session):
-    "Follows no redirection: for that it would read the page that comes with it, of whatever length, to its end."
-    def get_redirect_target(self, resp): return None
-    def leads_to(self, reply): return super().get_redirect_target(reply)
+    """Follows no redirection: for that it would read the page that comes with it, of whatever
+    length, to its end.
+    """
+
+    def get_redirect_target(self, resp):
+        return None
+
+    def leads_to(self, reply):
+        return super().get_redirect_target(reply)
+
 
 def _get(session, address, headers):
     "The beginning of a reply, after redirections."
     for _ in range(REDIRECTS + 1):
-        ask = lambda at=address: session.get(at, headers={"Accept-Encoding": "identity", **headers}, stream=True, timeout=TIMEOUT)
+
+        def ask(at=address):
+            return session.get(
+                at, headers={"Accept-Encoding": "identity", **headers}, stream=True, timeout=TIMEOUT
+            )
+
         # the time-out of requests is one of each byte
         reply = _within(2 * TIMEOUT, ask)
         target = session.leads_to(reply)
-        if target is None: return reply
+        if target is None:
+            return reply
         reply.close()
         address = urljoin(address, target)
     raise requests.TooManyRedirects(f"more than {REDIRECTS} redirections")
 
 # %% ../nbs/12_downloads.ipynb #part
-def _beside(part): return part.with_name(f"{part.name}.version")
+def _beside(part):
+    return part.with_name(f"{part.name}.version")
+
 
 def _mark(reply):
-    "The server's mark of the version, such that it can be sent back: a strong ETag, else the date. Empty without one."
+    """The server's mark of the version, such that it can be sent back: a strong ETag, else the
+    date. Empty without one.
+    """
     etag = reply.headers.get("ETag", "")
     mark = etag if etag and not etag.startswith("W/") else reply.headers.get("Last-Modified", "")
     return mark if mark.isascii() and mark.isprintable() and len(mark) <= 1000 else ""
 
+
 def _range(reply):
-    "(first, last, length of the whole or None) of the bytes that a 206 says it brings; None where it does not say."
-    said = re.fullmatch(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", reply.headers.get("Content-Range", "").strip())
-    if not said: return None
+    """(first, last, length of the whole or None) of the bytes that a 206 says it brings; None where
+    it does not say.
+    """
+    said = re.fullmatch(
+        r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)",
+        reply.headers.get("Content-Range", "").strip(),
+    )
+    if not said:
+        return None
     return int(said[1]), int(said[2]), None if said[3] == "*" else int(said[3])
 
+
 def _version(part):
-    "(mark, length of the whole or None, server) of what has come; an empty mark where nothing tells."
-    try: mark, length, server, *_ = [*_beside(part).read_text(encoding="ascii").split("\n"), "", ""]
-    except (FileNotFoundError, UnicodeDecodeError): return "", None, ""
+    """(mark, length of the whole or None, server) of what has come; an empty mark where nothing
+    tells.
+    """
+    try:
+        mark, length, server, *_ = [*_beside(part).read_text(encoding="ascii").split("\n"), "", ""]
+    except (FileNotFoundError, UnicodeDecodeError):
+        return "", None, ""
     return mark, int(length) if length.isdecimal() else None, server
+
 
 def _goes_on(reply, part, mark, length):
     "Is this 206 the rest of the part: of its version, from its end on, of a whole of known length?"
     told = _range(reply)
-    if not told or told[0] != part.stat().st_size or told[1] < told[0]: return False
+    if not told or told[0] != part.stat().st_size or told[1] < told[0]:
+        return False
     # a date need not come again
-    theirs = reply.headers.get("ETag") if mark.startswith('"') else reply.headers.get("Last-Modified", mark)
-    return theirs == mark and (told[2] or length) is not None and told[2] in (None, length or told[2])
+    theirs = (
+        reply.headers.get("ETag")
+        if mark.startswith('"')
+        else reply.headers.get("Last-Modified", mark)
+    )
+    return (
+        theirs == mark and (told[2] or length) is not None and told[2] in (None, length or told[2])
+    )
+
 
 def _ask(address, part, session, from_start=False):
     "The server's reply: the rest (206), where it is that of the part, else all (200)."
@@ -246,123 +380,201 @@ def _ask(address, part, session, from_start=False):
         return _ask(address, part, session, from_start=True)
     _refuse(reply, address)
     if code == 206 and not goes_on:
-        raise DownloadError(f"{_host(address)} sent a part of the file where all of it was requested: {in_words(address)}")
+        raise DownloadError(
+            f"{_host(address)} sent a part of the file where all of it was requested:"
+            f" {in_words(address)}"
+        )
     return reply
 
 # %% ../nbs/12_downloads.ipynb #blocks
 def _blocks(reply):
-    "What a reply brings, as it comes. requests.Timeout where it is less than SLOWEST bytes a second over TIMEOUT seconds."
-    came, slow, ended = [0], [], threading.Event()
+    """What a reply brings, as it comes.
+
+    requests.Timeout where it is less than SLOWEST bytes a second over TIMEOUT seconds.
+    """
+    came = [0]
+    slow = []
+    ended = threading.Event()
+
     def watch():
         before = 0
         while not ended.wait(TIMEOUT):
             if came[0] - before < SLOWEST * TIMEOUT:
                 slow.append(True)
-                with contextlib.suppress(OSError, RuntimeError, ValueError): reply.raw.shutdown()
+                with contextlib.suppress(OSError, RuntimeError, ValueError):
+                    reply.raw.shutdown()
                 return
             before = came[0]
+
     threading.Thread(target=watch, daemon=True).start()
     try:
         while block := reply.raw.read1(CHUNK, decode_content=False):
             came[0] += len(block)
             yield block
     except BROKEN:
-        if not slow: raise
-    finally: ended.set()
-    if slow: raise requests.Timeout(f"less than {SLOWEST} bytes a second came")
+        if not slow:
+            raise
+    finally:
+        ended.set()
+    if slow:
+        raise requests.Timeout(f"less than {SLOWEST} bytes a second came")
+
 
 def _length(reply):
     "How long the body is, as the server says; None if it does not."
     said = reply.headers.get("Content-Length", "")
-    return int(said) if re.fullmatch("[0-9]{1,18}", said) and "Transfer-Encoding" not in reply.headers else None
+    return (
+        int(said)
+        if re.fullmatch("[0-9]{1,18}", said) and "Transfer-Encoding" not in reply.headers
+        else None
+    )
 
 # %% ../nbs/12_downloads.ipynb #one-connection
 def _room(part, missing):
     free = shutil.disk_usage(part.parent).free
     if missing > free:
-        raise DownloadError(errno.ENOSPC, f"{part.stem} needs {_size(missing)} more, and {part.parent} has {_size(free)} free; "
-                            "make room, or move the folder with the environment variable VAMPSC_CACHE")
+        raise DownloadError(
+            errno.ENOSPC,
+            f"{part.stem} needs {_size(missing)} more, and {part.parent} has {_size(free)} free; "
+            "make room, or move the folder with the environment variable VAMPSC_CACHE",
+        )
+
 
 def _bounds(reply, part):
-    "(bytes that are here, bytes that are to come, bytes of the whole); None where the server does not say."
+    """(bytes that are here, bytes that are to come, bytes of the whole); None where the server does
+    not say.
+    """
     if reply.status_code == 206:
         first, last, length = _range(reply)
         return first, last + 1 - first, length or _version(part)[1]
     return 0, _length(reply), _length(reply)
 
+
 def _opened(part, reply, address, length):
-    "The part, to be written on, or anew; then the mark of the old version goes first, and that of the new one comes last."
-    if reply.status_code == 206: return open(part, "ab")
+    """The part, to be written on, or anew; then the mark of the old version goes first, and that of
+    the new one comes last.
+    """
+    if reply.status_code == 206:
+        return open(part, "ab")
     _beside(part).unlink(missing_ok=True)
     file = open(part, "wb")
-    _beside(part).write_text("\n".join([_mark(reply), str(length or ""), _host(address)]), encoding="ascii", errors="replace")
+    _beside(part).write_text(
+        "\n".join([_mark(reply), str(length or ""), _host(address)]),
+        encoding="ascii",
+        errors="replace",
+    )
     return file
+
 
 def _over_one_connection(address, part, session, progress):
     "Whatever comes is added to the part. An error of requests or urllib3 where it ends too early."
     with _ask(address, part, session) as reply:
         have, coming, length = _bounds(reply, part)
-        if length: _room(part, length - have)
-        with _opened(part, reply, address, length) as file, tqdm(total=length, initial=have, unit="B", unit_scale=True, desc=part.stem,
-                                                                 disable=not progress, file=sys.stderr) as bar:
+        if length:
+            _room(part, length - have)
+        with (
+            _opened(part, reply, address, length) as file,
+            tqdm(
+                total=length,
+                initial=have,
+                unit="B",
+                unit_scale=True,
+                desc=part.stem,
+                disable=not progress,
+                file=sys.stderr,
+            ) as bar,
+        ):
             for block in _blocks(reply):
-                if coming is None: _bounded(part, file, address)
+                if coming is None:
+                    _bounded(part, file, address)
                 elif file.tell() + len(block) > have + coming:
                     file.truncate(have)
                     raise requests.ConnectionError("the server sent more than it had announced")
                 file.write(block)
                 bar.update(len(block))
     got = part.stat().st_size
-    if length and got != length: raise requests.ConnectionError(f"{got:,} of {length:,} bytes came")
-    if not got: raise DownloadError(f"{_host(address)} sent an empty file: {in_words(address)}")
+    if length and got != length:
+        raise requests.ConnectionError(f"{got:,} of {length:,} bytes came")
+    if not got:
+        raise DownloadError(f"{_host(address)} sent an empty file: {in_words(address)}")
+
 
 def _bounded(part, file, address):
-    "Raise where a file of unknown length has become too long; it cannot be gone on with, and its mark is taken away."
+    """Raise where a file of unknown length has become too long; it cannot be gone on with, and its
+    mark is taken away.
+    """
     free = shutil.disk_usage(part.parent).free
-    if file.tell() <= LARGEST and free >= SPARE: return
+    if file.tell() <= LARGEST and free >= SPARE:
+        return
     _beside(part).unlink(missing_ok=True)
     if free >= SPARE:
-        raise DownloadError(f"{_host(address)} does not say how long the file is, and sent more than "
-                            f"{_size(LARGEST)}: {in_words(address)}")
-    raise DownloadError(errno.ENOSPC, f"{part.stem}, of a length that {_host(address)} does not say, leaves less than {_size(SPARE)} free in "
-                        f"{part.parent}; make room, or move the folder with the environment variable VAMPSC_CACHE")
+        raise DownloadError(
+            f"{_host(address)} does not say how long the file is, and sent more than "
+            f"{_size(LARGEST)}: {in_words(address)}"
+        )
+    raise DownloadError(
+        errno.ENOSPC,
+        f"{part.stem}, of a length that {_host(address)} does not say, leaves less than"
+        f" {_size(SPARE)} free in {part.parent}; make room, or move the folder with the environment"
+        " variable VAMPSC_CACHE",
+    )
 
 # %% ../nbs/12_downloads.ipynb #fetch-from
-BROKEN = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError, urllib3.exceptions.HTTPError)
+BROKEN = (
+    requests.ConnectionError,
+    requests.Timeout,
+    requests.exceptions.ChunkedEncodingError,
+    urllib3.exceptions.HTTPError,
+)
+
 
 def _why(error):
     "The innermost reason of a failed connection, in a line."
     while inner := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
         # of a number that could not be read: what was read says more
-        if isinstance(inner, ValueError): break
+        if isinstance(inner, ValueError):
+            break
         error = inner
     return in_words((str(error) or type(error).__name__).splitlines()[0])
 
+
 def _counts(part):
-    "How many bytes a connection has to bring for the next one not to count against the server: a hundredth of the file, 1 MB at most."
+    """How many bytes a connection has to bring for the next one not to count against the server: a
+    hundredth of the file, 1 MB at most.
+    """
     return min(CHUNK, max((_version(part)[1] or CHUNK) // 100, 1))
 
+
 def _fetch_from(address, part, progress):
-    "All of the file into the part, over as many connections as it takes while each brings something."
-    left, most = TRIES, part.stat().st_size if part.exists() else 0
+    """All of the file into the part, over as many connections as it takes while each brings
+    something.
+    """
+    left = TRIES
+    most = part.stat().st_size if part.exists() else 0
     with _Session() as session:
         while True:
-            try: return _over_one_connection(address, part, session, progress)
+            try:
+                return _over_one_connection(address, part, session, progress)
             except BROKEN as error:
                 have = part.stat().st_size if part.exists() else 0
                 left = TRIES if have >= most + _counts(part) else left - 1
                 most = max(have, most)
                 if left == 0:
-                    raise DownloadError(f"no connection to {_host(address)} ({_why(error)}){_kept(part)}: "
-                                        f"{in_words(address)}") from None
+                    raise DownloadError(
+                        f"no connection to {_host(address)} ({_why(error)}){_kept(part)}: "
+                        f"{in_words(address)}"
+                    ) from None
                 time.sleep(PAUSE * 2 ** (TRIES - left))
             except (requests.RequestException, ValueError) as error:
                 raise DownloadError(f"{_why(error)}: {in_words(address)}") from None
 
+
 def _kept(part):
     "What is said of what has come."
-    if not part.exists() or not part.stat().st_size: return ""
-    if _version(part)[0]: return f"; {_size(part.stat().st_size)} are kept, and the next try goes on from there"
+    if not part.exists() or not part.stat().st_size:
+        return ""
+    if _version(part)[0]:
+        return f"; {_size(part.stat().st_size)} are kept, and the next try goes on from there"
     return "; its server has no mark of the version, so the next try starts anew"
 
 # %% ../nbs/12_downloads.ipynb #fetch
@@ -372,7 +584,8 @@ def fetch(addresses, path, expected=None, progress=True):
     Parameters
     ----------
     addresses : a URL or several, tried in this order. path : where the file is to be.
-    expected : its SHA-256, where known. None: what comes first is taken, and must stay the same ever after.
+    expected : its SHA-256, where known. None: what comes first is taken, and must stay the same
+        ever after.
     progress : show a bar.
 
     Returns
@@ -381,49 +594,84 @@ def fetch(addresses, path, expected=None, progress=True):
 
     Raises
     ------
-    DownloadError : no address gave it (with each one's reason, and where to put the file by hand), it is not what was
-        expected, the disk is full. What has come so far stays, and the next call goes on.
+    DownloadError : no address gave it (with each one's reason, and where to put the file by hand),
+        it is not what was expected, the disk is full. What has come so far stays, and the next call
+        goes on.
     """
-    path, addresses = Path(path), [addresses] if isinstance(addresses, str) else list(addresses)
-    if path.exists(): return verify(path, expected)
+    path = Path(path)
+    addresses = [addresses] if isinstance(addresses, str) else list(addresses)
+    if path.exists():
+        return verify(path, expected)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with alone(path):
-            return verify(path, expected) if path.exists() else _fetched(addresses, path, expected, progress)
-    except DownloadError: raise
+            return (
+                verify(path, expected)
+                if path.exists()
+                else _fetched(addresses, path, expected, progress)
+            )
+    except DownloadError:
+        raise
     except OSError as error:
-        raise DownloadError(error.errno, f"{path} cannot be written: {error.strerror or error}; what has come is kept. The environment variable "
-                            "VAMPSC_CACHE names another folder") from None
+        raise DownloadError(
+            error.errno,
+            f"{path} cannot be written: {error.strerror or error}; what has come is kept. The"
+            " environment variable VAMPSC_CACHE names another folder",
+        ) from None
+
 
 def _fetched(addresses, path, expected, progress):
     "The file from the first of the addresses that gives it; no other process is at it."
-    part, reasons = path.with_name(f"{path.name}.part"), []
+    part = path.with_name(f"{path.name}.part")
+    reasons = []
     for address in map(mirrored, addresses):
         try:
             _fetch_from(address, part, progress)
-            return _finished(part, path, expected or records(path.parent).get(path.name, {}).get("sha256"), address)
+            return _finished(
+                part,
+                path,
+                expected or records(path.parent).get(path.name, {}).get("sha256"),
+                address,
+            )
         except DownloadError as error:
             # nobody could tell whether the rest is its rest
-            if not _version(part)[0]: _forget(part)
-            if error.errno == errno.ENOSPC: raise
+            if not _version(part)[0]:
+                _forget(part)
+            if error.errno == errno.ENOSPC:
+                raise
             reasons.append(str(error))
-    raise DownloadError("; ".join([f"{path.name} could not be fetched", *reasons, f"you can also put it there by hand: {path}"]))
+    raise DownloadError(
+        "; ".join(
+            [
+                f"{path.name} could not be fetched",
+                *reasons,
+                f"you can also put it there by hand: {path}",
+            ]
+        )
+    )
+
 
 def _forget(part):
-    for file in (part, _beside(part)): file.unlink(missing_ok=True)
+    for file in (part, _beside(part)):
+        file.unlink(missing_ok=True)
+
 
 def _finished(part, path, expected, address):
     "The part under its own name, once its checksum is right."
     if expected and (digest := sha256(part)) != expected:
         _forget(part)
-        raise DownloadError(f"what came has SHA-256 {digest[:12]}... and not {expected[:12]}... as before, and was thrown away (if the new one "
-                            f"is right, delete the file's entry in {path.parent / RECORDS}): {in_words(address)}")
+        raise DownloadError(
+            f"what came has SHA-256 {digest[:12]}... and not {expected[:12]}... as before, and was"
+            " thrown away (if the new one is right, delete the file's entry in"
+            f" {path.parent / RECORDS}): {in_words(address)}"
+        )
     part.replace(path)
     _beside(part).unlink(missing_ok=True)
     return verify(path, expected, in_words(address, 1000))
 
 # %% ../nbs/12_downloads.ipynb #fetch-json
-LONGEST = 100 * 10**6      # bytes of an interface's answer
+LONGEST = 100 * 10**6  # bytes of an interface's answer
+
 
 def fetch_json(address):
     """What a server's interface answers, as Python's lists and dicts.
@@ -433,11 +681,17 @@ def fetch_json(address):
     DownloadError : no connection, a refusal, more than LONGEST bytes, or something else than JSON.
     """
     address = mirrored(address)
-    try: return json.loads(_body(address))
+    try:
+        return json.loads(_body(address))
     except (*BROKEN, requests.RequestException) as error:
-        raise DownloadError(f"no connection to {_host(address)} ({_why(error)}): {in_words(address)}") from None
+        raise DownloadError(
+            f"no connection to {_host(address)} ({_why(error)}): {in_words(address)}"
+        ) from None
     except (ValueError, RecursionError):
-        raise DownloadError(f"{_host(address)} answers something else than JSON: {in_words(address)}") from None
+        raise DownloadError(
+            f"{_host(address)} answers something else than JSON: {in_words(address)}"
+        ) from None
+
 
 def _body(address):
     "All that an address gives, in memory."
@@ -447,5 +701,7 @@ def _body(address):
         for block in _blocks(reply):
             body += block
             if len(body) > LONGEST:
-                raise DownloadError(f"{_host(address)} answers with more than {_size(LONGEST)}: {in_words(address)}")
+                raise DownloadError(
+                    f"{_host(address)} answers with more than {_size(LONGEST)}: {in_words(address)}"
+                )
     return body

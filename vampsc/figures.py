@@ -7,16 +7,26 @@ __all__ = ['PER_ROW', 'UNLABELLED', 'panels', 'umap_coordinates', 'category_colo
            'training_curves']
 
 # %% ../nbs/10_figures.ipynb #imports
-import io, math, re, textwrap, warnings
-import anndata as ad, numpy as np, pandas as pd, scanpy as sc
+import io
+import math
+import re
+import textwrap
+import warnings
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scanpy as sc
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+
 from .genes import missing_labels
 
 # %% ../nbs/10_figures.ipynb #picture
 class Picture(Figure):
     "A matplotlib figure that a notebook shows once, whichever backend is active."
+
     def _repr_png_(self):
         buffer = io.BytesIO()
         self.savefig(buffer, format="png", bbox_inches="tight")
@@ -25,19 +35,24 @@ class Picture(Figure):
 # %% ../nbs/10_figures.ipynb #panels
 PER_ROW = {1: 1, 2: 2, 3: 3, 4: 2}
 
+
 def panels(n, size=(3.2, 3.0), extra_width=0.0, min_height=0.0):
     """A new Picture and its n axes, at most 3 in a row.
 
-    size : (width, height) of a panel in inches. extra_width : inches left free on the right. min_height : of the figure, in inches.
+    size : (width, height) of a panel in inches. extra_width : inches left free on the right.
+        min_height : of the figure, in inches.
     Returns (figure, axes), axes an array (n,).
     """
     columns = PER_ROW.get(n, 3)
     rows = math.ceil(n / columns)
-    width, height = size[0] * columns + extra_width, max(size[1] * rows, min_height)
+    width = size[0] * columns + extra_width
+    height = max(size[1] * rows, min_height)
     figure = Picture(figsize=(width, height), dpi=100, layout="constrained")
-    if extra_width: figure.get_layout_engine().set(rect=(0, 0, 1 - extra_width / width, 1))
+    if extra_width:
+        figure.get_layout_engine().set(rect=(0, 0, 1 - extra_width / width, 1))
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for unused in grid[n:]: unused.set_axis_off()
+    for unused in grid[n:]:
+        unused.set_axis_off()
     return figure, grid[:n]
 
 # %% ../nbs/10_figures.ipynb #plain-text
@@ -48,7 +63,8 @@ def _text(name, width=36):
 # %% ../nbs/10_figures.ipynb #checked
 def _checked(data, labels=None):
     "Refuse an empty dict, and labels that are not one per cell."
-    if not data: raise ValueError("There is nothing to draw: give a dict with at least one model.")
+    if not data:
+        raise ValueError("There is nothing to draw: give a dict with at least one model.")
     for name, z in data.items():
         if labels is not None and len(z) != len(labels):
             raise ValueError(f"{name} has {len(z)} cells but there are {len(labels)} labels.")
@@ -57,31 +73,41 @@ def _checked(data, labels=None):
 def umap_coordinates(z, seed=0, n_neighbors=15):
     """UMAP of an embedding, by scanpy's neighbours (Euclidean) and layout.
 
-    z : (cells, units). seed : decides the layout. n_neighbors : of each cell, itself included; fewer where there are not so many cells.
+    z : (cells, units). seed : decides the layout. n_neighbors : of each cell, itself included;
+        fewer where there are not so many cells.
     Returns float32 (cells, 2), in units without a meaning.
     """
     cells = ad.AnnData(np.asarray(z, "float32"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        sc.pp.neighbors(cells, n_neighbors=min(n_neighbors, len(z) - 1), use_rep="X", random_state=seed)
+        sc.pp.neighbors(
+            cells, n_neighbors=min(n_neighbors, len(z) - 1), use_rep="X", random_state=seed
+        )
         sc.tl.umap(cells, random_state=seed)
     return cells.obsm["X_umap"]
 
 # %% ../nbs/10_figures.ipynb #category-colours
 UNLABELLED = "lightgrey"
 
+
 def _categorical(labels):
     "Labels as a categorical in a stable order; blank ones and words for missing ones are missing."
     labels = pd.Series(labels).reset_index(drop=True)
     labels = labels.mask(missing_labels(labels))
-    if isinstance(labels.dtype, pd.CategoricalDtype): return labels.cat.remove_unused_categories()
-    natural = lambda v: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", str(v))]
+    if isinstance(labels.dtype, pd.CategoricalDtype):
+        return labels.cat.remove_unused_categories()
+
+    def natural(v):
+        return [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", str(v))]
+
     return labels.astype(pd.CategoricalDtype(sorted(labels.dropna().unique(), key=natural)))
+
 
 def category_colours(labels):
     """A colour for each category of labels: a dict from category to a hex string, in order.
 
-    labels : one per cell (cells,); cells with NaN, None or an empty string are not among them. Beyond 102 categories colours repeat.
+    labels : one per cell (cells,); cells with NaN, None or an empty string are not among them.
+        Beyond 102 categories colours repeat.
     """
     categories = list(_categorical(labels).cat.categories)
     palettes = (sc.pl.palettes.default_20, sc.pl.palettes.default_28, sc.pl.palettes.default_102)
@@ -92,15 +118,30 @@ def category_colours(labels):
 def _legend(figure, names, colours, columns):
     "One legend on the right of the figure."
     handles = [Line2D([], [], ls="", marker="o", ms=5.5, mew=0, color=colour) for colour in colours]
-    return figure.legend(handles, [_text(name) for name in names], loc="center right", ncols=columns, frameon=False,
-                         fontsize=8, handletextpad=0.2, columnspacing=0.8, labelspacing=0.35)
+    return figure.legend(
+        handles,
+        [_text(name) for name in names],
+        loc="center right",
+        ncols=columns,
+        frameon=False,
+        fontsize=8,
+        handletextpad=0.2,
+        columnspacing=0.8,
+        labelspacing=0.35,
+    )
+
 
 def _legend_room(names, colours, height):
-    "Columns, width and height in inches of the legend: the fewest columns, up to 3, that fit the height."
+    """Columns, width and height in inches of the legend: the fewest columns, up to 3, that fit the
+    height.
+    """
     for columns in (1, 2, 3):
         scratch = Figure(dpi=100)
-        box = _legend(scratch, names, colours, columns).get_window_extent(FigureCanvasAgg(scratch).get_renderer())
-        if box.height / 100 <= height: break
+        box = _legend(scratch, names, colours, columns).get_window_extent(
+            FigureCanvasAgg(scratch).get_renderer()
+        )
+        if box.height / 100 <= height:
+            break
     return columns, box.width / 100 + 0.1, box.height / 100 + 0.1
 
 # %% ../nbs/10_figures.ipynb #umap-grid
@@ -110,8 +151,10 @@ def umap_grid(embeddings, labels=None, seed=0, coordinates=None):
     Parameters
     ----------
     embeddings : dict from model name to (cells, units).
-    labels : (cells,) a label for each cell; NaN, None or an empty string where there is none. None for a grey picture.
-    seed : of the layout. coordinates : dict from model name to (cells, 2), if they are known already.
+    labels : (cells,) a label for each cell; NaN, None or an empty string where there is none. None
+        for a grey picture.
+    seed : of the layout. coordinates : dict from model name to (cells, 2), if they are known
+        already.
 
     Returns
     -------
@@ -124,8 +167,11 @@ def umap_grid(embeddings, labels=None, seed=0, coordinates=None):
     _checked(embeddings, labels)
     shown = None if labels is None else _categorical(labels)
     entries = {} if labels is None else category_colours(shown)
-    if labels is not None and shown.isna().any(): entries = {"unlabelled": UNLABELLED, **entries}
-    names, colours, n = list(entries), list(entries.values()), len(embeddings)
+    if labels is not None and shown.isna().any():
+        entries = {"unlabelled": UNLABELLED, **entries}
+    names = list(entries)
+    colours = list(entries.values())
+    n = len(embeddings)
     high = 3 * math.ceil(n / PER_ROW.get(n, 3))
     columns, width, height = _legend_room(names, colours, high) if entries else (0, 0, 0)
     side = np.clip((9 - width) / PER_ROW.get(n, 3), 2.2, 3.2)
@@ -135,22 +181,27 @@ def umap_grid(embeddings, labels=None, seed=0, coordinates=None):
         _scatter(axis, xy, shown)
         axis.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
         axis.set_title(_text(name), fontsize=10)
-    if entries: _legend(figure, names, colours, columns)
+    if entries:
+        _legend(figure, names, colours, columns)
     return figure
 
 # %% ../nbs/10_figures.ipynb #umap-parts
 def _scatter(axis, xy, labels):
-    "The cells of one panel: those without a label first, then the others mixed, so that no type hides another."
+    """The cells of one panel: those without a label first, then the others mixed, so that no type
+    hides another.
+    """
     size = float(np.clip(6000 / len(xy), 0.3, 12))
     colour = np.full(len(xy), UNLABELLED, dtype=object)
-    if labels is not None: colour[labels.notna()] = labels.dropna().map(category_colours(labels)).astype(object)
+    if labels is not None:
+        colour[labels.notna()] = labels.dropna().map(category_colours(labels)).astype(object)
     order = np.random.default_rng(0).permutation(len(xy))
     order = order[np.argsort(colour[order] != UNLABELLED, kind="stable")]
     axis.scatter(*xy[order].T, s=size, c=list(colour[order]), lw=0, rasterized=True)
 
 # %% ../nbs/10_figures.ipynb #covariance-grid
 def covariance_grid(embeddings, order=None):
-    """The covariance matrix of the latent units of each model, each on its own scale centred on zero (Figure 2).
+    """The covariance matrix of the latent units of each model, each on its own scale centred on
+    zero (Figure 2).
 
     Parameters
     ----------
@@ -162,13 +213,17 @@ def covariance_grid(embeddings, order=None):
     A matplotlib figure. ValueError for no model or another order.
     """
     _checked(embeddings)
-    if order not in (None, "cluster"): raise ValueError(f'order must be None or "cluster"; got {order!r}.')
+    if order not in (None, "cluster"):
+        raise ValueError(f'order must be None or "cluster"; got {order!r}.')
     figure, axes = panels(len(embeddings), size=(3.0, 2.6))
     for axis, (name, z) in zip(axes, embeddings.items()):
         covariance = np.atleast_2d(np.cov(np.asarray(z, "float64").T))
-        if order == "cluster" and len(covariance) > 1: covariance = _clustered(covariance)
+        if order == "cluster" and len(covariance) > 1:
+            covariance = _clustered(covariance)
         limit = np.abs(covariance).max() or 1.0
-        image = axis.imshow(covariance, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+        image = axis.imshow(
+            covariance, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest"
+        )
         figure.colorbar(image, ax=axis, shrink=0.8).ax.tick_params(labelsize=8)
         axis.set(xlabel="latent unit", ylabel="latent unit")
         axis.set_title(_text(name), fontsize=10)
@@ -179,6 +234,7 @@ def _clustered(covariance):
     "Rows and columns in the order of a hierarchical clustering by correlation."
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import squareform
+
     scale = np.sqrt(np.diag(covariance))
     correlation = covariance / np.maximum(np.outer(scale, scale), np.finfo(float).tiny)
     order = leaves_list(linkage(squareform((1 - correlation).clip(0), checks=False), "average"))
@@ -186,34 +242,44 @@ def _clustered(covariance):
 
 # %% ../nbs/10_figures.ipynb #training-curves
 def training_curves(histories):
-    """Loss (above) and KL (below) of each model over epochs; dotted lines mark where patience lowered the learning rate.
+    """Loss (above) and KL (below) of each model over epochs; dotted lines mark where patience
+    lowered the learning rate.
 
-    histories : dict from model name to the history of a model, a DataFrame with a row for each epoch and columns
-        loss, val_loss, kl, val_kl, learning_rate; what a history lacks is not drawn. Losses in nats per cell.
+    histories : dict from model name to the history of a model, a DataFrame with a row for each
+        epoch and columns loss, val_loss, kl, val_kl, learning_rate; what a history lacks is not
+        drawn. Losses in nats per cell.
     Returns a matplotlib figure. ValueError for no model.
     """
     _checked(histories)
-    n, columns = len(histories), PER_ROW.get(len(histories), 3)
+    n = len(histories)
+    columns = PER_ROW.get(len(histories), 3)
     blocks = math.ceil(n / columns)
     figure = Picture(figsize=(max(3.0 * columns, 4.0), 4.4 * blocks), dpi=100, layout="constrained")
     axes = figure.subplots(2 * blocks, columns, squeeze=False, height_ratios=[2, 1] * blocks)
-    for unused in axes[-2:, n - columns * (blocks - 1):].ravel(): unused.set_axis_off()
+    for unused in axes[-2:, n - columns * (blocks - 1) :].ravel():
+        unused.set_axis_off()
     for i, (name, history) in enumerate(histories.items()):
-        above, below = axes[2 * (i // columns):2 * (i // columns) + 2, i % columns]
+        above, below = axes[2 * (i // columns) : 2 * (i // columns) + 2, i % columns]
         for axis, column, label in ((above, "loss", "loss"), (below, "kl", "KL")):
             _curve(axis, history, column)
-            if i % columns == 0: axis.set_ylabel(f"{label}, nats a cell")
-        for epoch in _rate_cuts(history): above.axvline(epoch, color="grey", lw=0.7, ls=":")
+            if i % columns == 0:
+                axis.set_ylabel(f"{label}, nats a cell")
+        for epoch in _rate_cuts(history):
+            above.axvline(epoch, color="grey", lw=0.7, ls=":")
         above.set_title(_text(name), fontsize=10)
         below.set_xlabel("epoch")
-    keys = [Line2D([], [], color=c, label=label) for c, label in (("C0", "training"), ("C1", "validation"))]
+    keys = [
+        Line2D([], [], color=c, label=label)
+        for c, label in (("C0", "training"), ("C1", "validation"))
+    ]
     axes[0, 0].legend(handles=keys, frameon=False, fontsize=8)
     return figure
 
 # %% ../nbs/10_figures.ipynb #rate-cuts
 def _rate_cuts(history):
     "The epochs at which the learning rate became lower; none where it falls from epoch to epoch."
-    if "learning_rate" not in history: return []
+    if "learning_rate" not in history:
+        return []
     lower = history["learning_rate"].diff() < 0
     return [] if lower.mean() >= 0.5 else history.index[lower]
 
@@ -223,20 +289,31 @@ def _curve(axis, history, column):
     pair = history.reindex(columns=[column, f"val_{column}"]).astype(float)
     pair = pair.where(np.isfinite(pair))
     marker = "." if len(pair) < 15 else None
-    for colour, name in zip(("C0", "C1"), pair): axis.plot(pair[name], color=colour, lw=1.4, marker=marker)
+    for colour, name in zip(("C0", "C1"), pair):
+        axis.plot(pair[name], color=colour, lw=1.4, marker=marker)
     note, low, high = "", *_limits(pair)
-    if not np.isfinite(low): note = "not recorded"
-    elif column == "kl" and low == high == 0: note = "none"
+    if not np.isfinite(low):
+        note = "not recorded"
+    elif column == "kl" and low == high == 0:
+        note = "none"
     else:
         margin = 0.05 * (high - low) or 0.5
-        if pair.max().max() > high: note = f"first epochs: up to {pair.max().max():,.0f}"
-        axis.set_ylim(low - margin, high + margin * (5 if note else 1))               # the note has room above the curves
+        if pair.max().max() > high:
+            note = f"first epochs: up to {pair.max().max():,.0f}"
+        # the note has room above the curves
+        axis.set_ylim(low - margin, high + margin * (5 if note else 1))
     top = note.startswith("first")
-    corner = dict(xy=(0.97, 0.97), ha="right", va="top") if top else dict(xy=(0.5, 0.6), ha="center")
+    corner = (
+        dict(xy=(0.97, 0.97), ha="right", va="top") if top else dict(xy=(0.5, 0.6), ha="center")
+    )
     axis.annotate(note, xycoords="axes fraction", fontsize=7, color="grey", **corner)
 
 # %% ../nbs/10_figures.ipynb #limits
 def _limits(pair):
-    "Lower and upper limit: of all values, or without a first fifth that stretches the axis over fourfold."
-    low, high, later = pair.min().min(), pair.max().max(), pair.iloc[len(pair) // 5:].max().max()
+    """Lower and upper limit: of all values, or without a first fifth that stretches the axis over
+    fourfold.
+    """
+    low = pair.min().min()
+    high = pair.max().max()
+    later = pair.iloc[len(pair) // 5 :].max().max()
     return low, later if high - low > 4 * (later - low) > 0 else high

@@ -7,8 +7,20 @@ __all__ = ['MARK', 'NOTE', 'WITHOUT_LOCKS', 'ask', 'is_page', 'written', 'claim'
            'whole_folder', 'alone', 'end_with']
 
 # %% ../nbs/21_files.ipynb #imports
-import contextlib, errno, glob, json, os, secrets, shutil, socket, sys, threading, time, warnings
+import contextlib
+import errno
+import glob
+import json
+import os
+import secrets
+import shutil
+import socket
+import sys
+import threading
+import time
+import warnings
 from pathlib import Path
+
 from filelock import FileLock, Timeout
 
 # %% ../nbs/21_files.ipynb #ask
@@ -17,7 +29,8 @@ def ask(path, ours=False, overwrite=False):
 
     Parameters
     ----------
-    path : of the file to be written. ours : what is there, if anything, is the package's own. overwrite : it may be replaced whatever it is.
+    path : of the file to be written. ours : what is there, if anything, is the package's own.
+        overwrite : it may be replaced whatever it is.
 
     Returns
     -------
@@ -25,40 +38,57 @@ def ask(path, ours=False, overwrite=False):
 
     Raises
     ------
-    FileExistsError : a file is there that is not ours. IsADirectoryError : a folder is there. NotADirectoryError : its folder would be within a file.
+    FileExistsError : a file is there that is not ours. IsADirectoryError : a folder is there.
+        NotADirectoryError : its folder would be within a file.
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, where a file is to be written; choose another --out.")
+        raise IsADirectoryError(
+            f"{path} is a folder, where a file is to be written; choose another --out."
+        )
     for above in path.parents:
-        if above.is_file(): raise NotADirectoryError(f"{above} is a file, and no folder can be made in it; choose another --out.")
-    empty = path.is_file() and path.stat().st_size == 0                # as a full disk leaves it: nothing is lost
+        if above.is_file():
+            raise NotADirectoryError(
+                f"{above} is a file, and no folder can be made in it; choose another --out."
+            )
+    # as a full disk leaves it: nothing is lost
+    empty = path.is_file() and path.stat().st_size == 0
     if os.path.lexists(path) and not (ours or empty or overwrite):
-        raise FileExistsError(f"{path} is there and was not written by vampsc for this; choose another --out, or replace it with --overwrite "
-                              "(in Python overwrite=True).")
+        raise FileExistsError(
+            f"{path} is there and was not written by vampsc for this; choose another --out, or"
+            " replace it with --overwrite (in Python overwrite=True)."
+        )
     return path
 
 # %% ../nbs/21_files.ipynb #claim
-MARK = '<meta name="generator" content="vampsc">'             # in the head of each page
-NOTE = ".vampsc-"                                             # begins the name of a folder's note
+MARK = '<meta name="generator" content="vampsc">'  # in the head of each page
+NOTE = ".vampsc-"  # begins the name of a folder's note
+
 
 def is_page(path):
     "Is there a page of this package's own? path : of an .html."
-    if not Path(path).is_file(): return False
-    with open(path, "rb") as file: return MARK.encode() in file.read(4096)
+    if not Path(path).is_file():
+        return False
+    with open(path, "rb") as file:
+        return MARK.encode() in file.read(4096)
+
 
 def written(folder):
     "The names of the files in a folder that the package has written there, or was about to, a set."
     notes = [note for note in Path(folder).glob(f"{NOTE}*") if note.is_file()]
     return {name for note in notes for name in note.read_text(errors="replace").splitlines()}
 
+
 def claim(folder, purpose, names, overwrite=False, ours=False):
-    """Make a folder for files of one purpose; stop where one of them is there and is somebody else's.
+    """Make a folder for files of one purpose; stop where one of them is there and is somebody
+    else's.
 
     Parameters
     ----------
-    folder : its parents are made, too. purpose : a word, such as report. names : of all files that will be written.
-    overwrite : replace whatever has these names. ours : they are known to be the package's own, as by a notebook beside them.
+    folder : its parents are made, too. purpose : a word, such as report. names : of all files that
+        will be written.
+    overwrite : replace whatever has these names. ours : they are known to be the package's own, as
+        by a notebook beside them.
 
     Returns
     -------
@@ -66,85 +96,122 @@ def claim(folder, purpose, names, overwrite=False, ours=False):
     """
     folder = Path(folder).expanduser()
     known = written(folder)
-    for name in names: ask(folder / name, ours or name in known, overwrite)
+    for name in names:
+        ask(folder / name, ours or name in known, overwrite)
     note = ask(folder / f"{NOTE}{purpose}", True)
     folder.mkdir(parents=True, exist_ok=True)
     noted = note.read_text(errors="replace").splitlines() if note.is_file() else []
-    with whole(note) as new: new.write_text("".join(f"{name}\n" for name in dict.fromkeys([*noted, *names])))
+    with whole(note) as new:
+        new.write_text("".join(f"{name}\n" for name in dict.fromkeys([*noted, *names])))
     return folder
 
+
 def only(folder, names, what, known=None):
-    """Stop where a folder that will be replaced as one is somebody else's; overwriting is no remedy here.
+    """Stop where a folder that will be replaced as one is somebody else's; overwriting is no remedy
+    here.
 
     Parameters
     ----------
-    folder : it need not be there, and may be empty. names : of the files that may be in it. what : is made of them, in words.
-    known : a function of a folder of nothing but such files: was it written for this? A few of the names may be a coincidence. None: it was.
+    folder : it need not be there, and may be empty. names : of the files that may be in it. what :
+        is made of them, in words.
+    known : a function of a folder of nothing but such files: was it written for this? A few of the
+        names may be a coincidence. None: it was.
 
     Raises
     ------
-    FileExistsError : something else is there, by the name of the first other file or folder in it, or by its own; or the folder is the
-        current one or a mount point, which cannot take another name.
+    FileExistsError : something else is there, by the name of the first other file or folder in it,
+        or by its own; or the folder is the current one or a mount point, which cannot take another
+        name.
     """
     folder = Path(folder)
     here = folder.is_dir() and folder.samefile(os.curdir)
     if here or os.path.ismount(_real(folder)):
         kind = "the current folder" if here else "a mount point"
-        raise FileExistsError(f"{folder} is {kind}, which cannot be replaced; name a folder in it, or elsewhere.")
+        raise FileExistsError(
+            f"{folder} is {kind}, which cannot be replaced; name a folder in it, or elsewhere."
+        )
     inside = sorted(folder.iterdir()) if folder.is_dir() else []
     others = [p for p in inside if p.name not in names or p.is_dir()]
-    strange = os.path.lexists(folder) and not folder.is_dir()             # a file, a device, a link that leads nowhere
+    # a file, a device, a link that leads nowhere
+    strange = os.path.lexists(folder) and not folder.is_dir()
     if others or strange or (inside and known is not None and not known(folder)):
-        raise FileExistsError(f"{others[0] if others else folder} is there and is no {what}, so it is not replaced; "
-                              "move it away, or choose another place.")
+        raise FileExistsError(
+            f"{others[0] if others else folder} is there and is no {what}, so it is not replaced; "
+            "move it away, or choose another place."
+        )
 
 # %% ../nbs/21_files.ipynb #whole
 @contextlib.contextmanager
 def whole(path):
     """A path to write to, which becomes `path` at the end; if anything fails, what was there stays.
 
-    path : of a file; its folder must be there. Yields a Path in the same folder that no other process has.
+    path : of a file; its folder must be there. Yields a Path in the same folder that no other
+        process has.
     """
     path = Path(path)
     new = path.with_name(f".{path.name}.{secrets.token_hex(6)}.new")
     try:
         yield new
         os.replace(new, path)
-    finally: new.unlink(missing_ok=True)
+    finally:
+        new.unlink(missing_ok=True)
 
 # %% ../nbs/21_files.ipynb #whole-folder
 def standing(folder):
-    """Where a folder is that another was to replace when that process was ended: under its own name, or as `.NAME.*.old` beside it.
+    """Where a folder is that another was to replace when that process was ended: under its own
+    name, or as `.NAME.*.old` beside it.
 
     A warning says where, if it is not its own name. Returns a Path, which need not be there.
     """
     folder = Path(folder)
     old = _aside(folder)
-    if old is None: return folder
-    warnings.warn(f"{folder} was being replaced when that process was ended; what was there is read from {old}, "
-                  "and the next to write puts it back.", stacklevel=3)
+    if old is None:
+        return folder
+    warnings.warn(
+        f"{folder} was being replaced when that process was ended; what was there is read from"
+        f" {old}, and the next to write puts it back.",
+        stacklevel=3,
+    )
     return old
 
+
 def bring_back(folder):
-    "Give a folder its name again, if it is where `standing` looks for it. Returns the folder, a Path."
+    """Give a folder its name again, if it is where `standing` looks for it.
+
+    Returns the folder, a Path.
+    """
     folder = Path(folder)
     old = _aside(folder)
-    if old is not None: old.rename(_real(folder))
+    if old is not None:
+        old.rename(_real(folder))
     return folder
+
 
 def _aside(folder):
     "The path of a folder that another was to replace, if that was cut short; else None."
-    return None if folder.exists() else max(_put_aside(_real(folder)), key=os.path.getmtime, default=None)
+    return (
+        None
+        if folder.exists()
+        else max(_put_aside(_real(folder)), key=os.path.getmtime, default=None)
+    )
 
-def _put_aside(folder): return list(folder.parent.glob(f".{glob.escape(folder.name)}.*.old"))
 
-def _real(path): return Path(os.path.realpath(path))            # behind symbolic links; one that leads in a circle is itself
+def _put_aside(folder):
+    return list(folder.parent.glob(f".{glob.escape(folder.name)}.*.old"))
+
+
+# behind symbolic links; one that leads in a circle is itself
+def _real(path):
+    return Path(os.path.realpath(path))
+
 
 @contextlib.contextmanager
 def whole_folder(path):
-    """A folder to write into, which becomes `path` at the end; if anything fails, what was there stays.
+    """A folder to write into, which becomes `path` at the end; if anything fails, what was there
+    stays.
 
-    path : of a folder; its parents are made. Where it is a symbolic link, that stays, and the folder that it leads to is replaced.
+    path : of a folder; its parents are made. Where it is a symbolic link, that stays, and the
+        folder that it leads to is replaced.
     Yields a new, empty folder beside it, with the rights that the umask leaves.
     """
     path = _real(path)
@@ -155,28 +222,37 @@ def whole_folder(path):
     new.mkdir()
     try:
         yield new
-        if path.exists(): path.rename(old)
+        if path.exists():
+            path.rename(old)
         new.rename(path)
     except BaseException:
-        if old.exists() and not path.exists(): old.rename(path)
+        if old.exists() and not path.exists():
+            old.rename(path)
         shutil.rmtree(new, ignore_errors=True)
         raise
-    for left in _put_aside(path):                   # under another name first: what is half removed is not to be brought back
-        with contextlib.suppress(FileNotFoundError): shutil.rmtree(left.rename(new), ignore_errors=True)
+    # under another name first: what is half removed is not to be brought back
+    for left in _put_aside(path):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(left.rename(new), ignore_errors=True)
 
 # %% ../nbs/21_files.ipynb #alone
-WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}     # what file systems answer that have none
-_held = set()                                                                     # paths that this process holds
+# what file systems answer that have none
+WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+# paths that this process holds
+_held = set()
+
 
 @contextlib.contextmanager
 def alone(path, wait=True):
     """A context in which no other process works on the same path.
 
-    The lock is a file `.NAME.lock` beside it, and ends with its process. On a file system without locks a warning says so, and the work goes on.
+    The lock is a file `.NAME.lock` beside it, and ends with its process. On a file system without
+    locks a warning says so, and the work goes on.
 
     Parameters
     ----------
-    path : of a file or folder; what is in a folder that this process holds is held with it. wait : who comes second waits, and says for whom; else:
+    path : of a file or folder; what is in a folder that this process holds is held with it. wait :
+        who comes second waits, and says for whom; else:
 
     Raises
     ------
@@ -193,7 +269,9 @@ def alone(path, wait=True):
     locked = _acquire(lock, holder, path, wait)
     _held.add(full)
     try:
-        for left in path.parent.glob(f".{glob.escape(path.name)}.*.new"): left.unlink(missing_ok=True)       # of one that was killed
+        # of one that was killed
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.new"):
+            left.unlink(missing_ok=True)
         yield
     finally:
         _held.discard(full)
@@ -201,40 +279,67 @@ def alone(path, wait=True):
             holder.unlink(missing_ok=True)
             lock.release()
 
+
 def _acquire(lock, holder, path, wait):
     "Take the lock, and note who has it. False on a file system without locks."
     try:
-        try: lock.acquire(timeout=0)
+        try:
+            lock.acquire(timeout=0)
         except Timeout:
             if not wait:
-                raise BlockingIOError(f"{path} is in use by {_named(holder)}; wait for its end, or name another file.") from None
+                raise BlockingIOError(
+                    f"{path} is in use by {_named(holder)}; wait for its end, or name another file."
+                ) from None
             print(f"{path.name}: {_named(holder)} is at it; waiting", file=sys.stderr)
             lock.acquire()
-    except BlockingIOError: raise
+    except BlockingIOError:
+        raise
     except (NotImplementedError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in WITHOUT_LOCKS: raise
-        warnings.warn(f"{path.parent.absolute()} is on a file system without locks ({error}), so nothing keeps two processes from working on "
-                      f"{path.name} at once; see to it that there is one.", stacklevel=4)
+        if isinstance(error, OSError) and error.errno not in WITHOUT_LOCKS:
+            raise
+        warnings.warn(
+            f"{path.parent.absolute()} is on a file system without locks ({error}), so nothing"
+            f" keeps two processes from working on {path.name} at once; see to it that there is"
+            " one.",
+            stacklevel=4,
+        )
         return False
-    holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}))
+    holder.write_text(
+        json.dumps(
+            {
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+            }
+        )
+    )
     return True
+
 
 def _named(holder):
     "Who holds a lock, in words."
-    try: return "process {pid} on {host}, since {since}".format(**json.loads(holder.read_text()))
-    except (OSError, ValueError, KeyError, TypeError): return "another process"
+    try:
+        return "process {pid} on {host}, since {since}".format(**json.loads(holder.read_text()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
 
 # %% ../nbs/21_files.ipynb #end-with
 _watched = set()
 
+
 def end_with(parent, every=1.0):
     """From now on this process ends when its parent does, so that no worker trains on for nobody.
 
-    parent : its number; nothing is done where it is this process itself. every : seconds between looks.
+    parent : its number; nothing is done where it is this process itself. every : seconds between
+        looks.
     """
-    if parent == os.getpid() or parent in _watched: return
+    if parent == os.getpid() or parent in _watched:
+        return
     _watched.add(parent)
+
     def watch():
-        while os.getppid() == parent: time.sleep(every)
+        while os.getppid() == parent:
+            time.sleep(every)
         os._exit(143)
+
     threading.Thread(target=watch, daemon=True).start()

@@ -6,21 +6,33 @@
 __all__ = ['made_masks', 'MaskedDense', 'MADE', 'iaf_step', 'InverseAutoregressiveFlow', 'IAFPosterior']
 
 # %% ../nbs/05_flows.ipynb #imports
-import numpy as np, keras
+import keras
+import numpy as np
 from keras import layers, ops
+
 from .posteriors import GaussianPosterior
 
 # %% ../nbs/05_flows.ipynb #made-masks
 def made_masks(n_latent, hidden):
     """Zeros and ones for each weight matrix of a MADE: list of (in, out) arrays.
 
-    n_latent: D >= 2; hidden: widths of the hidden layers. The last mask is for one of the two outputs, (hidden, D).
-    Source: Germain et al. (2015), with degrees 1..D-1 cycled over the hidden units.
+    n_latent: D >= 2; hidden: widths of the hidden layers. The last mask is for one of the two
+    outputs, (hidden, D). Source: Germain et al. (2015), with degrees 1..D-1 cycled over the hidden
+    units.
     """
-    if n_latent < 2: raise ValueError(f"an autoregressive flow needs at least 2 latent units, not {n_latent}.")
-    cycled = lambda units: np.arange(units) % (n_latent - 1) + 1
-    spread = lambda units: np.linspace(n_latent - 1, 1, units).round()          # too few units for every degree
-    degrees = [np.arange(1, n_latent + 1)] + [cycled(n) if n >= n_latent - 1 else spread(n) for n in hidden]
+    if n_latent < 2:
+        raise ValueError(f"an autoregressive flow needs at least 2 latent units, not {n_latent}.")
+
+    def cycled(units):
+        return np.arange(units) % (n_latent - 1) + 1
+
+    # too few units for every degree
+    def spread(units):
+        return np.linspace(n_latent - 1, 1, units).round()
+
+    degrees = [np.arange(1, n_latent + 1)] + [
+        cycled(n) if n >= n_latent - 1 else spread(n) for n in hidden
+    ]
     masks = [a[:, None] <= b for a, b in zip(degrees, degrees[1:])]
     masks.append(degrees[-1][:, None] < degrees[0])
     return [m.astype("float32") for m in masks]
@@ -28,60 +40,106 @@ def made_masks(n_latent, hidden):
 # %% ../nbs/05_flows.ipynb #masked-dense
 class _Masked(keras.constraints.Constraint):
     "Keeps a kernel zero where `mask` (in, out) is zero."
-    def __init__(self, mask): self.mask = mask
-    def __call__(self, kernel): return kernel * ops.cast(self.mask, kernel.dtype)
+
+    def __init__(self, mask):
+        self.mask = mask
+
+    def __call__(self, kernel):
+        return kernel * ops.cast(self.mask, kernel.dtype)
+
 
 class MaskedDense(layers.Layer):
     """A dense layer whose kernel is multiplied by `mask`: (cells, in) -> (cells, out).
 
-    mask: zeros and ones (in, out), saved with the weights. bias: the start of all biases. regularizer: of the kernel.
+    mask: zeros and ones (in, out), saved with the weights. bias: the start of all biases.
+    regularizer: of the kernel.
     """
+
     def __init__(self, mask, seed, bias=0.0, regularizer=None, name=None):
         super().__init__(name=name)
         glorot = keras.initializers.GlorotUniform(seed)
-        # Masked from the start and kept so: what can never act is zero, and the penalty counts only what can.
-        start = lambda shape, dtype=None: glorot(shape, dtype) * ops.cast(mask, dtype)
-        self.kernel = self.add_weight(mask.shape, start, regularizer=regularizer, name="kernel", constraint=_Masked(mask))
+
+        # Masked from the start and kept so: what can never act is zero, and the penalty counts only
+        # what can.
+        def start(shape, dtype=None):
+            return glorot(shape, dtype) * ops.cast(mask, dtype)
+
+        self.kernel = self.add_weight(
+            mask.shape, start, regularizer=regularizer, name="kernel", constraint=_Masked(mask)
+        )
         self.bias = self.add_weight(mask.shape[1:], keras.initializers.Constant(bias), name="bias")
-        self.mask = self.add_weight(mask.shape, lambda shape, dtype=None: ops.cast(mask, dtype), trainable=False, name="mask")
+        self.mask = self.add_weight(
+            mask.shape,
+            lambda shape, dtype=None: ops.cast(mask, dtype),
+            trainable=False,
+            name="mask",
+        )
         self.built = True
 
-    def call(self, z): return z @ (self.kernel * self.mask) + self.bias
+    def call(self, z):
+        return z @ (self.kernel * self.mask) + self.bias
 
 # %% ../nbs/05_flows.ipynb #made
 class MADE(layers.Layer):
-    """(z, context) -> (m, g), where m_d and g_d see z_1..z_{d-1} and the whole context. Masks, relu, context everywhere.
+    """(z, context) -> (m, g), where m_d and g_d see z_1..z_{d-1} and the whole context. Masks,
+    relu, context everywhere.
 
-    z (cells, D), context (cells, any); m and g, the gate before the sigmoid, (cells, D) each, float32. n_latent: D >= 2.
-    seeds: a stream as of `new_seeds`. l1, l2: penalties on the kernels of the hidden layers. gate_bias: where g starts.
-    Source: Germain et al. (2015); the context as in Kingma et al. (2016).
+    z (cells, D), context (cells, any); m and g, the gate before the sigmoid, (cells, D) each,
+    float32. n_latent: D >= 2. seeds: a stream as of `new_seeds`. l1, l2: penalties on the kernels
+    of the hidden layers. gate_bias: where g starts. Source: Germain et al. (2015); the context as
+    in Kingma et al. (2016).
     """
-    def __init__(self, n_latent, seeds, hidden=(320, 320), l1=5e-4, l2=5e-4, gate_bias=1.5, name="made"):
+
+    def __init__(
+        self, n_latent, seeds, hidden=(320, 320), l1=5e-4, l2=5e-4, gate_bias=1.5, name="made"
+    ):
         super().__init__(name=name)
         *inner, last = made_masks(n_latent, hidden)
-        penalty = lambda: keras.regularizers.L1L2(l1, l2)
+
+        def penalty():
+            return keras.regularizers.L1L2(l1, l2)
+
         bias = np.repeat(np.float32([0, gate_bias]), n_latent)
-        self.inner = [MaskedDense(m, next(seeds), regularizer=penalty(), name=f"masked_{i}") for i, m in enumerate(inner)]
-        self.context = [layers.Dense(units, use_bias=False, kernel_regularizer=penalty(), name=f"context_{i}",
-                                     kernel_initializer=keras.initializers.GlorotUniform(next(seeds)))
-                        for i, units in enumerate(hidden)]
+        self.inner = [
+            MaskedDense(m, next(seeds), regularizer=penalty(), name=f"masked_{i}")
+            for i, m in enumerate(inner)
+        ]
+        self.context = [
+            layers.Dense(
+                units,
+                use_bias=False,
+                kernel_regularizer=penalty(),
+                name=f"context_{i}",
+                kernel_initializer=keras.initializers.GlorotUniform(next(seeds)),
+            )
+            for i, units in enumerate(hidden)
+        ]
         self.outer = MaskedDense(np.hstack([last, last]), next(seeds), name="masked_out")
-        self.outer_context = layers.Dense(2 * n_latent, name="context_out",
-                                          kernel_initializer=keras.initializers.GlorotUniform(next(seeds)),
-                                          bias_initializer=lambda shape, dtype=None: ops.cast(bias, dtype))
+        self.outer_context = layers.Dense(
+            2 * n_latent,
+            name="context_out",
+            kernel_initializer=keras.initializers.GlorotUniform(next(seeds)),
+            bias_initializer=lambda shape, dtype=None: ops.cast(bias, dtype),
+        )
 
     def build(self, z_shape, context_shape):
-        for layer in (*self.context, self.outer_context): layer.build(context_shape)
+        for layer in (*self.context, self.outer_context):
+            layer.build(context_shape)
 
     def call(self, z, context):
-        for masked, side in zip(self.inner, self.context): z = ops.relu(masked(z) + side(context))
-        return ops.split(ops.cast(self.outer(z) + self.outer_context(context), "float32"), 2, axis=-1)
+        for masked, side in zip(self.inner, self.context):
+            z = ops.relu(masked(z) + side(context))
+        return ops.split(
+            ops.cast(self.outer(z) + self.outer_context(context), "float32"), 2, axis=-1
+        )
 
 # %% ../nbs/05_flows.ipynb #iaf-step
 def iaf_step(z, m, g):
-    """Equation (3) and the logarithm of its Jacobian's diagonal: (cells, D) three times -> (cells, D) twice.
+    """Equation (3) and the logarithm of its Jacobian's diagonal: (cells, D) three times -> (cells,
+    D) twice.
 
-    m is the shift and g the gate before the sigmoid. The second result is log sigmoid(g), in nats, never above 0.
+    m is the shift and g the gate before the sigmoid. The second result is log sigmoid(g), in nats,
+    never above 0.
     """
     gate = ops.sigmoid(g)
     return gate * z + (1.0 - gate) * m, ops.log_sigmoid(g)
@@ -90,20 +148,26 @@ def iaf_step(z, m, g):
 class InverseAutoregressiveFlow(layers.Layer):
     """Inverse autoregressive flow: (z, context) -> (z', log|det dz'/dz|).
 
-    z and z' (cells, D), context (cells, any), the log-determinant (cells,) in nats. n_steps MADEs of widths `hidden`; the
-    order of the units is reversed between them. Source: Kingma et al. (2016), Algorithm 1.
-    `bend` carries a log-density along, (z, log_q) -> (z', log_q'), kept apart by unit: all are (cells, D).
+    z and z' (cells, D), context (cells, any), the log-determinant (cells,) in nats. n_steps MADEs
+    of widths `hidden`; the order of the units is reversed between them. Source: Kingma et al.
+    (2016), Algorithm 1. `bend` carries a log-density along, (z, log_q) -> (z', log_q'), kept apart
+    by unit: all are (cells, D).
     """
+
     def __init__(self, n_latent, seeds, n_steps=5, hidden=(320, 320), l1=5e-4, l2=5e-4, name="iaf"):
         super().__init__(name=name)
-        self.steps = [MADE(n_latent, seeds, hidden, l1, l2, name=f"made_{i}") for i in range(n_steps)]
+        self.steps = [
+            MADE(n_latent, seeds, hidden, l1, l2, name=f"made_{i}") for i in range(n_steps)
+        ]
 
     def build(self, z_shape, context_shape):
-        for made in self.steps: made.build(z_shape, context_shape)
+        for made in self.steps:
+            made.build(z_shape, context_shape)
 
     def bend(self, z, log_q, context):
         for i, made in enumerate(self.steps):
-            if i: z, log_q = ops.flip(z, axis=-1), ops.flip(log_q, axis=-1)
+            if i:
+                z, log_q = ops.flip(z, axis=-1), ops.flip(log_q, axis=-1)
             z, log_gate = iaf_step(z, *made(z, context))
             log_q = log_q - log_gate
         return z, log_q
@@ -113,26 +177,33 @@ class InverseAutoregressiveFlow(layers.Layer):
         return z, -ops.sum(minus_log_det, axis=-1)
 
     def inverse(self, z, context):
-        "z' -> z, unit by unit (D network passes a step): for checks and for densities of points that the flow can reach."
+        """z' -> z, unit by unit (D network passes a step): for checks and for densities of points
+        that the flow can reach.
+        """
         for i, made in reversed(list(enumerate(self.steps))):
             known = ops.zeros_like(z)
-            for _ in range(z.shape[-1]):                       # the d-th round settles unit d
+            for _ in range(z.shape[-1]):  # the d-th round settles unit d
                 m, g = made(known, context)
-                known = z + (z - m) * ops.exp(ops.minimum(-g, 80.0))      # a gate shut tighter is lost in float32
+                # a gate shut tighter is lost in float32
+                known = z + (z - m) * ops.exp(ops.minimum(-g, 80.0))
             z = ops.flip(known, axis=-1) if i else known
         return z
 
 # %% ../nbs/05_flows.ipynb #iaf-posterior
 class IAFPosterior(GaussianPosterior):
-    """A Gaussian followed by an inverse autoregressive flow: h -> (mean, log_var, h), h (cells, any), the others (cells, D).
+    """A Gaussian followed by an inverse autoregressive flow: h -> (mean, log_var, h), h (cells,
+    any), the others (cells, D).
 
     `sample(parameters, noise)` gives z (cells, D) and log q(z|x) (cells,) in nats. The first two
-    parameters are those of the base Gaussian, before the flow: E[z|x] has no closed form and is estimated from
-    samples.
+    parameters are those of the base Gaussian, before the flow: E[z|x] has no closed form and is
+    estimated from samples.
     """
+
     exact_mean = False
 
-    def __init__(self, n_latent, seeds, n_steps=5, hidden=(320, 320), l1=5e-4, l2=5e-4, name="posterior"):
+    def __init__(
+        self, n_latent, seeds, n_steps=5, hidden=(320, 320), l1=5e-4, l2=5e-4, name="posterior"
+    ):
         super().__init__(n_latent, seeds, name)
         self.flow = InverseAutoregressiveFlow(n_latent, seeds, n_steps, hidden, l1, l2)
 
@@ -140,7 +211,8 @@ class IAFPosterior(GaussianPosterior):
         super().build(shape)
         self.flow.build((*shape[:-1], self.n_latent), shape)
 
-    def call(self, h): return (*super().call(h), h)
+    def call(self, h):
+        return (*super().call(h), h)
 
     def sample_by_unit(self, parameters, noise):
         return self.flow.bend(*super().sample_by_unit(parameters, noise), parameters[2])

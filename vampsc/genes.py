@@ -12,13 +12,22 @@ __all__ = ['MISSING_WORDS', 'UNLABELLED_WORDS', 'MIN_RECOGNISED', 'KNOWN', 'ENSE
            'cells_with', 'with_counts', 'project', 'mapping', 'OwnNames', 'resolve']
 
 # %% ../nbs/00_genes.ipynb #imports
-import dataclasses, difflib, gzip, re, warnings, zlib
+import dataclasses
+import difflib
+import gzip
+import re
+import warnings
+import zlib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-import anndata, numpy as np, pandas as pd
+
+import anndata
+import numpy as np
+import pandas as pd
 from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
+
 from . import downloads
 from .files import whole
 
@@ -34,8 +43,10 @@ def listed(names, most=None, none="none"):
     """
     names = [str(name) for name in names]
     shown = names[:most]
-    if len(shown) < len(names): shown.append("...")
+    if len(shown) < len(names):
+        shown.append("...")
     return ", ".join(shown) or none
+
 
 def nearest(name, known):
     """For a message about a name that is not known: " (did you mean 'n_genes'?)".
@@ -46,33 +57,62 @@ def nearest(name, known):
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 # %% ../nbs/00_genes.ipynb #missing-labels
-# As pandas, R, spreadsheets and databases spell it; "unknown" and "unassigned" are labels that people choose.
-MISSING_WORDS = frozenset(("", "nan", "NaN", "NAN", "NaT", "None", "<NA>", "NA", "N/A", "n/a", "#N/A", "NULL", "null"))
+# As pandas, R, spreadsheets and databases spell it; "unknown" and "unassigned" are labels that
+# people choose.
+MISSING_WORDS = frozenset(
+    ("", "nan", "NaN", "NAN", "NaT", "None", "<NA>", "NA", "N/A", "n/a", "#N/A", "NULL", "null")
+)
 
-# What people write for cells that they could not name. It is a label like others, unless one says that it is none.
-UNLABELLED_WORDS = frozenset(("unlabelled", "unlabeled", "unknown", "unassigned", "not assigned", "unclassified",
-                              "unannotated", "undefined", "undetermined", "unspecified", "not available", "no label"))
+# What people write for cells that they could not name. It is a label like others, unless one says
+# that it is none.
+UNLABELLED_WORDS = frozenset(
+    (
+        "unlabelled",
+        "unlabeled",
+        "unknown",
+        "unassigned",
+        "not assigned",
+        "unclassified",
+        "unannotated",
+        "undefined",
+        "undetermined",
+        "unspecified",
+        "not available",
+        "no label",
+    )
+)
+
 
 def _is_missing_word(label):
     "Is this text blank, or a word that a program writes in place of a missing label?"
     return isinstance(label, str) and label.strip() in MISSING_WORDS
 
-def _as_word(label): return str(label).strip().casefold()
+
+def _as_word(label):
+    return str(label).strip().casefold()
+
 
 def unlabelled_words(unlabelled=None):
     """Words that stand for no label, a list.
 
-    unlabelled : None, a text with commas between words, or a list of words. TypeError for anything else.
+    unlabelled : None, a text with commas between words, or a list of words. TypeError for anything
+        else.
     """
-    if unlabelled is None: return []
-    if isinstance(unlabelled, str): unlabelled = unlabelled.split(",")
+    if unlabelled is None:
+        return []
+    if isinstance(unlabelled, str):
+        unlabelled = unlabelled.split(",")
     if not np.iterable(unlabelled) or not all(isinstance(word, str) for word in unlabelled):
-        raise TypeError("unlabelled must be words, such as 'unknown,unassigned' or a list of them, "
-                        f"not {unlabelled!r}")
+        raise TypeError(
+            "unlabelled must be words, such as 'unknown,unassigned' or a list of them, "
+            f"not {unlabelled!r}"
+        )
     return [word.strip() for word in unlabelled if word.strip()]
 
+
 def missing_labels(labels, unlabelled=None):
-    """Which labels of cells are missing: NaN, None, blank, one of MISSING_WORDS, or one that is said to be none.
+    """Which labels of cells are missing: NaN, None, blank, one of MISSING_WORDS, or one that is
+    said to be none.
 
     labels : (cells,) of any kind.
     unlabelled : such words, as in `unlabelled_words`; upper and lower case are alike.
@@ -80,35 +120,48 @@ def missing_labels(labels, unlabelled=None):
     """
     values = pd.Series(np.asarray(labels, dtype=object))
     none = set(map(_as_word, unlabelled_words(unlabelled)))
-    missing = lambda label: _is_missing_word(label) or (isinstance(label, str) and _as_word(label) in none)
+
+    def missing(label):
+        return _is_missing_word(label) or (isinstance(label, str) and _as_word(label) in none)
+
     words = np.fromiter(map(missing, values), bool, len(values))
     return values.isna().to_numpy() | words
 
+
 def check_words(labels, unlabelled=None):
-    """Warn of labels that look like none, such as "unknown", and of words for a missing one that no cell has.
+    """Warn of labels that look like none, such as "unknown", and of words for a missing one that no
+    cell has.
 
     labels : (cells,) of any kind.
-    unlabelled : None warns of the first; with words, as in `unlabelled_words`, or without any, () or "", the user has
-        said which labels are none.
+    unlabelled : None warns of the first; with words, as in `unlabelled_words`, or without any, ()
+        or "", the user has said which labels are none.
     """
     values = pd.Series(np.asarray(labels, dtype=object))
     counted = values[[isinstance(label, str) for label in values]].value_counts()
     if unlabelled is None:
         for label, n in counted.items():
             if _plain(label) in UNLABELLED_WORDS:
-                warnings.warn(f"{n:,} of {len(values):,} cells are labelled {label!r}, which counts as a cell type; "
-                              f"unlabelled={label!r} (on the command line, --unlabelled {label!r}) takes them for cells "
-                              "without a label, unlabelled='' keeps them as they are", stacklevel=3)
+                warnings.warn(
+                    f"{n:,} of {len(values):,} cells are labelled {label!r}, which counts as a cell"
+                    f" type; unlabelled={label!r} (on the command line, --unlabelled {label!r})"
+                    " takes them for cells without a label, unlabelled='' keeps them as they are",
+                    stacklevel=3,
+                )
     there = set(map(_as_word, counted.index))
     for word in unlabelled_words(unlabelled):
         if _as_word(word) not in there:
-            warnings.warn(f"unlabelled={word!r}: no cell has that label{nearest(word, counted.index)}", stacklevel=3)
+            warnings.warn(
+                f"unlabelled={word!r}: no cell has that label{nearest(word, counted.index)}",
+                stacklevel=3,
+            )
 
 # %% ../nbs/00_genes.ipynb #bare-ids
 _VERSIONED = re.compile(r"^(ENS[A-Z]*G\d{11})(?:\.\d+)?(?:_PAR_Y)?$")
 
+
 def bare_ids(names):
-    """Ensembl gene identifiers without version (nor `_PAR_Y`, an older mark of the Y copy); others unchanged.
+    """Ensembl gene identifiers without version (nor `_PAR_Y`, an older mark of the Y copy); others
+    unchanged.
 
     names : sequence of strings (genes,). Returns an object array (genes,).
     """
@@ -117,13 +170,17 @@ def bare_ids(names):
 # %% ../nbs/00_genes.ipynb #check-names
 def _check_names(name, ids, symbols):
     "Raise GeneSpaceError unless there are genes, one symbol for each, and no identifier twice."
-    if not len(ids): raise GeneSpaceError(f"gene space {name}: it has no genes")
+    if not len(ids):
+        raise GeneSpaceError(f"gene space {name}: it has no genes")
     if len(symbols) != len(ids):
         raise GeneSpaceError(f"gene space {name}: {len(ids)} ids but {len(symbols)} symbols")
     twice = _doubled(ids)
     if len(twice):
-        raise GeneSpaceError(f"gene space {name}: {len(twice)} ids occur more than once (first: {twice[0]}); "
-                             "make them unique, for an AnnData with adata.var_names_make_unique()")
+        raise GeneSpaceError(
+            f"gene space {name}: {len(twice)} ids occur more than once (first: {twice[0]}); "
+            "make them unique, for an AnnData with adata.var_names_make_unique()"
+        )
+
 
 def _doubled(names):
     "Names that occur more than once."
@@ -131,7 +188,8 @@ def _doubled(names):
     return names[names.duplicated()].unique()
 
 # %% ../nbs/00_genes.ipynb #gene-space
-MIN_RECOGNISED = 0.1          # a smaller share of genes with a place stops a mapping
+MIN_RECOGNISED = 0.1  # a smaller share of genes with a place stops a mapping
+
 
 class GeneSpace:
     """An ordered list of genes.
@@ -143,67 +201,99 @@ class GeneSpace:
     symbols : symbols (genes,); the identifiers where not given.
     whole : the GeneSpace of which this is a part, if any. Data are mapped onto the whole first.
 
-    `ambiguous` is the set of symbols that stand for several genes; `len(space)` is the number of genes. Two spaces are equal
-    when they hold the same genes in the same order.
+    `ambiguous` is the set of symbols that stand for several genes; `len(space)` is the number of
+    genes. Two spaces are equal when they hold the same genes in the same order.
 
     Raises
     ------
-    GeneSpaceError : no genes, an identifier twice, or another number of symbols than of identifiers.
+    GeneSpaceError : no genes, an identifier twice, or another number of symbols than of
+        identifiers.
     """
+
     def __init__(self, name, ids, symbols=None, whole=None):
-        self.name, self.ids = str(name), np.array(ids, dtype=str).reshape(-1)
+        self.name = str(name)
+        self.ids = np.array(ids, dtype=str).reshape(-1)
         self.symbols = self.ids if symbols is None else np.array(symbols, dtype=str).reshape(-1)
         _check_names(name, self.ids, self.symbols)
         self.whole = whole
         self.ambiguous = frozenset(_doubled(self.symbols)) if whole is None else whole.ambiguous
 
-    def __len__(self): return len(self.ids)
-    def __repr__(self): return f"GeneSpace {self.name}: {len(self):,} genes"
+    def __len__(self):
+        return len(self.ids)
+
+    def __repr__(self):
+        return f"GeneSpace {self.name}: {len(self):,} genes"
+
     def __eq__(self, other):
-        return (isinstance(other, GeneSpace) and np.array_equal(self.ids, other.ids)
-                and np.array_equal(self.symbols, other.symbols))
+        return (
+            isinstance(other, GeneSpace)
+            and np.array_equal(self.ids, other.ids)
+            and np.array_equal(self.symbols, other.symbols)
+        )
+
     __hash__ = None
 
     @classmethod
     def load(cls, name):
-        "A known space ('gencode-48', 'ensembl-97', ...), or one from the path of a csv file with the columns id,symbol."
+        """A known space ('gencode-48', 'ensembl-97', ...), or one from the path of a csv file with
+        the columns id,symbol.
+        """
         return _load(name)
+
     @classmethod
     def of(cls, adata):
         "The data's own genes, in their order."
         return _own_genes(adata)
+
     @classmethod
     def from_dict(cls, d):
         "The space that `to_dict` wrote down."
-        return cls(d["name"], d["ids"], d["symbols"], cls.from_dict(d["whole"]) if d.get("whole") else None)
+        return cls(
+            d["name"], d["ids"], d["symbols"], cls.from_dict(d["whole"]) if d.get("whole") else None
+        )
+
     def to_dict(self):
         "Plain lists of strings, ready for JSON."
         return _to_dict(self)
-    def subset(self, which):
-        "A part of the space: which is a mask (genes,) or positions, in the order in which the part shall have them."
-        return _subset(self, which)
-    def map(self, adata, layer=None, min_recognised=MIN_RECOGNISED):
-        """The counts (X, or the named layer) of an AnnData (cells, genes of the data) on the genes of this space.
 
-        Returns (scipy.sparse.csr_matrix (cells, genes of the space) float32, MappingReport). Raises GeneSpaceError as `mapping`.
+    def subset(self, which):
+        """A part of the space: which is a mask (genes,) or positions, in the order in which the
+        part shall have them.
+        """
+        return _subset(self, which)
+
+    def map(self, adata, layer=None, min_recognised=MIN_RECOGNISED):
+        """The counts (X, or the named layer) of an AnnData (cells, genes of the data) on the genes
+        of this space.
+
+        Returns (scipy.sparse.csr_matrix (cells, genes of the space) float32, MappingReport). Raises
+        GeneSpaceError as `mapping`.
         """
         return _map(self, adata, layer, min_recognised)
 
 # %% ../nbs/00_genes.ipynb #known-spaces
 KNOWN = {"gencode-48": "genes_gencode_48.csv.gz"}
 
+
 def _read_table(path, name):
     "A gene space from a csv file (possibly compressed)."
-    try: table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except Exception as error: raise GeneSpaceError(f"gene table {path}: cannot be read ({error})") from None
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except Exception as error:
+        raise GeneSpaceError(f"gene table {path}: cannot be read ({error})") from None
     table = table.rename(columns={"ensg": "id", "name": "symbol"} if "id" not in table else {})
     if not {"id", "symbol"} <= set(table):
-        raise GeneSpaceError(f"gene table {path}: needs the columns id,symbol (or ensg,name), "
-                             f"but has {','.join(map(str, table))}")
+        raise GeneSpaceError(
+            f"gene table {path}: needs the columns id,symbol (or ensg,name), "
+            f"but has {','.join(map(str, table))}"
+        )
     return _of_table(table, name)
 
+
 def _of_table(table, name):
-    "A gene space from a table of text with the columns id and symbol; a gene without symbol has its identifier for one."
+    """A gene space from a table of text with the columns id and symbol; a gene without symbol has
+    its identifier for one.
+    """
     ids = bare_ids(table["id"].str.strip())
     symbols = table["symbol"].str.strip()
     return GeneSpace(name, ids, np.where(symbols == "", ids, symbols))
@@ -212,103 +302,207 @@ def _of_table(table, name):
 ENSEMBL = "https://ftp.ensembl.org/pub/release-{0}/gtf/homo_sapiens/Homo_sapiens.GRCh38.{0}.gtf.gz"
 _ATTRIBUTE = re.compile(r'(gene_id|gene_name|gene_biotype) "([^"]*)"')
 
+
 def protein_coding(path):
-    """The protein-coding genes of an Ensembl GTF (gzip): DataFrame (genes; id, symbol), sorted by id.
+    """The protein-coding genes of an Ensembl GTF (gzip): DataFrame (genes; id, symbol), sorted by
+    id.
 
     Raises GeneSpaceError where the file names none.
     """
     with gzip.open(path, "rt", encoding="utf-8", errors="replace") as lines:
-        genes = [dict(_ATTRIBUTE.findall(line)) for line in lines if line.split("\t", 3)[2:3] == ["gene"]]
-    rows = [(g["gene_id"], g.get("gene_name", g["gene_id"])) for g in genes if g.get("gene_biotype") == "protein_coding"]
+        genes = [
+            dict(_ATTRIBUTE.findall(line)) for line in lines if line.split("\t", 3)[2:3] == ["gene"]
+        ]
+    rows = [
+        (g["gene_id"], g.get("gene_name", g["gene_id"]))
+        for g in genes
+        if g.get("gene_biotype") == "protein_coding"
+    ]
     if not rows:
-        raise GeneSpaceError(f"{Path(path).name} names no protein-coding genes: it is no GTF of Ensembl; delete "
-                             f"it, and it is fetched again")
+        raise GeneSpaceError(
+            f"{Path(path).name} names no protein-coding genes: it is no GTF of Ensembl; delete "
+            "it, and it is fetched again"
+        )
     return pd.DataFrame(sorted(rows), columns=["id", "symbol"])
 
+
 def _ensembl(release, name):
-    "A release of Ensembl: its table is kept in the user's cache as a csv, made of the GTF where it is not there yet or is damaged."
+    """A release of Ensembl: its table is kept in the user's cache as a csv, made of the GTF where
+    it is not there yet or is damaged.
+    """
     path = downloads.cache_folder("genes", f"ensembl-{release}.csv")
     if path.exists():
-        try: return _read_table(path, name)
-        except GeneSpaceError as error: warnings.warn(f"{error}; it is made anew", stacklevel=5)
+        try:
+            return _read_table(path, name)
+        except GeneSpaceError as error:
+            warnings.warn(f"{error}; it is made anew", stacklevel=5)
     address = ENSEMBL.format(release)
     gtf = path.with_name(address.rsplit("/", 1)[1])
-    try: table = protein_coding(downloads.fetch(address, gtf))
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise GeneSpaceError(f"{gtf} is damaged ({error}); delete it, and it is fetched again") from None
     try:
-        with whole(path) as new: table.to_csv(new, index=False)
+        table = protein_coding(downloads.fetch(address, gtf))
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise GeneSpaceError(
+            f"{gtf} is damaged ({error}); delete it, and it is fetched again"
+        ) from None
+    try:
+        with whole(path) as new:
+            table.to_csv(new, index=False)
     except OSError as error:
-        warnings.warn(f"{path} cannot be written ({error.strerror}), so {gtf.name} is read anew each time; the environment variable VAMPSC_CACHE "
-                      "names another folder", stacklevel=5)
+        warnings.warn(
+            f"{path} cannot be written ({error.strerror}), so {gtf.name} is read anew each time;"
+            " the environment variable VAMPSC_CACHE names another folder",
+            stacklevel=5,
+        )
     return _of_table(table, name)
 
 # %% ../nbs/00_genes.ipynb #load-space
 def _load(name):
     "A known gene space by name, or one from a csv file with the columns id,symbol."
-    if name in KNOWN: return _read_table(resources.files("vampsc") / "data" / KNOWN[name], name)
-    if release := re.fullmatch("ensembl-([0-9]{1,4})", str(name)): return _ensembl(release[1], name)
+    if name in KNOWN:
+        return _read_table(resources.files("vampsc") / "data" / KNOWN[name], name)
+    if release := re.fullmatch("ensembl-([0-9]{1,4})", str(name)):
+        return _ensembl(release[1], name)
     path = downloads.user_path(name)
-    if path.is_file(): return _read_table(path, path.name.split(".csv")[0])
-    raise GeneSpaceError(f"unknown gene space or missing file '{name}': pass a known name ({', '.join(KNOWN)}, ensembl-97) or "
-                         "the path of a csv file with the columns id,symbol")
+    if path.is_file():
+        return _read_table(path, path.name.split(".csv")[0])
+    raise GeneSpaceError(
+        f"unknown gene space or missing file '{name}': pass a known name ({', '.join(KNOWN)},"
+        " ensembl-97) or the path of a csv file with the columns id,symbol"
+    )
 
 # %% ../nbs/00_genes.ipynb #feature-types
-NO_GENE = -2                  # the place of a feature that is no gene
+NO_GENE = -2  # the place of a feature that is no gene
 TYPE_COLUMNS = ("featuretypes", "featuretype", "featurebiotype", "modality")
-GENE_TYPES = frozenset(("gene expression", "gene", "genes", "gex", "rna", "mrna", "expression", "transcriptome"))
-OTHER_TYPES = frozenset((
-    "antibody capture", "antibody", "antibodies", "adt", "protein", "proteins", "prot", "cite", "cite seq", "multiplexing capture", "hto",
-    "hashtag", "cmo", "crispr guide capture", "crispr", "guide", "grna", "sgrna", "peaks", "peak", "atac", "chromatin accessibility",
-    "antigen capture", "custom", "vdj", "vdj t", "vdj b", "spike in"))
+GENE_TYPES = frozenset(
+    ("gene expression", "gene", "genes", "gex", "rna", "mrna", "expression", "transcriptome")
+)
+OTHER_TYPES = frozenset(
+    (
+        "antibody capture",
+        "antibody",
+        "antibodies",
+        "adt",
+        "protein",
+        "proteins",
+        "prot",
+        "cite",
+        "cite seq",
+        "multiplexing capture",
+        "hto",
+        "hashtag",
+        "cmo",
+        "crispr guide capture",
+        "crispr",
+        "guide",
+        "grna",
+        "sgrna",
+        "peaks",
+        "peak",
+        "atac",
+        "chromatin accessibility",
+        "antigen capture",
+        "custom",
+        "vdj",
+        "vdj t",
+        "vdj b",
+        "spike in",
+    )
+)
+
 
 def _plain(name):
     "A name of a column or a type in lower case, with single spaces between its words."
     return re.sub(r"[\W_]+", " ", str(name).lower()).strip()
 
+
 def _types_in(values):
-    "Of a column of feature types, the type where it is no gene's, else None. Types of genes, such as protein_coding, are not known by name."
+    """Of a column of feature types, the type where it is no gene's, else None.
+
+    Types of genes, such as protein_coding, are not known by name.
+    """
     codes, types = pd.factorize(np.where(missing_labels(values), None, values))
     plain = pd.Series([_plain(kind) for kind in types], dtype=object)
     with_genes = plain.isin(GENE_TYPES).any()
     other = plain.isin(OTHER_TYPES) | (with_genes & ~plain.isin(GENE_TYPES))
-    return np.append(np.where(other, np.asarray(types, object), None), None)[codes]          # the last answers for -1
+    # the last answers for -1
+    return np.append(np.where(other, np.asarray(types, object), None), None)[codes]
+
 
 def other_features(var):
     """Which features are said to be no genes, as in CITE-seq or multiome data.
 
-    var : DataFrame (features,) of an AnnData, with a column such as "feature_types", as 10x, muon and Seurat write it.
+    var : DataFrame (features,) of an AnnData, with a column such as "feature_types", as 10x, muon
+        and Seurat write it.
 
-    Returns an object array (features,): the type, such as "Antibody Capture"; None for genes, and where no column tells.
+    Returns an object array (features,): the type, such as "Antibody Capture"; None for genes, and
+    where no column tells.
     """
     found = np.full(len(var), None, dtype=object)
     for k, column in enumerate(var.columns):
-        if _plain(column).replace(" ", "") not in TYPE_COLUMNS: continue
+        if _plain(column).replace(" ", "") not in TYPE_COLUMNS:
+            continue
         types = _types_in(var.iloc[:, k].to_numpy(object))
         found = np.where(np.equal(found, None), types, found)
     return found
+
 
 def _is_gene(adata):
     "Which features are genes, bool (features,). GeneSpaceError if none is."
     types = other_features(adata.var)
     genes = np.equal(types, None)
     if len(genes) and not genes.any():
-        raise GeneSpaceError(f"none of the data's {len(genes):,} features is a gene; adata.var calls them {listed(pd.unique(types), 3)}. Pass the "
-                             "part with gene expression (of a MuData, mdata['rna']); if these are genes, correct that column of adata.var")
+        raise GeneSpaceError(
+            f"none of the data's {len(genes):,} features is a gene; adata.var calls them"
+            f" {listed(pd.unique(types), 3)}. Pass the part with gene expression (of a MuData,"
+            " mdata['rna']); if these are genes, correct that column of adata.var"
+        )
     return genes
 
 # %% ../nbs/00_genes.ipynb #names-in
-# Columns of var that by their name hold the feature's own identifier or symbol, in lower case without separators.
-ID_COLUMNS = ("ensembl", "ensemblid", "ensemblids", "ensemblgeneid", "ensemblgeneids", "ensemblgene", "ensg", "ensgid", "geneid", "geneids",
-              "genestableid", "geneensembl", "geneensemblid", "featureid", "featureids", "id", "ids", "accession")
-SYMBOL_COLUMNS = ("symbol", "symbols", "genesymbol", "genesymbols", "hgncsymbol", "featurename", "featurenames", "genename", "genenames",
-                  "geneshortname", "gene", "name")
+# Columns of var that by their name hold the feature's own identifier or symbol, in lower case
+# without separators.
+ID_COLUMNS = (
+    "ensembl",
+    "ensemblid",
+    "ensemblids",
+    "ensemblgeneid",
+    "ensemblgeneids",
+    "ensemblgene",
+    "ensg",
+    "ensgid",
+    "geneid",
+    "geneids",
+    "genestableid",
+    "geneensembl",
+    "geneensemblid",
+    "featureid",
+    "featureids",
+    "id",
+    "ids",
+    "accession",
+)
+SYMBOL_COLUMNS = (
+    "symbol",
+    "symbols",
+    "genesymbol",
+    "genesymbols",
+    "hgncsymbol",
+    "featurename",
+    "featurenames",
+    "genename",
+    "genenames",
+    "geneshortname",
+    "gene",
+    "name",
+)
 _SPECIES = {"ENSG": "human", "ENSMUSG": "mouse or rat", "ENSRNOG": "mouse or rat"}
 _PEAK = "(chr)?[\\w.]+[:_-]\\d+[-_]\\d+$"
 
+
 def _some_of(names, most=1000):
     "Some of many names, evenly spread: enough to say of what kind they are."
-    return names[::len(names) // most + 1]
+    return names[:: len(names) // most + 1]
+
 
 def _mostly(names, pattern):
     "Do most of these names (an array of text) begin like the pattern?"
@@ -316,15 +510,22 @@ def _mostly(names, pattern):
     names = _some_of(names)
     return len(names) > 0 and 2 * sum(like(name) is not None for name in names) > len(names)
 
+
 def _like_mouse(names):
-    "Are most of these names symbols of human genes with one capital letter, as those of mouse and rat are?"
+    """Are most of these names symbols of human genes with one capital letter, as those of mouse and
+    rat are?
+    """
     pattern = "[A-Z][a-z0-9]*[a-z][a-z0-9.-]*$"
-    if not _mostly(names, pattern): return False
+    if not _mostly(names, pattern):
+        return False
     capital = [name.upper() for name in _some_of(names) if re.match(pattern, name)]
     return 4 * np.isin(capital, GeneSpace.load("gencode-48").symbols).sum() >= len(capital)
 
+
 def _species(names):
-    "Whose genes most of these names are, told by the prefix of Ensembl or by the case of symbols; empty if that is not known."
+    """Whose genes most of these names are, told by the prefix of Ensembl or by the case of symbols;
+    empty if that is not known.
+    """
     names = _some_of([name for name in names if name])
     prefixes = [m[1] for name in names if (m := re.match(r"(ENS[A-Z]*G)\d{11}", name))]
     if 2 * len(prefixes) > len(names):
@@ -332,31 +533,44 @@ def _species(names):
         return _SPECIES.get(prefix, prefix)
     return "mouse or rat" if _like_mouse(names) else ""
 
+
 def _stripped(values):
     "Text without spaces around it, an object array; what is no text becomes empty."
     return np.array([v.strip() if isinstance(v, str) else "" for v in values], dtype=object)
 
-def _names_in(adata):
-    """Lists of candidate identifiers and of candidate symbols (each an array over the data's genes), best first.
 
-    Names of peaks have no others; identifiers of another species than the names' are those of orthologs.
+def _names_in(adata):
+    """Lists of candidate identifiers and of candidate symbols (each an array over the data's
+    genes), best first.
+
+    Names of peaks have no others; identifiers of another species than the names' are those of
+    orthologs.
     """
     names = _stripped(adata.var_names.astype(str))
-    ids, symbols = [names], [names]
-    if _mostly(names, _PEAK): return ids, symbols
+    ids = [names]
+    symbols = [names]
+    if _mostly(names, _PEAK):
+        return ids, symbols
     species = _species(names)
     for k, column in enumerate(adata.var.columns):
-        plain = re.sub(r" \d+$", "", _plain(column)).replace(" ", "")        # anndata made gene_ids-0 of columns that differed
-        if plain not in ID_COLUMNS + SYMBOL_COLUMNS: continue
+        # anndata made gene_ids-0 of columns that differed
+        plain = re.sub(r" \d+$", "", _plain(column)).replace(" ", "")
+        if plain not in ID_COLUMNS + SYMBOL_COLUMNS:
+            continue
         text = _stripped(adata.var.iloc[:, k].astype(object))
-        if not (text != "").any(): continue
-        if plain in SYMBOL_COLUMNS: symbols.append(text)
-        elif not species or _species(text) in ("", species): ids.append(text)
+        if not (text != "").any():
+            continue
+        if plain in SYMBOL_COLUMNS:
+            symbols.append(text)
+        elif not species or _species(text) in ("", species):
+            ids.append(text)
     return ids, symbols
 
 # %% ../nbs/00_genes.ipynb #positions
 def _look_up(names, candidates, positions, refuse=()):
-    "Fill the open entries (-1) of positions from the first list of candidates that is found among names."
+    """Fill the open entries (-1) of positions from the first list of candidates that is found among
+    names.
+    """
     keep = np.flatnonzero(~np.isin(names, list(refuse))) if refuse else np.arange(len(names))
     index = pd.Index(np.asarray(names, object)[keep])
     for values in candidates:
@@ -365,22 +579,35 @@ def _look_up(names, candidates, positions, refuse=()):
         positions[open_[found >= 0]] = keep[found[found >= 0]]
     return positions
 
+
 def _by_ids(space, ids, n):
     "Positions of n genes by their candidate identifiers, or -1."
     bare = bare_ids(space.ids)
     unversioned = len(set(bare)) == len(bare)
-    return _look_up(bare, [bare_ids(v) for v in ids], np.full(n, -1)) if unversioned else _look_up(space.ids, ids, np.full(n, -1))
+    return (
+        _look_up(bare, [bare_ids(v) for v in ids], np.full(n, -1))
+        if unversioned
+        else _look_up(space.ids, ids, np.full(n, -1))
+    )
+
 
 def _by_symbols(space, names, symbols, n):
-    "Positions of n genes by their candidate symbols, or -1; orthologs often share a symbol, so that it must be of the same species."
-    ours, theirs = _species(space.ids), _species(names)
-    if ours and theirs and ours != theirs: return np.full(n, -1)
+    """Positions of n genes by their candidate symbols, or -1; orthologs often share a symbol, so
+    that it must be of the same species.
+    """
+    ours = _species(space.ids)
+    theirs = _species(names)
+    if ours and theirs and ours != theirs:
+        return np.full(n, -1)
     return _look_up(space.symbols, symbols, np.full(n, -1), refuse=space.ambiguous)
 
-def _place(space, adata):
-    """Positions of the data's genes in a whole space, which of them were found by identifier, ambiguous symbols, and which disagree.
 
-    A gene disagrees if its identifier and its symbol are those of two genes of the space; the identifier counts.
+def _place(space, adata):
+    """Positions of the data's genes in a whole space, which of them were found by identifier,
+    ambiguous symbols, and which disagree.
+
+    A gene disagrees if its identifier and its symbol are those of two genes of the space; the
+    identifier counts.
     """
     genes = _is_gene(adata)
     ids, symbols = _names_in(adata)
@@ -395,15 +622,22 @@ def _place(space, adata):
     _check_agreement(space, adata, disagree, both, of_id, of_symbol)
     return where, by_id, ambiguous, disagree
 
+
 def _check_agreement(space, adata, disagree, both, of_id, of_symbol):
-    "Raise GeneSpaceError where most identifiers are not those of the symbols beside them, as in a table whose rows were mixed up."
+    """Raise GeneSpaceError where most identifiers are not those of the symbols beside them, as in a
+    table whose rows were mixed up.
+    """
     n = int(disagree.sum())
-    if n < 10 or 2 * n <= both.sum(): return
+    if n < 10 or 2 * n <= both.sum():
+        return
     first = int(np.flatnonzero(disagree)[0])
     raise GeneSpaceError(
-        f"identifiers and symbols in adata.var disagree for {n:,} of {int(both.sum()):,} genes (first: '{adata.var_names[first]}' is "
-        f"{space.symbols[of_id[first]]} by its identifier and {space.symbols[of_symbol[first]]} by its symbol), as if rows were mixed up: correct "
-        f"them, or remove the wrong column from adata.var")
+        f"identifiers and symbols in adata.var disagree for {n:,} of {int(both.sum()):,} genes"
+        f" (first: '{adata.var_names[first]}' is {space.symbols[of_id[first]]} by its identifier"
+        f" and {space.symbols[of_symbol[first]]} by its symbol), as if rows were mixed up: correct"
+        " them, or remove the wrong column from adata.var"
+    )
+
 
 def _placed(space, adata):
     "The same for a space that may be a part of another."
@@ -415,22 +649,26 @@ def _placed(space, adata):
         where = np.where(where >= 0, in_part[where], where)
     return where, by_id & (where >= 0), ambiguous, disagree & (where >= 0)
 
+
 def positions(space, adata):
     """Where each gene of the data lies in the space.
 
     Parameters
     ----------
-    space : GeneSpace. adata : AnnData (cells, genes of the data), of which only the names and types of features are looked at.
+    space : GeneSpace. adata : AnnData (cells, genes of the data), of which only the names and types
+        of features are looked at.
 
     Returns
     -------
-    positions : int array (genes of the data,), -1 where the space does not have the gene, NO_GENE for a feature that is no gene.
+    positions : int array (genes of the data,), -1 where the space does not have the gene, NO_GENE
+        for a feature that is no gene.
     by_id : how many were found by identifier; the others were found by symbol.
     ambiguous : sorted symbols of the data that were refused because they stand for several genes.
 
     Raises
     ------
-    GeneSpaceError : no feature is a gene, or most identifiers are not those of the symbols beside them.
+    GeneSpaceError : no feature is a gene, or most identifiers are not those of the symbols beside
+        them.
     """
     where, by_id, ambiguous, _ = _placed(space, adata)
     return where, int(by_id.sum()), ambiguous
@@ -439,121 +677,191 @@ def positions(space, adata):
 class DamagedError(GeneSpaceError):
     "A sparse matrix whose pointers or indices cannot be right."
 
-_AXES = {"csr": ("row", "column"), "csc": ("column", "row")}    # what the pointers divide, and the indices count
+
+# what the pointers divide, and the indices count
+_AXES = {"csr": ("row", "column"), "csc": ("column", "row")}
+
 
 def check_pointers(indptr, n, entries, kind="csr"):
-    """DamagedError unless the pointers of a sparse matrix begin at 0, never fall, and end at the number of its entries.
+    """DamagedError unless the pointers of a sparse matrix begin at 0, never fall, and end at the
+    number of its entries.
 
-    indptr : (n + 1,). n : number of rows, of "csc" columns. entries : (length of data, length of indices).
+    indptr : (n + 1,). n : number of rows, of "csc" columns. entries : (length of data, length of
+        indices).
     kind : "csr" or "csc".
     """
     part = _AXES[kind][0]
-    if entries[0] != entries[1]: wrong = f"data has {entries[0]:,} entries but indices {entries[1]:,}"
-    elif indptr.shape != (n + 1,): wrong = f"indptr is of shape {indptr.shape}, but {n:,} {part}s need ({n + 1},)"
-    elif indptr[0] != 0: wrong = f"indptr begins with {indptr[0]} instead of 0"
-    elif indptr[-1] != entries[0]: wrong = f"indptr ends with {indptr[-1]}, but there are {entries[0]} entries"
-    elif not (rises := indptr[1:] >= indptr[:-1]).all():              # a difference of small integers could overflow
+    if entries[0] != entries[1]:
+        wrong = f"data has {entries[0]:,} entries but indices {entries[1]:,}"
+    elif indptr.shape != (n + 1,):
+        wrong = f"indptr is of shape {indptr.shape}, but {n:,} {part}s need ({n + 1},)"
+    elif indptr[0] != 0:
+        wrong = f"indptr begins with {indptr[0]} instead of 0"
+    elif indptr[-1] != entries[0]:
+        wrong = f"indptr ends with {indptr[-1]}, but there are {entries[0]} entries"
+    # a difference of small integers could overflow
+    elif not (rises := indptr[1:] >= indptr[:-1]).all():
         first = int(np.argmin(rises))
         wrong = f"indptr falls from {indptr[first]} to {indptr[first + 1]} in {part} {first}"
-    else: return
-    raise DamagedError(f"the sparse matrix is damaged: {wrong}; read it again, or get another copy of it")
+    else:
+        return
+    raise DamagedError(
+        f"the sparse matrix is damaged: {wrong}; read it again, or get another copy of it"
+    )
+
 
 def check_indices(indices, n, kind="csr", start=0):
-    """DamagedError unless the indices of a sparse matrix are from 0 to n - 1; their order is free, repeats are allowed.
+    """DamagedError unless the indices of a sparse matrix are from 0 to n - 1; their order is free,
+    repeats are allowed.
 
-    indices : (entries,), perhaps a part that begins at start. n : number of columns, of "csc" rows. kind : "csr" or "csc".
+    indices : (entries,), perhaps a part that begins at start. n : number of columns, of "csc" rows.
+        kind : "csr" or "csc".
     """
-    if not len(indices): return
+    if not len(indices):
+        return
     if indices.dtype.kind in "iu":
-        unsigned = indices.view(indices.dtype.str.replace("i", "u"))     # a negative one is then the largest: one look at each
-        if unsigned.max() < n: return
-    elif indices.min() >= 0 and indices.max() < n: return
+        # a negative one is then the largest: one look at each
+        unsigned = indices.view(indices.dtype.str.replace("i", "u"))
+        if unsigned.max() < n:
+            return
+    elif indices.min() >= 0 and indices.max() < n:
+        return
     part = _AXES[kind][1]
     outside = np.flatnonzero(~((indices >= 0) & (indices < n)))
     first = outside[0]
     wrong = f"{len(outside):,} of its {part} indices lie outside the {n:,} {part}s"
-    raise DamagedError(f"the sparse matrix is damaged: {wrong} (first: indices[{start + first}] is {indices[first]}); read it again, or get another copy of it")
+    raise DamagedError(
+        f"the sparse matrix is damaged: {wrong} (first: indices[{start + first}] is"
+        f" {indices[first]}); read it again, or get another copy of it"
+    )
+
 
 def check_sparse(data, indices, indptr, kind, shape):
-    """DamagedError unless scipy and compiled code, which trust these arrays, can use them as a sparse matrix.
+    """DamagedError unless scipy and compiled code, which trust these arrays, can use them as a
+    sparse matrix.
 
-    data, indices : (entries,). indptr : (rows + 1,), or of "csc" (columns + 1,). kind : "csr" or "csc".
+    data, indices : (entries,). indptr : (rows + 1,), or of "csc" (columns + 1,). kind : "csr" or
+        "csc".
     shape : (rows, columns).
     """
     outer, inner = shape if kind == "csr" else shape[::-1]
     check_pointers(indptr, outer, (len(data), len(indices)), kind)
     check_indices(indices, inner, kind)
 
+
 def check_matrix(matrix):
     "`check_sparse` of a scipy matrix of compressed rows or columns; those of other formats pass."
-    if matrix.format not in _AXES or len(matrix.shape) != 2: return
+    if matrix.format not in _AXES or len(matrix.shape) != 2:
+        return
     check_sparse(matrix.data, matrix.indices, matrix.indptr, matrix.format, matrix.shape)
 
+
 def pointers_of(dataset):
-    "The `native` pointers of a sparse matrix in a file (anndata's CSRDataset or CSCDataset), after `check_pointers`."
+    """The `native` pointers of a sparse matrix in a file (anndata's CSRDataset or CSCDataset),
+    after `check_pointers`.
+    """
     group = dataset.group
     indptr = native(np.asarray(group["indptr"][:]))
     entries = group["data"].shape[0], group["indices"].shape[0]
     check_pointers(indptr, dataset.shape[dataset.format == "csc"], entries, dataset.format)
     return indptr
 
-_LOOKED_THROUGH = set()                                  # matrices in files whose indices were seen to be right
+
+# matrices in files whose indices were seen to be right
+_LOOKED_THROUGH = set()
+
 
 def _check_in_file(dataset, block=1 << 22):
-    "`check_sparse` of a matrix in a file, so many indices at a time; of an h5ad file once, as long as it is not written to."
+    """`check_sparse` of a matrix in a file, so many indices at a time; of an h5ad file once, as
+    long as it is not written to.
+    """
     pointers_of(dataset)
     indices = dataset.group["indices"]
     mark = _mark_of(indices)
-    if mark in _LOOKED_THROUGH: return
+    if mark in _LOOKED_THROUGH:
+        return
     for start in range(0, indices.shape[0], block):
-        check_indices(np.asarray(indices[start:start + block]), dataset.shape[dataset.format == "csr"], dataset.format, start)
-    if mark is not None: _LOOKED_THROUGH.add(mark)
+        check_indices(
+            np.asarray(indices[start : start + block]),
+            dataset.shape[dataset.format == "csr"],
+            dataset.format,
+            start,
+        )
+    if mark is not None:
+        _LOOKED_THROUGH.add(mark)
+
 
 def _mark_of(dataset):
-    "What a dataset of an h5ad file is known by until the file is written to; None for one of zarr, or of a file that is gone."
+    """What a dataset of an h5ad file is known by until the file is written to; None for one of
+    zarr, or of a file that is gone.
+    """
     path = Path(dataset.file.filename) if hasattr(dataset, "file") else None
-    if path is None or not path.is_file(): return None
+    if path is None or not path.is_file():
+        return None
     state = path.stat()
     return str(path.resolve()), state.st_mtime_ns, state.st_size, dataset.name
 
+
 def _check_any(values):
-    "DamagedError unless scipy can take a part out of this matrix, in memory or in a file; it does so without a look."
-    if sparse.issparse(values): check_matrix(values)
-    if isinstance(values, (CSRDataset, CSCDataset)): _check_in_file(values)
+    """DamagedError unless scipy can take a part out of this matrix, in memory or in a file; it does
+    so without a look.
+    """
+    if sparse.issparse(values):
+        check_matrix(values)
+    if isinstance(values, (CSRDataset, CSCDataset)):
+        _check_in_file(values)
 
 # %% ../nbs/00_genes.ipynb #csr-float32
 def _check_matrix(matrix):
     "The matrix, or a GeneSpaceError if it is not a table of real numbers."
-    shape, kind = getattr(matrix, "shape", ()), getattr(getattr(matrix, "dtype", None), "kind", "?")
+    shape = getattr(matrix, "shape", ())
+    kind = getattr(getattr(matrix, "dtype", None), "kind", "?")
     if len(shape) != 2 or kind not in "buif":
-        raise GeneSpaceError("counts must be a matrix of real numbers, cells x genes, not "
-                             f"{type(matrix).__name__} of shape {shape} and type {getattr(matrix, 'dtype', 'unknown')}; "
-                             "where they are numbers all the same, adata.X = adata.X.astype('float32') makes them so")
+        raise GeneSpaceError(
+            f"counts must be a matrix of real numbers, cells x genes, not {type(matrix).__name__}"
+            f" of shape {shape} and type {getattr(matrix, 'dtype', 'unknown')}; where they are"
+            " numbers all the same, adata.X = adata.X.astype('float32') makes them so"
+        )
     if np.ma.isMaskedArray(matrix):
-        raise GeneSpaceError(f"counts are a masked array with {int(np.ma.count_masked(matrix)):,} values masked: say what "
-                             "they are, e.g. 0 with adata.X = adata.X.filled(0)")
+        raise GeneSpaceError(
+            f"counts are a masked array with {int(np.ma.count_masked(matrix)):,} values masked: say"
+            " what they are, e.g. 0 with adata.X = adata.X.filled(0)"
+        )
     return matrix
 
-def native(values):
-    """Numbers as compiled code knows them: in the machine's byte order, half precision as single, unsigned 64-bit as signed.
 
-    values : (n,) array of numbers; the same array where nothing has to change. For values of a matrix and for its indices.
+def native(values):
+    """Numbers as compiled code knows them: in the machine's byte order, half precision as single,
+    unsigned 64-bit as signed.
+
+    values : (n,) array of numbers; the same array where nothing has to change. For values of a
+        matrix and for its indices.
     """
-    kind, size = values.dtype.kind, values.dtype.itemsize
-    if kind == "f" and size == 2: return values.astype("float32")
-    if kind == "u" and size == 8: return values.astype("int64")
+    kind = values.dtype.kind
+    size = values.dtype.itemsize
+    if kind == "f" and size == 2:
+        return values.astype("float32")
+    if kind == "u" and size == 8:
+        return values.astype("int64")
     return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
+
 
 _COMPRESSED = {"csr": sparse.csr_matrix, "csc": sparse.csc_matrix}
 
+
 def native_sparse(matrix):
-    "A sparse matrix whose values and indices are `native`, the matrix itself where they are; DamagedError as `check_matrix`."
+    """A sparse matrix whose values and indices are `native`, the matrix itself where they are;
+    DamagedError as `check_matrix`.
+    """
     check_matrix(matrix)
-    if matrix.format not in _COMPRESSED: return matrix
+    if matrix.format not in _COMPRESSED:
+        return matrix
     given = matrix.data, matrix.indices, matrix.indptr
     parts = tuple(map(native, given))
-    if all(new is old for new, old in zip(parts, given)): return matrix
+    if all(new is old for new, old in zip(parts, given)):
+        return matrix
     return _COMPRESSED[matrix.format](parts, shape=matrix.shape)
+
 
 def sparse_of(group, kind, shape):
     """A sparse matrix out of the group of an h5ad or zarr file, of any number types.
@@ -561,12 +869,16 @@ def sparse_of(group, kind, shape):
     group : holds data, indices and indptr. kind : "csr" or "csc". shape : (rows, columns).
     DamagedError as `check_sparse`.
     """
-    return compressed(*(np.asarray(group[part][:]) for part in ("data", "indices", "indptr")), kind, shape)
+    return compressed(
+        *(np.asarray(group[part][:]) for part in ("data", "indices", "indptr")), kind, shape
+    )
+
 
 def compressed(data, indices, indptr, kind, shape):
     """A sparse matrix of its three arrays, of any number types.
 
-    data, indices : (entries,). indptr : (rows + 1,), or of "csc" (columns + 1,). kind : "csr" or "csc".
+    data, indices : (entries,). indptr : (rows + 1,), or of "csc" (columns + 1,). kind : "csr" or
+        "csc".
     shape : (rows, columns). DamagedError as `check_sparse`.
     """
     parts = tuple(map(native, (data, indices, indptr)))
@@ -574,29 +886,39 @@ def compressed(data, indices, indptr, kind, shape):
     check_sparse(*parts, kind, shape)
     return _COMPRESSED[kind](parts, shape=shape)
 
+
 def csr_float32(matrix, block=4096):
-    """Counts of any layout as CSR in single precision with sorted indices; the input is never changed.
+    """Counts of any layout as CSR in single precision with sorted indices; the input is never
+    changed.
 
     Parameters
     ----------
-    matrix : (cells, genes) dense or sparse, in memory, backed by an h5ad file, or a dask array, which is computed.
+    matrix : (cells, genes) dense or sparse, in memory, backed by an h5ad file, or a dask array,
+        which is computed.
     block : rows of a dense matrix that are converted at a time.
 
     Returns
     -------
-    scipy.sparse.csr_matrix (cells, genes), float32; the matrix itself where it has this form already.
+    scipy.sparse.csr_matrix (cells, genes), float32; the matrix itself where it has this form
+    already.
 
     Raises
     ------
-    GeneSpaceError : not a table of real numbers, or a masked array. DamagedError : as `check_sparse`.
+    GeneSpaceError : not a table of real numbers, or a masked array. DamagedError : as
+        `check_sparse`.
     """
-    if isinstance(matrix, (CSRDataset, CSCDataset)): matrix = sparse_of(matrix.group, matrix.format, matrix.shape)
-    if hasattr(matrix, "compute"): matrix = matrix.compute()
+    if isinstance(matrix, (CSRDataset, CSCDataset)):
+        matrix = sparse_of(matrix.group, matrix.format, matrix.shape)
+    if hasattr(matrix, "compute"):
+        matrix = matrix.compute()
     _check_matrix(matrix)
-    with np.errstate(over="ignore"):                     # too large becomes infinite, which is reported later
+    # too large becomes infinite, which is reported later
+    with np.errstate(over="ignore"):
         if not sparse.issparse(matrix):
-            blocks = [sparse.csr_matrix(np.asarray(matrix[i:i + block]).astype("float32"))
-                      for i in range(0, max(matrix.shape[0], 1), block)]
+            blocks = [
+                sparse.csr_matrix(np.asarray(matrix[i : i + block]).astype("float32"))
+                for i in range(0, max(matrix.shape[0], 1), block)
+            ]
             return blocks[0] if len(blocks) == 1 else sparse.vstack(blocks, format="csr")
         csr = sparse.csr_matrix(native_sparse(matrix))
         csr = csr if csr.dtype == np.float32 else csr.astype("float32")
@@ -607,51 +929,79 @@ def csr_float32(matrix, block=4096):
 
 # %% ../nbs/00_genes.ipynb #matrix-of
 def matrix_of(adata, layer=None):
-    "The counts of an AnnData (X, or the named layer) as `csr_float32`: csr_matrix (cells, genes). Raises GeneSpaceError as `values_of`."
+    """The counts of an AnnData (X, or the named layer) as `csr_float32`: csr_matrix (cells, genes).
+
+    Raises GeneSpaceError as `values_of`.
+    """
     return csr_float32(values_of(adata, layer))
+
 
 def layer_names(adata):
     "The layers of an AnnData beside X, as a list: from anndata 0.13 on X is the layer None."
     return [name for name in adata.layers if name is not None]
 
-def values_of(adata, layer=None):
-    """X of an AnnData, or the named layer, (cells, genes), as it is: X of a backed one is still in its file.
 
-    Raises GeneSpaceError where X is empty or there is no such layer; DamagedError, as `check_sparse`, where some of its
-    cells would be taken out of a damaged matrix.
+def values_of(adata, layer=None):
+    """X of an AnnData, or the named layer, (cells, genes), as it is: X of a backed one is still in
+    its file.
+
+    Raises GeneSpaceError where X is empty or there is no such layer; DamagedError, as
+    `check_sparse`, where some of its cells would be taken out of a damaged matrix.
     """
     if layer is not None and layer not in adata.layers:
-        raise GeneSpaceError(f"no layer '{layer}' in adata.layers; it has: {listed(layer_names(adata))}")
+        raise GeneSpaceError(
+            f"no layer '{layer}' in adata.layers; it has: {listed(layer_names(adata))}"
+        )
     _check_source(adata, layer)
-    try: values = adata.X if layer is None else adata.layers[layer]          # once: a view makes a new matrix each time
+    # once: a view makes a new matrix each time
+    try:
+        values = adata.X if layer is None else adata.layers[layer]
     except (NotImplementedError, ValueError, OSError, RuntimeError) as error:
-        raise GeneSpaceError(f"these cells cannot be taken out of their file ({error}): read it with vampsc.organs.load(path), which converts the "
-                             "numbers, and take them then") from None
-    if values is None: raise GeneSpaceError(f"adata.X is empty: pass layer=; layers: {listed(layer_names(adata))}")
+        raise GeneSpaceError(
+            f"these cells cannot be taken out of their file ({error}): read it with"
+            " vampsc.organs.load(path), which converts the numbers, and take them then"
+        ) from None
+    if values is None:
+        raise GeneSpaceError(f"adata.X is empty: pass layer=; layers: {listed(layer_names(adata))}")
     return values
+
 
 def _check_source(adata, layer=None, use_raw=False):
     "DamagedError unless the matrix of which a view shows a part can be used."
-    whole = getattr(adata, "_adata_ref", None)                                      # None where it is no view
-    if whole is None: return
-    if use_raw: _check_any(whole.raw.X)
-    else: _check_any(whole.X if layer is None else whole.layers[layer])
+    # None where it is no view
+    whole = getattr(adata, "_adata_ref", None)
+    if whole is None:
+        return
+    if use_raw:
+        _check_any(whole.raw.X)
+    else:
+        _check_any(whole.X if layer is None else whole.layers[layer])
+
 
 def some_cells(adata, which):
     """These cells of an AnnData as a view; which : positions or a mask (cells,).
 
     DamagedError as `check_sparse` for adata.raw, out of which anndata takes them at once.
     """
-    if adata.raw is not None: _check_any(adata.raw.X)
+    if adata.raw is not None:
+        _check_any(adata.raw.X)
     return adata[which]
+
 
 def _check_adata(adata):
     "Raise TypeError unless this is an AnnData."
-    if isinstance(adata, anndata.AnnData): return
-    remedies = {"str": "read the file first, e.g. with vampsc.organs.load(path)", "Raw": "pass the AnnData and use_raw=True",
-                "MuData": "pass one of its modalities, e.g. mdata['rna']"}
+    if isinstance(adata, anndata.AnnData):
+        return
+    remedies = {
+        "str": "read the file first, e.g. with vampsc.organs.load(path)",
+        "Raw": "pass the AnnData and use_raw=True",
+        "MuData": "pass one of its modalities, e.g. mdata['rna']",
+    }
     make = "make one, e.g. with anndata.AnnData(counts, var=pandas.DataFrame(index=gene_names))"
-    raise TypeError(f"adata must be an AnnData, not {type(adata).__name__}: {remedies.get(type(adata).__name__, make)}")
+    raise TypeError(
+        f"adata must be an AnnData, not {type(adata).__name__}:"
+        f" {remedies.get(type(adata).__name__, make)}"
+    )
 
 # %% ../nbs/00_genes.ipynb #raw-of
 def raw_of(adata):
@@ -659,7 +1009,8 @@ def raw_of(adata):
 
     Parameters
     ----------
-    adata : AnnData (cells, genes), in memory, a view (its raw has the rows of the view), or backed (raw stays in the file).
+    adata : AnnData (cells, genes), in memory, a view (its raw has the rows of the view), or backed
+        (raw stays in the file).
 
     Returns
     -------
@@ -672,67 +1023,125 @@ def raw_of(adata):
     _check_adata(adata)
     if adata.raw is None:
         layers = layer_names(adata)
-        raise GeneSpaceError("adata.raw is empty: leave out use_raw=True" +
-                             (f" and pass layer=; layers: {listed(layers)}" if layers else ", or keep the counts with adata.raw = adata.copy() "
-                              "before they are normalised"))
+        raise GeneSpaceError(
+            "adata.raw is empty: leave out use_raw=True"
+            + (
+                f" and pass layer=; layers: {listed(layers)}"
+                if layers
+                else ", or keep the counts with adata.raw = adata.copy() before they are normalised"
+            )
+        )
     _check_source(adata, use_raw=True)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Observation names are not unique|Variable names are not unique")
+        warnings.filterwarnings(
+            "ignore", "Observation names are not unique|Variable names are not unique"
+        )
         return anndata.AnnData(adata.raw.X, obs=adata.obs, var=adata.raw.var)
+
 
 def check_places(layer, use_raw):
     "Raise GeneSpaceError where both layer and use_raw say where the counts are."
-    if use_raw and layer is not None: raise GeneSpaceError(f"layer={layer!r} and use_raw=True are two places: give one of them")
+    if use_raw and layer is not None:
+        raise GeneSpaceError(f"layer={layer!r} and use_raw=True are two places: give one of them")
 
 # %% ../nbs/00_genes.ipynb #mapping-report
 @dataclass(frozen=True)
 class MappingReport:
     "What the mapping of a data set onto a gene space recognised, added up, refused and lost."
-    space: str                  # name of the gene space
-    n_space: int                # genes of the space
-    n_data: int                 # genes of the data; features that are no genes do not count
-    recognised: int             # genes of the data that have a place in the space
-    by_id: int                  # ... of these, found by identifier; the others by symbol
-    missing: int                # genes of the space that the data lack: set to 0
-    summed: int                 # genes of the space to which several columns of the data were added up
-    ambiguous: tuple            # symbols of the data that stand for several genes: refused
-    not_used: tuple = ()        # a few names of the data's genes without a place; those in most cells once counts were seen
-    added_up: tuple = ()        # a few symbols of the summed genes
-    share_of_counts: float = float("nan")     # sum of the mapped counts / sum of all counts
-    unseen: int | None = None   # genes of the space that the data have, without a count in any cell
-    other_features: tuple = ()  # (type, how many) of the features that are no genes, such as antibodies
-    disagree: tuple = ()        # a few names of genes whose identifier and symbol are those of two genes of the space
-    disagreeing: int = 0        # how many they are; the identifier counted
+
+    space: str  # name of the gene space
+    n_space: int  # genes of the space
+    n_data: int  # genes of the data; features that are no genes do not count
+    recognised: int  # genes of the data that have a place in the space
+    by_id: int  # ... of these, found by identifier; the others by symbol
+    missing: int  # genes of the space that the data lack: set to 0
+    # genes of the space to which several columns of the data were added up
+    summed: int
+    ambiguous: tuple  # symbols of the data that stand for several genes: refused
+    # a few names of the data's genes without a place; those in most cells once counts were seen
+    not_used: tuple = ()
+    added_up: tuple = ()  # a few symbols of the summed genes
+    share_of_counts: float = float("nan")  # sum of the mapped counts / sum of all counts
+    unseen: int | None = None  # genes of the space that the data have, without a count in any cell
+    # (type, how many) of the features that are no genes, such as antibodies
+    other_features: tuple = ()
+    # a few names of genes whose identifier and symbol are those of two genes of the space
+    disagree: tuple = ()
+    disagreeing: int = 0  # how many they are; the identifier counted
 
     @property
-    def unrecognised(self): return self.n_data - self.recognised
+    def unrecognised(self):
+        return self.n_data - self.recognised
+
     @property
-    def share_recognised(self): return self.recognised / max(1, min(self.n_data, self.n_space))
-    def __repr__(self): return _report_text(self)
+    def share_recognised(self):
+        return self.recognised / max(1, min(self.n_data, self.n_space))
+
+    def __repr__(self):
+        return _report_text(self)
 
 # %% ../nbs/00_genes.ipynb #report-text
 def _some(names, number, n=5):
     "The first n of so many names: ' (A, B, ...)'; empty without names."
-    if not len(names): return ""
+    if not len(names):
+        return ""
     rest = ", ..." if number > len(names[:n]) else ""
     return f" ({listed(names[:n])}{rest})"
 
+
 def _report_text(r):
     "The report as one paragraph."
-    share = "" if np.isnan(r.share_of_counts) else f"; they hold {r.share_of_counts:.1%} of all counts"
-    genes = lambda n: f"{n:,} gene of the" if n == 1 else f"{n:,} genes of the"
-    are = lambda n: "is" if n == 1 else "are"
-    said = [f"{r.recognised:,} of the data's {r.n_data:,} genes have a place in {r.space} ({r.n_space:,} genes): "
-            f"{r.by_id:,} by identifier, {r.recognised - r.by_id:,} by symbol{share}.",
-            f"{genes(r.unrecognised)} data {are(r.unrecognised)} not used{_some(r.not_used, r.unrecognised)}.",
-            f"Ambiguous symbols, for which nobody can tell the gene that is meant: {len(r.ambiguous):,}"
-            f"{_some(r.ambiguous, len(r.ambiguous), 8)}." if r.ambiguous else "",
-            f"{genes(r.summed)} space {are(r.summed)} the sum of several columns{_some(r.added_up, r.summed)}." if r.summed else "",
-            f"{genes(r.disagreeing)} data have an identifier and a symbol of two different genes{_some(r.disagree, r.disagreeing)}: the identifier counts."
-            if r.disagreeing else "",
-            f"Features that are no genes are left out: {listed(f'{kind} {n:,}' for kind, n in r.other_features)}." if r.other_features else "",
-            f"{genes(r.missing)} space {are(r.missing)} missing from the data and 0.",
-            f"{genes(r.unseen)} space {are(r.unseen)} in the data without a count in any cell." if r.unseen else ""]
+    share = (
+        "" if np.isnan(r.share_of_counts) else f"; they hold {r.share_of_counts:.1%} of all counts"
+    )
+
+    def genes(n):
+        return f"{n:,} gene of the" if n == 1 else f"{n:,} genes of the"
+
+    def are(n):
+        return "is" if n == 1 else "are"
+
+    said = [
+        (
+            f"{r.recognised:,} of the data's {r.n_data:,} genes have a place in {r.space}"
+            f" ({r.n_space:,} genes): {r.by_id:,} by identifier, {r.recognised - r.by_id:,} by"
+            f" symbol{share}."
+        ),
+        (
+            f"{genes(r.unrecognised)} data {are(r.unrecognised)} not"
+            f" used{_some(r.not_used, r.unrecognised)}."
+        ),
+        (
+            "Ambiguous symbols, for which nobody can tell the gene that is meant:"
+            f" {len(r.ambiguous):,}{_some(r.ambiguous, len(r.ambiguous), 8)}."
+            if r.ambiguous
+            else ""
+        ),
+        (
+            f"{genes(r.summed)} space {are(r.summed)} the sum of several"
+            f" columns{_some(r.added_up, r.summed)}."
+            if r.summed
+            else ""
+        ),
+        (
+            f"{genes(r.disagreeing)} data have an identifier and a symbol of two different"
+            f" genes{_some(r.disagree, r.disagreeing)}: the identifier counts."
+            if r.disagreeing
+            else ""
+        ),
+        (
+            "Features that are no genes are left out:"
+            f" {listed(f'{kind} {n:,}' for kind, n in r.other_features)}."
+            if r.other_features
+            else ""
+        ),
+        f"{genes(r.missing)} space {are(r.missing)} missing from the data and 0.",
+        (
+            f"{genes(r.unseen)} space {are(r.unseen)} in the data without a count in any cell."
+            if r.unseen
+            else ""
+        ),
+    ]
     return " ".join(filter(None, said))
 
 # %% ../nbs/00_genes.ipynb #cells-with
@@ -740,38 +1149,49 @@ def cells_with(csr):
     "In how many cells of a CSR matrix (cells, genes) each gene has a count: an int array (genes,)."
     return np.bincount(csr.indices[csr.data != 0], minlength=csr.shape[1])
 
+
 def with_counts(report, where, found, names, share):
     """A MappingReport with what the counts say.
 
-    where, found : of each gene of the data, its place in the space, -1 or NO_GENE, and in how many cells it has a count.
+    where, found : of each gene of the data, its place in the space, -1 or NO_GENE, and in how many
+        cells it has a count.
     names : of the data's genes. share : sum of the mapped counts / sum of all.
     """
     lost = np.flatnonzero(where == -1)
     most = lost[np.argsort(-found[lost], kind="stable")[:5]]
     seen = np.unique(where[(where >= 0) & (found > 0)])
-    return dataclasses.replace(report, not_used=tuple(map(str, np.asarray(names)[most])), share_of_counts=share,
-                               unseen=report.n_space - report.missing - len(seen))
+    return dataclasses.replace(
+        report,
+        not_used=tuple(map(str, np.asarray(names)[most])),
+        share_of_counts=share,
+        unseen=report.n_space - report.missing - len(seen),
+    )
 
 # %% ../nbs/00_genes.ipynb #map-counts
 def project(csr, where, n):
-    """Equation (1): csr (cells, genes of the data) onto n genes, where[j] being the place of column j, or negative.
+    """Equation (1): csr (cells, genes of the data) onto n genes, where[j] being the place of column
+    j, or negative.
 
     Returns csr_matrix (cells, n) float32; csr itself where every column has its place already.
     """
-    if len(where) == n and np.array_equal(where, np.arange(n)): return csr
+    if len(where) == n and np.array_equal(where, np.arange(n)):
+        return csr
     columns = np.flatnonzero(where >= 0)
     ones = np.ones(len(columns), "float32")
     placed = csr @ sparse.csr_matrix((ones, (columns, where[columns])), shape=(len(where), n))
     placed.sort_indices()
     return placed
 
+
 def mapping(space, adata, min_recognised=MIN_RECOGNISED):
-    """Where each gene of the data lies in the space, as in `positions`, and a MappingReport; no count is looked at.
+    """Where each gene of the data lies in the space, as in `positions`, and a MappingReport; no
+    count is looked at.
 
     Parameters
     ----------
     space : GeneSpace. adata : AnnData (cells, genes of the data).
-    min_recognised : share of genes with a place, of the shorter of the two lists, below which the mapping stops.
+    min_recognised : share of genes with a place, of the shorter of the two lists, below which the
+        mapping stops.
 
     Returns
     -------
@@ -779,7 +1199,8 @@ def mapping(space, adata, min_recognised=MIN_RECOGNISED):
 
     Raises
     ------
-    GeneSpaceError : no gene of the data has a place in the space, or a smaller share than min_recognised; as `positions`.
+    GeneSpaceError : no gene of the data has a place in the space, or a smaller share than
+        min_recognised; as `positions`.
     TypeError : adata is no AnnData.
     """
     _check_adata(adata)
@@ -787,29 +1208,50 @@ def mapping(space, adata, min_recognised=MIN_RECOGNISED):
     report = _report(space, adata, where, int(by_id.sum()), ambiguous, disagree)
     if not report.recognised or report.share_recognised < min_recognised:
         raise GeneSpaceError(
-            f"only {report.recognised:,} of the data's {report.n_data:,} genes ({report.share_recognised:.1%}) are "
-            f"known to gene space {space.name} (not: {listed(report.not_used[:3])}{_kind(adata, ': ')}; the space has: "
-            f"{listed(space.symbols[:3])}); {_way_to_human(adata) or 'name genes as it does'}, or make a model of the data's own genes with gene_space=None")
+            f"only {report.recognised:,} of the data's {report.n_data:,} genes"
+            f" ({report.share_recognised:.1%}) are known to gene space {space.name} (not:"
+            f" {listed(report.not_used[:3])}{_kind(adata, ': ')}; the space has:"
+            f" {listed(space.symbols[:3])}); {_way_to_human(adata) or 'name genes as it does'}, or"
+            " make a model of the data's own genes with gene_space=None"
+        )
     return where, report
+
 
 def _report(space, adata, where, by_id, ambiguous, disagree):
     "The MappingReport of places in the space, before any count is looked at."
     used, times = np.unique(where[where >= 0], return_counts=True)
     types = pd.Series(other_features(adata.var)[where == NO_GENE], dtype=object).value_counts()
     return MappingReport(
-        space=space.name, n_space=len(space), n_data=int((where != NO_GENE).sum()), recognised=int((where >= 0).sum()), by_id=by_id,
-        missing=len(space) - len(used), summed=int((times > 1).sum()), ambiguous=tuple(ambiguous),
-        not_used=tuple(map(str, adata.var_names[where == -1][:5])), added_up=tuple(map(str, space.symbols[used[times > 1][:5]])),
+        space=space.name,
+        n_space=len(space),
+        n_data=int((where != NO_GENE).sum()),
+        recognised=int((where >= 0).sum()),
+        by_id=by_id,
+        missing=len(space) - len(used),
+        summed=int((times > 1).sum()),
+        ambiguous=tuple(ambiguous),
+        not_used=tuple(map(str, adata.var_names[where == -1][:5])),
+        added_up=tuple(map(str, space.symbols[used[times > 1][:5]])),
         other_features=tuple((str(kind), int(n)) for kind, n in types.items()),
-        disagree=tuple(map(str, adata.var_names[disagree][:5])), disagreeing=int(disagree.sum()))
+        disagree=tuple(map(str, adata.var_names[disagree][:5])),
+        disagreeing=int(disagree.sum()),
+    )
+
 
 def _way_to_human(adata, before=""):
     "How mouse genes get a place among human ones, for a message; empty for other data."
     of_mouse = _species(_stripped(adata.var_names.astype(str))) == "mouse or rat"
-    return f"{before}to map mouse genes, name them by their human orthologs first, in adata.var_names" if of_mouse else ""
+    return (
+        f"{before}to map mouse genes, name them by their human orthologs first, in adata.var_names"
+        if of_mouse
+        else ""
+    )
+
 
 def _map(space, adata, layer=None, min_recognised=MIN_RECOGNISED):
-    "GeneSpace.map: the counts on the genes of the space, CSR float32 (cells, genes), and a MappingReport."
+    """GeneSpace.map: the counts on the genes of the space, CSR float32 (cells, genes), and a
+    MappingReport.
+    """
     where, report = mapping(space, adata, min_recognised)
     csr = matrix_of(adata, layer)
     mapped = project(csr, where, len(space))
@@ -819,7 +1261,9 @@ def _map(space, adata, layer=None, min_recognised=MIN_RECOGNISED):
 
 # %% ../nbs/00_genes.ipynb #own-genes
 def _own_genes(adata):
-    "GeneSpace.of: the data's own genes by the names of its variables, in their order; features that are no genes are left out."
+    """GeneSpace.of: the data's own genes by the names of its variables, in their order; features
+    that are no genes are left out.
+    """
     genes = _is_gene(adata)
     _, symbols = _names_in(adata)
     named = symbols[-1] if len(symbols) > 1 else symbols[0]
@@ -831,19 +1275,30 @@ def _subset(space, which):
     "GeneSpace.subset: the genes given by a mask or by positions."
     which = np.asarray(which)
     if which.dtype == bool and len(which) != len(space):
-        raise GeneSpaceError(f"a mask for {space!r} needs {len(space):,} entries, not {len(which):,}")
+        raise GeneSpaceError(
+            f"a mask for {space!r} needs {len(space):,} entries, not {len(which):,}"
+        )
     if which.dtype != bool and which.dtype.kind not in "iu":
         raise GeneSpaceError(f"subset takes a mask or positions, not values of type {which.dtype}")
-    if which.dtype != bool and len(which) and (which.min() < -len(space) or which.max() >= len(space)):
+    if (
+        which.dtype != bool
+        and len(which)
+        and (which.min() < -len(space) or which.max() >= len(space))
+    ):
         raise GeneSpaceError(f"subset: positions must be below {len(space):,}, the number of genes")
     name = space.name if space.name.endswith(" (part)") else f"{space.name} (part)"
     whole = space if space.whole is None else space.whole
     return GeneSpace(name, space.ids[which], space.symbols[which], whole)
 
+
 def _to_dict(space):
     "GeneSpace.to_dict: plain lists, ready for JSON."
-    return {"name": space.name, "ids": space.ids.tolist(), "symbols": space.symbols.tolist(),
-            "whole": None if space.whole is None else _to_dict(space.whole)}
+    return {
+        "name": space.name,
+        "ids": space.ids.tolist(),
+        "symbols": space.symbols.tolist(),
+        "whole": None if space.whole is None else _to_dict(space.whole),
+    }
 
 # %% ../nbs/00_genes.ipynb #own-names
 def _usual_names(space, places, own):
@@ -853,17 +1308,23 @@ def _usual_names(space, places, own):
     """
     as_symbols = own == space.symbols[places]
     as_ids = bare_ids(own) == space.ids[places]
-    if as_symbols.sum() <= as_ids.sum(): return space.ids.astype(object)
-    return np.where(np.isin(space.symbols, list(space.ambiguous)), space.ids, space.symbols).astype(object)
+    if as_symbols.sum() <= as_ids.sum():
+        return space.ids.astype(object)
+    return np.where(np.isin(space.symbols, list(space.ambiguous)), space.ids, space.symbols).astype(
+        object
+    )
+
 
 @dataclass(frozen=True, eq=False)
 class OwnNames:
     """What a data set calls the genes of a space, and in which order it has them.
 
     names : (genes of the space,) text.
-    order : positions in the space: of the data's genes, in the data's order, then of those that the data lack.
+    order : positions in the space: of the data's genes, in the data's order, then of those that the
+        data lack.
     n_own : how many of them the data have.
     """
+
     names: np.ndarray
     order: np.ndarray
     n_own: int
@@ -875,15 +1336,18 @@ class OwnNames:
         space : GeneSpace.
         where : int (genes of the data,), their places in the space, or negative.
         var_names : (genes of the data,).
-        others : (genes of the space,) what to call genes that the data lack; None: in the data's way, by symbol or by
-            identifier.
+        others : (genes of the space,) what to call genes that the data lack; None: in the data's
+            way, by symbol or by identifier.
         """
         where = np.asarray(where)
         columns = np.flatnonzero(where >= 0)
         places, first = np.unique(where[columns], return_index=True)
-        columns = columns[first]                               # of those that were added up, the first names the gene
+        # of those that were added up, the first names the gene
+        columns = columns[first]
         own = np.asarray(var_names, object)[columns].astype(str).astype(object)
-        names = np.array(_usual_names(space, places, own) if others is None else others, dtype=object)
+        names = np.array(
+            _usual_names(space, places, own) if others is None else others, dtype=object
+        )
         names[places] = own
         absent = np.setdiff1d(np.arange(len(space)), places)
         order = np.concatenate([places[np.argsort(columns)], absent]).astype(int)
@@ -899,20 +1363,29 @@ class OwnNames:
     @property
     def there(self):
         "Which genes of the space the data have, bool (genes of the space,)."
-        return np.isin(np.arange(len(self.names)), self.order[:self.n_own])
+        return np.isin(np.arange(len(self.names)), self.order[: self.n_own])
 
     def table(self, space):
-        "A DataFrame (genes of the space,) with the columns id and symbol, by the data's names and in their order."
+        """A DataFrame (genes of the space,) with the columns id and symbol, by the data's names and
+        in their order.
+        """
         columns = {"id": space.ids[self.order], "symbol": space.symbols[self.order]}
         return pd.DataFrame(columns, index=self.names[self.order])
 
     def to_dict(self):
         "Plain lists, ready for JSON."
-        return {"names": list(map(str, self.names)), "order": self.order.tolist(), "n_own": self.n_own}
+        return {
+            "names": list(map(str, self.names)),
+            "order": self.order.tolist(),
+            "n_own": self.n_own,
+        }
 
     @classmethod
     def from_dict(cls, d, space):
-        "The names that `to_dict` wrote down. GeneSpaceError where they are not those of so many genes."
+        """The names that `to_dict` wrote down.
+
+        GeneSpaceError where they are not those of so many genes.
+        """
         names = d["names"]
         if len(names) != len(space) or not all(isinstance(name, str) for name in names):
             raise GeneSpaceError(f"{len(names):,} names for {space!r}")
@@ -921,16 +1394,28 @@ class OwnNames:
         return cls(np.array(names, dtype=object), np.array(d["order"], int), int(d["n_own"]))
 
 # %% ../nbs/00_genes.ipynb #kind-of-names
-KINDS = (("ENSMUSG", "mouse genes"), ("ENSRNOG", "rat genes"), ("ENSDARG", "zebrafish genes"),
-         ("ENS[A-Z]+G\\d", "genes of another species"), ("ENST\\d", "transcripts"), ("FBgn\\d", "fruit fly genes"),
-         ("WBGene\\d", "worm genes"), ("(GRCh|GRCm|hg|mm)\\d+_+", "names with a genome before them"), (_PEAK, "peaks of chromatin"),
-         ("\\d+$", "numbers"))
+KINDS = (
+    ("ENSMUSG", "mouse genes"),
+    ("ENSRNOG", "rat genes"),
+    ("ENSDARG", "zebrafish genes"),
+    ("ENS[A-Z]+G\\d", "genes of another species"),
+    ("ENST\\d", "transcripts"),
+    ("FBgn\\d", "fruit fly genes"),
+    ("WBGene\\d", "worm genes"),
+    ("(GRCh|GRCm|hg|mm)\\d+_+", "names with a genome before them"),
+    (_PEAK, "peaks of chromatin"),
+    ("\\d+$", "numbers"),
+)
+
 
 def _kind(adata, before=""):
-    "What most of the data's gene names are, if no human genes, in words; empty if that is not known."
+    """What most of the data's gene names are, if no human genes, in words; empty if that is not
+    known.
+    """
     names = _stripped(adata.var_names.astype(str))
     for pattern, kind in KINDS:
-        if _mostly(names, pattern): return f"{before}they look like {kind}"
+        if _mostly(names, pattern):
+            return f"{before}they look like {kind}"
     return f"{before}they look like symbols of mouse or rat" if _like_mouse(names) else ""
 
 # %% ../nbs/00_genes.ipynb #resolve
@@ -939,7 +1424,8 @@ def resolve(gene_space, adata):
 
     Parameters
     ----------
-    gene_space : "auto", None (the data's own genes), a known name, a path of a csv file, or a GeneSpace.
+    gene_space : "auto", None (the data's own genes), a known name, a path of a csv file, or a
+        GeneSpace.
     adata : the data that "auto" and None look at.
 
     Returns
@@ -948,30 +1434,48 @@ def resolve(gene_space, adata):
 
     Raises
     ------
-    GeneSpaceError : unknown name, or a table that cannot be used; for "auto", peaks of chromatin instead of genes; as `positions`.
+    GeneSpaceError : unknown name, or a table that cannot be used; for "auto", peaks of chromatin
+        instead of genes; as `positions`.
     TypeError : adata is no AnnData.
 
     Warns
     -----
-    UserWarning : "auto" takes the data's own genes, with how many are known and what the others look like.
+    UserWarning : "auto" takes the data's own genes, with how many are known and what the others
+        look like.
     """
     _check_adata(adata)
-    if gene_space is None: return GeneSpace.of(adata)
-    if isinstance(gene_space, GeneSpace): return gene_space
+    if gene_space is None:
+        return GeneSpace.of(adata)
+    if isinstance(gene_space, GeneSpace):
+        return gene_space
     if not isinstance(gene_space, (str, Path)):
-        raise GeneSpaceError("gene_space must be 'auto', None, a name, a path or a GeneSpace, "
-                             f"not {type(gene_space).__name__}")
-    if str(gene_space) != "auto": return GeneSpace.load(gene_space)
+        raise GeneSpaceError(
+            "gene_space must be 'auto', None, a name, a path or a GeneSpace, "
+            f"not {type(gene_space).__name__}"
+        )
+    if str(gene_space) != "auto":
+        return GeneSpace.load(gene_space)
     space = GeneSpace.load("gencode-48")
     where = positions(space, adata)[0]
     n = int((where >= 0).sum())
     of = int((where != NO_GENE).sum())
-    if n >= 0.5 * min(of, len(space)): return space
+    if n >= 0.5 * min(of, len(space)):
+        return space
     if _mostly(_stripped(adata.var_names.astype(str)), _PEAK):
-        raise GeneSpaceError(f"the data's {of:,} features look like peaks of chromatin, not genes (first: {listed(adata.var_names[:3])}): pass the counts "
-                             "of genes, or gene_space=None for a model of the peaks")
-    maps = f", gene_space='{space.name}' maps all the same" if n >= MIN_RECOGNISED * min(of, len(space)) and n else ""
-    warnings.warn(f"only {n:,} of the data's {of:,} genes are known to {space.name}, the human genes (first of the data: "
-                  f"{listed(adata.var_names[:3])}{_kind(adata, ': ')}); using the data's own genes "
-                  f"(gene_space=None says so without this warning{maps}{_way_to_human(adata, '; ')})", stacklevel=2)
+        raise GeneSpaceError(
+            f"the data's {of:,} features look like peaks of chromatin, not genes (first:"
+            f" {listed(adata.var_names[:3])}): pass the counts of genes, or gene_space=None for a"
+            " model of the peaks"
+        )
+    maps = (
+        f", gene_space='{space.name}' maps all the same"
+        if n >= MIN_RECOGNISED * min(of, len(space)) and n
+        else ""
+    )
+    warnings.warn(
+        f"only {n:,} of the data's {of:,} genes are known to {space.name}, the human genes (first"
+        f" of the data: {listed(adata.var_names[:3])}{_kind(adata, ': ')}); using the data's own"
+        f" genes (gene_space=None says so without this warning{maps}{_way_to_human(adata, '; ')})",
+        stacklevel=2,
+    )
     return GeneSpace.of(adata)

@@ -8,78 +8,134 @@ __all__ = ['PATHS', 'F', 'ZERO', 'BLOCK', 'RESIDENT', 'PRODUCTS', 'compiled', 'u
            'Reading', 'reading_of', 'number_of_minibatches', 'each_minibatch', 'steps_at_once', 'traced']
 
 # %% ../nbs/17_speed.ipynb #imports
-import contextlib, dataclasses, functools, math, os, sys, threading, types
-import numba, numpy as np, keras
-from numba.core.caching import FunctionCache
+import contextlib
+import dataclasses
+import functools
+import math
+import os
+import sys
+import threading
+import types
+
+import keras
+import numba
+import numpy as np
 from keras import backend, ops
+from numba.core.caching import FunctionCache
 
 # %% ../nbs/17_speed.ipynb #choose-path
 PATHS = ("auto", "compiled", "plain")
 _chosen = os.environ.get("VAMPSC_PATH", "auto")
+
 
 def compiled():
     """Are the compiled kernels in use? By default on TensorFlow, on one CPU; see `use_path`.
 
     ValueError where the environment variable VAMPSC_PATH names no path.
     """
-    if _chosen not in PATHS: raise ValueError(f"VAMPSC_PATH={_chosen!r} is not known; take one of {', '.join(PATHS)}.")
-    if _chosen == "plain" or backend.backend() != "tensorflow": return False
+    if _chosen not in PATHS:
+        raise ValueError(f"VAMPSC_PATH={_chosen!r} is not known; take one of {', '.join(PATHS)}.")
+    if _chosen == "plain" or backend.backend() != "tensorflow":
+        return False
     import tensorflow as tf
+
     return _chosen == "compiled" or not (_gpus() or tf.distribute.has_strategy())
+
 
 @functools.cache
 def _gpus():
     import tensorflow as tf
+
     return len(tf.config.list_logical_devices("GPU"))
+
 
 @contextlib.contextmanager
 def use_path(path):
-    """Within `with use_path(...):`, compute by another path: "compiled" (kernels of this chapter; TensorFlow on a CPU),
-    "plain" (Keras operations, any backend) or "auto". The environment variable VAMPSC_PATH sets it for a whole program.
-    What was traced before, such as a network's compiled training step, keeps its path. ValueError for another name, and for
-    "compiled" on another backend.
+    """Within `with use_path(...):`, compute by another path: "compiled" (kernels of this chapter;
+    TensorFlow on a CPU), "plain" (Keras operations, any backend) or "auto". The environment
+    variable VAMPSC_PATH sets it for a whole program. What was traced before, such as a network's
+    compiled training step, keeps its path. ValueError for another name, and for "compiled" on
+    another backend.
     """
     global _chosen
-    if path not in PATHS: raise ValueError(f"path {path!r} is not known; take one of {', '.join(PATHS)}.")
+    if path not in PATHS:
+        raise ValueError(f"path {path!r} is not known; take one of {', '.join(PATHS)}.")
     if path == "compiled" and backend.backend() != "tensorflow":
-        raise ValueError(f"the compiled kernels need the TensorFlow backend, not {backend.backend()}; take 'auto'.")
-    before, _chosen = _chosen, path
-    try: yield
-    finally: _chosen = before
+        raise ValueError(
+            f"the compiled kernels need the TensorFlow backend, not {backend.backend()}; take"
+            " 'auto'."
+        )
+    before = _chosen
+    _chosen = path
+    try:
+        yield
+    finally:
+        _chosen = before
 
 # %% ../nbs/17_speed.ipynb #numba-settings
 F = np.float32
 
+
 class _Kept(FunctionCache):
-    "Machine code for the next session. What cannot be kept, or read, is compiled again: a full disk or a damaged file stops nothing."
+    """Machine code for the next session.
+
+    What cannot be kept, or read, is compiled again: a full disk or a damaged file stops nothing.
+    """
+
     def load_overload(self, sig, target_context):
-        try: return super().load_overload(sig, target_context)
-        except Exception:                                        # pickle has many for a damaged file
-            with contextlib.suppress(OSError): self.flush()
+        try:
+            return super().load_overload(sig, target_context)
+        # pickle has many for a damaged file
+        except Exception:
+            with contextlib.suppress(OSError):
+                self.flush()
+
     def save_overload(self, sig, data):
-        with contextlib.suppress(OSError): super().save_overload(sig, data)
+        with contextlib.suppress(OSError):
+            super().save_overload(sig, data)
+
 
 def _jit(fastmath=("contract",), **options):
-    "numba.njit that keeps its machine code for the next session, where there is a folder to write to."
+    """numba.njit that keeps its machine code for the next session, where there is a folder to write
+    to.
+    """
+
     def decorate(function):
         compiled = numba.njit(fastmath=set(fastmath), error_model="numpy", **options)(function)
-        with contextlib.suppress(RuntimeError, OSError): compiled._cache = _Kept(function)        # as its enable_caching does
+        # as its enable_caching does
+        with contextlib.suppress(RuntimeError, OSError):
+            compiled._cache = _Kept(function)
         return compiled
+
     return decorate
 
-_inlined, _summing, _parallel = _jit(forceinline=True), _jit(("contract", "reassoc"), forceinline=True), _jit(parallel=True)
+
+_inlined = _jit(forceinline=True)
+_summing = _jit(("contract", "reassoc"), forceinline=True)
+_parallel = _jit(parallel=True)
 
 # %% ../nbs/17_speed.ipynb #exponential
 @_inlined
 def _exp(x):
-    "exp(x) in float32, by Cephes' polynomial on half an octave; below -87 and above 88 it stays at its last value."
+    """exp(x) in float32, by Cephes' polynomial on half an octave; below -87 and above 88 it stays
+    at its last value.
+    """
     x = min(max(x, F(-87)), F(88))
-    t = x * F(1.44269504) + F(12582912)                        # the last bits of t are k = round(x / log 2)
+    # the last bits of t are k = round(x / log 2)
+    t = x * F(1.44269504) + F(12582912)
     k = t - F(12582912)
     r = (x - k * F(0.693359375)) + k * F(2.12194440e-4)
-    p = F(5.0000001201e-1) + r * (F(1.6666665459e-1) + r * (F(4.1665795894e-2) + r * (
-        F(8.3334519073e-3) + r * (F(1.3981999507e-3) + r * F(1.9875691500e-4)))))
-    return (p * r * r + r + F(1)) * np.int32((np.float32(t).view(np.int32) << 23) + 0x3F800000).view(np.float32)
+    p = F(5.0000001201e-1) + r * (
+        F(1.6666665459e-1)
+        + r
+        * (
+            F(4.1665795894e-2)
+            + r * (F(8.3334519073e-3) + r * (F(1.3981999507e-3) + r * F(1.9875691500e-4)))
+        )
+    )
+    return (p * r * r + r + F(1)) * np.int32(
+        (np.float32(t).view(np.int32) << 23) + 0x3F800000
+    ).view(np.float32)
 
 # %% ../nbs/17_speed.ipynb #logarithm
 @_inlined
@@ -88,9 +144,27 @@ def _log(x):
     bits = np.int32(np.float32(x).view(np.int32) - 0x3F3504F3)
     e = F(np.int32(bits >> 23))
     f = np.int32((bits & 0x007FFFFF) + 0x3F3504F3).view(np.float32) - F(1)
-    p = F(3.3333331174e-1) + f * (F(-2.4999993993e-1) + f * (F(2.0000714765e-1) + f * (F(-1.6668057665e-1) + f * (
-        F(1.4249322787e-1) + f * (F(-1.2420140846e-1) + f * (F(1.1676998740e-1) + f * (
-            F(-1.1514610310e-1) + f * F(7.0376836292e-2))))))))
+    p = F(3.3333331174e-1) + f * (
+        F(-2.4999993993e-1)
+        + f
+        * (
+            F(2.0000714765e-1)
+            + f
+            * (
+                F(-1.6668057665e-1)
+                + f
+                * (
+                    F(1.4249322787e-1)
+                    + f
+                    * (
+                        F(-1.2420140846e-1)
+                        + f
+                        * (F(1.1676998740e-1) + f * (F(-1.1514610310e-1) + f * F(7.0376836292e-2)))
+                    )
+                )
+            )
+        )
+    )
     z = f * f
     return (f * z * p - e * F(2.12194440e-4) - F(0.5) * z + f) + e * F(0.693359375)
 
@@ -101,8 +175,30 @@ def _exp_double(x):
     t = x * 1.4426950408889634 + 6755399441055744.0
     k = t - 6755399441055744.0
     r = (x - k * 0.6931471803691238) - k * 1.9082149292705877e-10
-    p = 1 + r * (1 + r * (1/2 + r * (1/6 + r * (1/24 + r * (1/120 + r * (1/720 + r * (
-        1/5040 + r * (1/40320 + r * (1/362880 + r / 3628800)))))))))
+    p = 1 + r * (
+        1
+        + r
+        * (
+            1 / 2
+            + r
+            * (
+                1 / 6
+                + r
+                * (
+                    1 / 24
+                    + r
+                    * (
+                        1 / 120
+                        + r
+                        * (
+                            1 / 720
+                            + r * (1 / 5040 + r * (1 / 40320 + r * (1 / 362880 + r / 3628800)))
+                        )
+                    )
+                )
+            )
+        )
+    )
     return p * np.int64((np.int64(k) + 1023) << 52).view(np.float64)
 
 # %% ../nbs/17_speed.ipynb #atanh-rest
@@ -110,7 +206,19 @@ def _exp_double(x):
 def _atanh_rest(s):
     "atanh(s) - s for 0 <= s <= 1/3."
     w = s * s
-    return s * w * (F(1/3) + w * (F(1/5) + w * (F(1/7) + w * (F(1/9) + w * (F(1/11) + w * (F(1/13) + w * F(1/15)))))))
+    return (
+        s
+        * w
+        * (
+            F(1 / 3)
+            + w
+            * (
+                F(1 / 5)
+                + w
+                * (F(1 / 7) + w * (F(1 / 9) + w * (F(1 / 11) + w * (F(1 / 13) + w * F(1 / 15)))))
+            )
+        )
+    )
 
 # %% ../nbs/17_speed.ipynb #chapter-2-again
 @_inlined
@@ -118,9 +226,22 @@ def _unit_deviance(t):
     "likelihood.unit_deviance"
     small = abs(t) < F(0.1)
     u = t if small else F(0)
-    series = u * u * (F(1/2) - u * (F(1/6) - u * (F(1/12) - u * (F(1/20) - u * (F(1/30) - u * (F(1/42) - u * F(1/56)))))))
+    series = (
+        u
+        * u
+        * (
+            F(1 / 2)
+            - u
+            * (
+                F(1 / 6)
+                - u
+                * (F(1 / 12) - u * (F(1 / 20) - u * (F(1 / 30) - u * (F(1 / 42) - u * F(1 / 56)))))
+            )
+        )
+    )
     w = max(F(1) + t, F(1e-30))
     return series if small else w * _log(w) - (w - F(1))
+
 
 @_inlined
 def _stirling_error(y):
@@ -128,10 +249,12 @@ def _stirling_error(y):
     low = y < F(8)
     top, y = (y + F(8), y) if low else (y, F(1))
     r = F(1) / top
-    series = r * (F(1/12) - r * r * (F(1/360) - r * r * F(1/1260)))
-    t, s = y * (y + F(7)), F(1) / ((y + F(8)) * (y + F(8)))
+    series = r * (F(1 / 12) - r * r * (F(1 / 360) - r * r * F(1 / 1260)))
+    t = y * (y + F(7))
+    s = F(1) / ((y + F(8)) * (y + F(8)))
     product = (t * s) * ((t + F(6)) * s) * ((t + F(10)) * s) * ((t + F(12)) * s)
     return series + ((y - F(0.5)) * _log((y + F(8)) / y) - F(8) - _log(product) if low else F(0))
+
 
 @_inlined
 def _digamma_error(y):
@@ -139,27 +262,41 @@ def _digamma_error(y):
     low = y < F(8)
     top, y = (y + F(8), y) if low else (y, F(1))
     r = F(1) / top
-    series = -r * (F(1/2) + r * (F(1/12) - r * r * (F(1/120) - r * r * F(1/252))))
+    series = -r * (F(1 / 2) + r * (F(1 / 12) - r * r * (F(1 / 120) - r * r * F(1 / 252))))
     t = y * (y + F(7))
     pairs = F(1) / t + F(1) / (t + F(6)) + F(1) / (t + F(10)) + F(1) / (t + F(12))
     return series + (_log((y + F(8)) / y) - (F(2) * y + F(7)) * pairs if low else F(0))
 
 # %% ../nbs/17_speed.ipynb #zero-terms
-ZERO, BLOCK = F(1e-30), 1024          # as likelihood.ZERO; genes that are worked on at a time, so that they stay in cache
+# as likelihood.ZERO; genes that are worked on at a time, so that they stay in cache
+ZERO = F(1e-30)
+BLOCK = 1024
+
 
 @_inlined
 def _at_zeros(x, a, b, log_size, curve, scale, m, r, bend_a, bend_b, value, by_a, by_b):
-    "Equation (1) and scale times its derivatives for a stretch of genes, as if every count were 0; value is 0 where it is not."
+    """Equation (1) and scale times its derivatives for a stretch of genes, as if every count were
+    0; value is 0 where it is not.
+    """
     for k in range(len(x)):
-        root_a, root_b = math.sqrt(F(1) + a[k] * a[k] * curve), math.sqrt(F(1) + b[k] * b[k] * curve)
+        root_a = math.sqrt(F(1) + a[k] * a[k] * curve)
+        root_b = math.sqrt(F(1) + b[k] * b[k] * curve)
         inverse = F(1) / (root_a * root_b)
-        slope_a, slope_b = inverse * root_b, inverse * root_a
-        m[k], r[k] = a[k] * slope_a + log_size, b[k] * slope_b                        # the soft bound of chapter 3
-        bend_a[k], bend_b[k] = scale * slope_a * slope_a * slope_a, scale * slope_b * slope_b * slope_b   # and its derivative
+        slope_a = inverse * root_b
+        slope_b = inverse * root_a
+        # the soft bound of chapter 3
+        m[k], r[k] = a[k] * slope_a + log_size, b[k] * slope_b
+        # and its derivative
+        bend_a[k], bend_b[k] = (
+            scale * slope_a * slope_a * slope_a,
+            scale * slope_b * slope_b * slope_b,
+        )
         d = m[k] - r[k]
-        theta, u = _exp(r[k]), _exp(-abs(d))
+        theta = _exp(r[k])
+        u = _exp(-abs(d))
         inverse = F(1) / ((F(1) + u) * (F(2) + u))
-        s, q = u * inverse * (F(1) + u), inverse * (F(2) + u)                         # u / (2 + u), 1 / (1 + u)
+        s = u * inverse * (F(1) + u)  # u / (2 + u), 1 / (1 + u)
+        q = inverse * (F(2) + u)
         rest = F(2) * _atanh_rest(s)
         value[k] = -theta * (max(d, F(0)) + rest + F(2) * s) if x[k] < ZERO else F(0)
         by_a[k] = -theta * (q if d >= 0 else u * q) * bend_a[k]
@@ -170,14 +307,23 @@ def _at_zeros(x, a, b, log_size, curve, scale, m, r, bend_a, bend_b, value, by_a
 def _at_nonzeros(x, m, r, value, by_m, by_r):
     "Equations (4) and (5) of chapter 2."
     for k in range(len(x)):
-        mu, theta = _exp(m[k]), _exp(r[k])
-        n, u = x[k] + theta, _exp(-abs(m[k] - r[k]))
-        near, far = F(1) / (F(1) + u), u / (F(1) + u)
+        mu = _exp(m[k])
+        theta = _exp(r[k])
+        n = x[k] + theta
+        u = _exp(-abs(m[k] - r[k]))
+        near = F(1) / (F(1) + u)
+        far = u / (F(1) + u)
         p, q = (near, far) if r[k] >= m[k] else (far, near)
         far_theta = n * p * _unit_deviance((mu - x[k]) / n)
         far_x = n * q * _unit_deviance((theta / n) * ((x[k] - mu) / mu))
-        value[k] = (F(0.5) * (r[k] - _log(n) - _log(F(2 * math.pi) * x[k])) + _stirling_error(n)
-                    - _stirling_error(theta) - _stirling_error(x[k]) - far_x - far_theta)
+        value[k] = (
+            F(0.5) * (r[k] - _log(n) - _log(F(2 * math.pi) * x[k]))
+            + _stirling_error(n)
+            - _stirling_error(theta)
+            - _stirling_error(x[k])
+            - far_x
+            - far_theta
+        )
         by_m[k] = p * F(np.float64(x[k]) - _exp_double(np.float64(m[k])))
         by_r[k] = theta * (_digamma_error(n) - _digamma_error(theta)) - far_theta
 
@@ -185,97 +331,157 @@ def _at_nonzeros(x, m, r, value, by_m, by_r):
 @_summing
 def _sum(values):
     s = F(0)
-    for v in values: s += v
+    for v in values:
+        s += v
     return s
+
 
 @_parallel
 def _nb(x, a, b, target_sum, curve, scale, log_prob, by_a, by_b):
-    "log NB of each cell (the sum over genes), and scale times its derivatives by both heads; all (cells, genes) but log_prob."
+    """log NB of each cell (the sum over genes), and scale times its derivatives by both heads; all
+    (cells, genes) but log_prob.
+    """
     for i in numba.prange(len(x)):
-        w, at, cell = np.empty((11, BLOCK), np.float32), np.empty(BLOCK + 1, np.int32), 0.0
+        w = np.empty((11, BLOCK), np.float32)
+        at = np.empty(BLOCK + 1, np.int32)
+        cell = 0.0
         log_size = _log(_sum(x[i]) / target_sum)
         for start in range(0, x.shape[1], BLOCK):
             here = slice(start, min(start + BLOCK, x.shape[1]))
-            counts, da, db, value = x[i, here], by_a[i, here], by_b[i, here], w[4, :here.stop - here.start]
-            _at_zeros(counts, a[i, here], b[i, here], log_size, curve, scale, w[0], w[1], w[2], w[3], value, da, db)
+            counts = x[i, here]
+            da = by_a[i, here]
+            db = by_b[i, here]
+            value = w[4, : here.stop - here.start]
+            _at_zeros(
+                counts,
+                a[i, here],
+                b[i, here],
+                log_size,
+                curve,
+                scale,
+                w[0],
+                w[1],
+                w[2],
+                w[3],
+                value,
+                da,
+                db,
+            )
             cell += _sum(value)
             n = 0
-            for j in range(len(counts)):               # no branch: which gene is not zero, a processor cannot foresee
+            # no branch: which gene is not zero, a processor cannot foresee
+            for j in range(len(counts)):
                 at[n] = j
                 n += counts[j] >= ZERO
-            for j in range(n): w[5, j], w[6, j], w[7, j] = counts[at[j]], w[0, at[j]], w[1, at[j]]
+            for j in range(n):
+                w[5, j], w[6, j], w[7, j] = counts[at[j]], w[0, at[j]], w[1, at[j]]
             _at_nonzeros(w[5, :n], w[6], w[7], w[8], w[9], w[10])
             cell += _sum(w[8, :n])
-            for j in range(n): da[at[j]], db[at[j]] = w[9, j] * w[2, at[j]], w[10, j] * w[3, at[j]]
+            for j in range(n):
+                da[at[j]], db[at[j]] = w[9, j] * w[2, at[j]], w[10, j] * w[3, at[j]]
         log_prob[i] = cell
+
 
 @_parallel
 def _scaled(a, b, scale, out_a, out_b):
     "Two matrices (cells, genes), each row times its entry of scale."
     for i in numba.prange(len(a)):
-        for j in range(a.shape[1]): out_a[i, j], out_b[i, j] = a[i, j] * scale[i], b[i, j] * scale[i]
+        for j in range(a.shape[1]):
+            out_a[i, j], out_b[i, j] = a[i, j] * scale[i], b[i, j] * scale[i]
 
 # %% ../nbs/17_speed.ipynb #to-tensorflow
 class _Memory:
-    "Blocks of memory that are used again when nothing refers to them any more: fresh ones are slow to touch."
-    def __init__(self, sizes=8, blocks=16): self.limits, self.kept, self.lock = (sizes, blocks), {}, threading.Lock()
+    """Blocks of memory that are used again when nothing refers to them any more: fresh ones are
+    slow to touch.
+    """
+
+    def __init__(self, sizes=8, blocks=16):
+        self.limits, self.kept, self.lock = (sizes, blocks), {}, threading.Lock()
 
     def block(self, size):
-        if size < 2**20: return np.empty(size, np.uint8)
+        if size < 2**20:
+            return np.empty(size, np.uint8)
         with self.lock:
-            if size not in self.kept and len(self.kept) == self.limits[0]: del self.kept[next(iter(self.kept))]
+            if size not in self.kept and len(self.kept) == self.limits[0]:
+                del self.kept[next(iter(self.kept))]
             blocks = self.kept.setdefault(size, [])
-            free = next((k for k in range(len(blocks)) if sys.getrefcount(blocks[k]) == 2), None)    # in blocks, as argument
-            if free is not None: return blocks[free]
-            if len(blocks) == self.limits[1]: blocks.pop(0)
+            # in blocks, as argument
+            free = next((k for k in range(len(blocks)) if sys.getrefcount(blocks[k]) == 2), None)
+            if free is not None:
+                return blocks[free]
+            if len(blocks) == self.limits[1]:
+                blocks.pop(0)
             blocks.append(np.empty(size, np.uint8))
             return blocks[-1]
 
+
 _memory = _Memory()
 
+
 def _aligned(shape):
-    "An uninitialised float32 array that TensorFlow takes over without a copy (its data start at a multiple of 64 bytes)."
+    """An uninitialised float32 array that TensorFlow takes over without a copy (its data start at a
+    multiple of 64 bytes).
+    """
     size = 4 * math.prod(shape)
     memory = _memory.block(size + 64)
     start = -memory.ctypes.data % 64
-    return memory[start:start + size].view(np.float32).reshape(shape)
+    return memory[start : start + size].view(np.float32).reshape(shape)
 
-_one_at_a_time = threading.Lock()         # TensorFlow would call two at once, and not every numba can do that
+
+# TensorFlow would call two at once, and not every numba can do that
+_one_at_a_time = threading.Lock()
+
 
 def _on_host(function, arguments, shapes):
     """A TensorFlow operation: function(*arguments, *outputs) fills outputs, float32.
 
-    shapes : for each output, which argument it is as large as, and the number of axes that it shares with it.
+    shapes : for each output, which argument it is as large as, and the number of axes that it
+        shares with it.
     """
     import tensorflow as tf
+
     def call(*arguments):
         out = [_aligned(arguments[shape].shape[:rank]) for shape, rank in shapes]
-        with _one_at_a_time: function(*arguments, *out)
+        with _one_at_a_time:
+            function(*arguments, *out)
         return out
-    return tf.nest.flatten(tf.numpy_function(call, arguments, [tf.float32] * len(shapes), stateful=False))
+
+    return tf.nest.flatten(
+        tf.numpy_function(call, arguments, [tf.float32] * len(shapes), stateful=False)
+    )
 
 # %% ../nbs/17_speed.ipynb #nb-of-heads
 def nb_log_prob_of_heads(x, a, b, limit, target_sum):
-    """Log-likelihood of cells given the decoder's two heads, compiled: the soft bounds of chapter 3 and the sum of chapter 2.
+    """Log-likelihood of cells given the decoder's two heads, compiled: the soft bounds of chapter 3
+    and the sum of chapter 2.
 
-    x, a : float32 (cells, genes) counts and log-rates before the bound; b : log-dispersions before the bound, (cells, genes) or
-    (genes,). limit : of the bound. target_sum : counts a cell at size factor 1; the size factor comes from x.
-    Returns float32 (cells,) in nats, with derivatives by a and b. Equal, to float32 rounding, to
-    `nb_log_prob_sum(x, soft_bound(a) + log(size_factors(x)), soft_bound(b))`.
+    x, a : float32 (cells, genes) counts and log-rates before the bound; b : log-dispersions before
+        the bound, (cells, genes) or
+    (genes,). limit : of the bound. target_sum : counts a cell at size factor 1; the size factor
+    comes from x. Returns float32 (cells,) in nats, with derivatives by a and b. Equal, to float32
+    rounding, to `nb_log_prob_sum(x, soft_bound(a) + log(size_factors(x)), soft_bound(b))`.
     """
     import tensorflow as tf
-    def kernel(x, a, b, scale, *out): _nb(x, a, b, F(target_sum), F(1 / limit**2), scale, *out)
+
+    def kernel(x, a, b, scale, *out):
+        _nb(x, a, b, F(target_sum), F(1 / limit**2), scale, *out)
 
     @tf.custom_gradient
     def function(a, b):
-        scale = -1 / tf.cast(tf.shape(x)[0], tf.float32)              # right for a loss that is the mean over cells
+        # right for a loss that is the mean over cells
+        scale = -1 / tf.cast(tf.shape(x)[0], tf.float32)
         log_prob, *derivatives = _on_host(kernel, [x, a, b, scale], [(0, 1), (1, 2), (2, 2)])
         log_prob.set_shape(a.shape[:1])
+
         def backward(upstream):
-            rescale = lambda: _on_host(_scaled, [*derivatives, upstream / scale], [(0, 2), (1, 2)])
+            def rescale():
+                return _on_host(_scaled, [*derivatives, upstream / scale], [(0, 2), (1, 2)])
+
             both = tf.cond(tf.reduce_all(upstream == scale), lambda: derivatives, rescale)
-            for g, v in zip(both, (a, b)): g.set_shape(v.shape)
+            for g, v in zip(both, (a, b)):
+                g.set_shape(v.shape)
             return both
+
         return log_prob, backward
 
     return function(a, tf.broadcast_to(b, tf.shape(a)))
@@ -287,13 +493,18 @@ def _dense_rows(data, indices, indptr, rows, where, out):
     for i in range(len(rows)):
         for k in range(indptr[rows[i]], indptr[rows[i] + 1]):
             j = where[indices[k]]
-            if j >= 0: out[i, j] += data[k]
+            if j >= 0:
+                out[i, j] += data[k]
+
 
 def dense_rows(data, indices, indptr, rows, where, n):
-    """Rows of a CSR matrix, dense, in one pass, while Python goes on with other work: float32 (len(rows), n).
+    """Rows of a CSR matrix, dense, in one pass, while Python goes on with other work: float32
+    (len(rows), n).
 
-    data, indices : (non-zeros,) and indptr : (cells + 1,), of the matrix. rows : int (rows,), positions.
-    where : int (genes,), which of the n columns each column of the matrix goes to, or -1 to leave it out; what goes to one is summed.
+    data, indices : (non-zeros,) and indptr : (cells + 1,), of the matrix. rows : int (rows,),
+        positions.
+    where : int (genes,), which of the n columns each column of the matrix goes to, or -1 to leave
+        it out; what goes to one is summed.
     """
     out = _aligned((len(rows), n))
     _dense_rows(data, indices, indptr, rows, where, out)
@@ -301,22 +512,33 @@ def dense_rows(data, indices, indptr, rows, where, n):
 
 # %% ../nbs/17_speed.ipynb #device-rows
 def fits_on_device(X):
-    "Is there a JAX accelerator, and do these Counts (cells, genes), 8 bytes a non-zero, take less than a third of its memory?"
-    if backend.backend() != "jax": return False
+    """Is there a JAX accelerator, and do these Counts (cells, genes), 8 bytes a non-zero, take less
+    than a third of its memory?
+    """
+    if backend.backend() != "jax":
+        return False
     import jax
-    device = jax.local_devices()[0]                                   # of this process
+
+    device = jax.local_devices()[0]  # of this process
     limit = (device.memory_stats() or {}).get("bytes_limit", 0) if device.platform != "cpu" else 0
     return X.nnz < 2**31 and 8 * X.nnz < limit / 3
 
+
 class RowsOnDevice:
-    """Called with positions (n,), it gives rows of X as a dense float32 JAX array (n, genes), from a copy that stays on the device.
+    """Called with positions (n,), it gives rows of X as a dense float32 JAX array (n, genes), from
+    a copy that stays on the device.
 
     X : a CSR matrix (cells, genes) with fewer than 2**31 non-zeros. JAX only.
     arrays : the copy. read(*arrays, positions) : the same rows, within a compiled function.
     """
+
     def __init__(self, X):
-        import jax, jax.numpy as jnp
-        self.arrays = tuple(jax.device_put(v) for v in (X.data, X.indices.astype("int32"), X.indptr.astype("int32")))
+        import jax
+        import jax.numpy as jnp
+
+        self.arrays = tuple(
+            jax.device_put(v) for v in (X.data, X.indices.astype("int32"), X.indptr.astype("int32"))
+        )
         widest = max(int(np.diff(X.indptr).max(initial=0)), 1)
         n_genes = X.shape[1]
 
@@ -326,37 +548,52 @@ class RowsOnDevice:
             used = at < starts[rows + 1][:, None]
             at = jnp.where(used, at, 0)
             blank = jnp.zeros((len(rows), n_genes), "float32")
-            return blank.at[jnp.arange(len(rows))[:, None], columns[at]].add(jnp.where(used, data[at], 0))
+            return blank.at[jnp.arange(len(rows))[:, None], columns[at]].add(
+                jnp.where(used, data[at], 0)
+            )
 
         self.read = read
 
     def __call__(self, rows):
         import jax.numpy as jnp
+
         return self.read(*self.arrays, jnp.asarray(rows, "int32"))
 
+
 def row_reader(X, on_device=None):
-    """A function positions (n,) -> dense float32 (n, genes), rows of Counts X (cells, genes), by the fastest way that there is.
+    """A function positions (n,) -> dense float32 (n, genes), rows of Counts X (cells, genes), by
+    the fastest way that there is.
 
     on_device : keep X on JAX's device and read it there; None leaves that to `fits_on_device`.
     ValueError where on_device is true on another backend, or X has 2**31 non-zeros or more.
     """
     if on_device and backend.backend() != "jax":
-        raise ValueError(f"counts stay on the device only with the JAX backend, not {backend.backend()}; set KERAS_BACKEND=jax.")
-    if not (fits_on_device(X) if on_device is None else on_device and X.nnz): return X.dense
-    if X.nnz >= 2**31: raise ValueError(f"{X.nnz:,} non-zeros are too many to be kept on the device.")
-    if not hasattr(X, "on_device"): X.on_device = RowsOnDevice(X[:])                      # one copy for all who read
+        raise ValueError(
+            f"counts stay on the device only with the JAX backend, not {backend.backend()}; set"
+            " KERAS_BACKEND=jax."
+        )
+    if not (fits_on_device(X) if on_device is None else on_device and X.nnz):
+        return X.dense
+    if X.nnz >= 2**31:
+        raise ValueError(f"{X.nnz:,} non-zeros are too many to be kept on the device.")
+    # one copy for all who read
+    if not hasattr(X, "on_device"):
+        X.on_device = RowsOnDevice(X[:])
     return X.on_device
 
 # %% ../nbs/17_speed.ipynb #adam-kernel
 @_inlined
 def _adam_stretch(w, g, m, v, alpha, keep_m, keep_v, epsilon, l1, l2, low):
-    "One step of Adam with the penalty's gradient, for a stretch of weights, in place; no weight ends below `low`."
+    """One step of Adam with the penalty's gradient, for a stretch of weights, in place; no weight
+    ends below `low`.
+    """
     for i in range(len(w)):
         x = w[i]
         d = g[i] + (l1 if x > 0 else (-l1 if x < 0 else F(0))) + F(2) * l2 * x
         m[i] += keep_m * (d - m[i])
         v[i] += keep_v * (d * d - v[i])
         w[i] = max(x - alpha * m[i] / (math.sqrt(v[i]) + epsilon), low)
+
 
 @_parallel
 def _adam(w, g, m, v, alpha, keep_m, keep_v, epsilon, l1, l2, low):
@@ -376,12 +613,14 @@ def _sizes(w):
         squares += x * x
     return total, squares
 
+
 @_parallel
 def _penalty(w, l1, l2):
     "l1 |w| + l2 w^2, summed over a flat array."
-    parts, stretch = np.empty(256), len(w) // 256 + 1
+    parts = np.empty(256)
+    stretch = len(w) // 256 + 1
     for k in numba.prange(256):
-        total, squares = _sizes(w[k * stretch:(k + 1) * stretch])
+        total, squares = _sizes(w[k * stretch : (k + 1) * stretch])
         parts[k] = l1 * total + l2 * squares
     return parts.sum()
 
@@ -391,83 +630,132 @@ def _strength(variable):
     r = variable.regularizer
     return (F(0), F(0)) if r is None else (F(getattr(r, "l1", 0)), F(getattr(r, "l2", 0)))
 
-def penalty(variables):
-    """The sum of the variables' L1/L2 penalties, compiled, without a derivative (`adam_in_place` adds that).
 
-    variables : built Keras variables of any shape, of which at least one has a regularizer. Returns a float32 scalar, in nats per cell
+def penalty(variables):
+    """The sum of the variables' L1/L2 penalties, compiled, without a derivative (`adam_in_place`
+    adds that).
+
+    variables : built Keras variables of any shape, of which at least one has a regularizer. Returns
+        a float32 scalar, in nats per cell
     as the loss to which it is added.
     """
     import tensorflow as tf
+
     some = [v for v in variables if v.regularizer is not None]
     strengths = [_strength(v) for v in some]
+
     def on_host(*weights):
-        with _one_at_a_time: return F(sum(_penalty(w.reshape(-1), *s) for w, s in zip(weights, strengths)))
+        with _one_at_a_time:
+            return F(sum(_penalty(w.reshape(-1), *s) for w, s in zip(weights, strengths)))
+
     out = tf.numpy_function(on_host, [tf.convert_to_tensor(v.value) for v in some], tf.float32)
     out.set_shape([])
     return out
 
 # %% ../nbs/17_speed.ipynb #adam
 def adam_in_place(optimizer, gradients, variables):
-    """One step of a Keras Adam with the L1/L2 penalties' gradient and non-negativity, within a traced function.
+    """One step of a Keras Adam with the L1/L2 penalties' gradient and non-negativity, within a
+    traced function.
 
-    gradients : a tensor for each of variables, of its shape, float32, without the penalties' part. optimizer : built.
-    Weights and moments are changed where they lie, as TensorFlow's own fused operations do: what shares their memory
-    changes too. `own_memory` makes sure beforehand that nothing does. Returns an operation.
+    gradients : a tensor for each of variables, of its shape, float32, without the penalties' part.
+        optimizer : built.
+    Weights and moments are changed where they lie, as TensorFlow's own fused operations do: what
+    shares their memory changes too. `own_memory` makes sure beforehand that nothing does. Returns
+    an operation.
     """
     import tensorflow as tf
-    n, slots = len(variables), [optimizer._get_variable_index(v) for v in variables]
+
+    n = len(variables)
+    slots = [optimizer._get_variable_index(v) for v in variables]
     strengths = [_strength(v) for v in variables]
-    lows = [F(0) if isinstance(v.constraint, keras.constraints.NonNeg) else F(-np.inf) for v in variables]
-    b1, b2, epsilon = optimizer.beta_1, optimizer.beta_2, F(optimizer.epsilon)
+    lows = [
+        F(0) if isinstance(v.constraint, keras.constraints.NonNeg) else F(-np.inf)
+        for v in variables
+    ]
+    b1 = optimizer.beta_1
+    b2 = optimizer.beta_2
+    epsilon = F(optimizer.epsilon)
 
     def on_host(step, learning_rate, *arrays):
         alpha = F(learning_rate * np.sqrt(1 - b2**step) / (1 - b1**step))
         flat = [a.reshape(-1) for a in arrays]
         with _one_at_a_time:
-            for w, g, m, v, strength, low in zip(flat[:n], flat[n:2*n], flat[2*n:3*n], flat[3*n:], strengths, lows):
+            for w, g, m, v, strength, low in zip(
+                flat[:n], flat[n : 2 * n], flat[2 * n : 3 * n], flat[3 * n :], strengths, lows
+            ):
                 update = _adam if len(w) > 2**15 else _adam_stretch
                 update(w, g, m, v, alpha, F(1 - b1), F(1 - b2), epsilon, *strength, low)
         return np.float32(0)
 
-    moments = [[tf.convert_to_tensor(kind[i].value) for i in slots] for kind in (optimizer._momentums, optimizer._velocities)]
+    moments = [
+        [tf.convert_to_tensor(kind[i].value) for i in slots]
+        for kind in (optimizer._momentums, optimizer._velocities)
+    ]
     step = tf.cast(optimizer.iterations, tf.float64) + 1
-    return tf.numpy_function(on_host, [step, tf.cast(optimizer.learning_rate, tf.float64),
-                                       *[tf.convert_to_tensor(v.value) for v in variables], *gradients, *moments[0], *moments[1]],
-                             tf.float32)
+    return tf.numpy_function(
+        on_host,
+        [
+            step,
+            tf.cast(optimizer.learning_rate, tf.float64),
+            *[tf.convert_to_tensor(v.value) for v in variables],
+            *gradients,
+            *moments[0],
+            *moments[1],
+        ],
+        tf.float32,
+    )
 
 # %% ../nbs/17_speed.ipynb #own-memory
 def own_memory(variables):
     "Give each Keras variable, of any shape, memory that it shares with nobody; its value stays."
     import tensorflow as tf
+
     with tf.init_scope():
-        for v in variables: v.assign(tf.convert_to_tensor(v.value).numpy())          # .numpy() copies
+        # .numpy() copies
+        for v in variables:
+            v.assign(tf.convert_to_tensor(v.value).numpy())
+
 
 def updates_in_place():
-    "Does a TensorFlow function hand a variable's own memory to a host function? Where functions run eagerly, it does not."
+    """Does a TensorFlow function hand a variable's own memory to a host function?
+
+    Where functions run eagerly, it does not.
+    """
     import tensorflow as tf
+
     return not tf.config.functions_run_eagerly() and _shares_memory()
+
 
 @functools.cache
 def _shares_memory():
     "Tried out on a small variable."
     import tensorflow as tf
+
     def on_host(w):
         w += 1
         return np.float32(0)
+
     with tf.init_scope():
         variable = tf.Variable(np.zeros(64, "float32"))
-        tf.function(lambda: tf.numpy_function(on_host, [tf.convert_to_tensor(variable)], tf.float32))()
+        tf.function(
+            lambda: tf.numpy_function(on_host, [tf.convert_to_tensor(variable)], tf.float32)
+        )()
         return bool((variable.numpy() == 1).all())
 
 # %% ../nbs/17_speed.ipynb #reading
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """How one compiled call that does many steps gets their cells: it is handed positions, and makes the rows of a minibatch from them.
+    """How one compiled call that does many steps gets their cells: it is handed positions, and
+    makes the rows of a minibatch from them.
 
-    batch_size : cells of a minibatch. rows : (positions (n,), *arrays) -> counts, dense float32 (n, genes), within a compiled function.
-    arrays : what `rows` reads from, handed over in each call: what a TensorFlow function knows by itself is never freed.
-    batch : Counts.batch, the batch of each cell and their number. held : a list of what `rows` reads otherwise.
+    batch_size : cells of a minibatch. rows : (positions (n,), *arrays) -> counts, dense float32 (n,
+        genes), within a compiled function.
+    arrays : what `rows` reads from, handed over in each call: what a TensorFlow function knows by
+        itself is never freed.
+    batch : Counts.batch, the batch of each cell and their number. held : a list of what `rows`
+        reads otherwise.
     """
+
     batch_size: int
     rows: object
     arrays: tuple = ()
@@ -481,63 +769,107 @@ class Reading:
     def minibatch(self, positions, arrays):
         "What a Network takes: counts, or a pair of counts and batches, one-hot."
         counts = self.rows(positions, *arrays)
-        if self.batch is None: return counts
+        if self.batch is None:
+            return counts
         codes, n_batches = self.batch
-        return counts, ops.one_hot(ops.take(np.asarray(codes, "int32"), positions), n_batches, dtype="float32")
+        return counts, ops.one_hot(
+            ops.take(np.asarray(codes, "int32"), positions), n_batches, dtype="float32"
+        )
 
 # %% ../nbs/17_speed.ipynb #reading-of
-RESIDENT = 2**29             # bytes of dense counts that are kept in memory while a model is trained
+# bytes of dense counts that are kept in memory while a model is trained
+RESIDENT = 2**29
+
 
 def reading_of(X, batch_size):
-    """The Reading of Counts X (cells, genes) on this backend, or None where rows are better made outside of the compiled call.
+    """The Reading of Counts X (cells, genes) on this backend, or None where rows are better made
+    outside of the compiled call.
 
-    That is so for counts in a file, which another thread reads ahead, on a TensorFlow GPU, and for counts that a JAX device cannot hold.
+    That is so for counts in a file, which another thread reads ahead, on a TensorFlow GPU, and for
+    counts that a JAX device cannot hold.
     """
-    if X.source.place != "in memory": return None
+    if X.source.place != "in memory":
+        return None
     small = 4 * math.prod(X.shape) <= RESIDENT
-    if backend.backend() == "tensorflow": return None if _gpus() else _reading_on_host(X, batch_size, small)
-    if backend.backend() != "jax": return None
+    if backend.backend() == "tensorflow":
+        return None if _gpus() else _reading_on_host(X, batch_size, small)
+    if backend.backend() != "jax":
+        return None
     import jax
+
     if fits_on_device(X):
         on_device = row_reader(X)
-        return Reading(batch_size, lambda positions, *arrays: on_device.read(*arrays, positions), on_device.arrays, X.batch)
-    if jax.local_devices()[0].platform != "cpu" or not small: return None
-    return Reading(batch_size, lambda positions, counts: counts[positions], (jax.device_put(X.toarray()),), X.batch)
+        return Reading(
+            batch_size,
+            lambda positions, *arrays: on_device.read(*arrays, positions),
+            on_device.arrays,
+            X.batch,
+        )
+    if jax.local_devices()[0].platform != "cpu" or not small:
+        return None
+    return Reading(
+        batch_size,
+        lambda positions, counts: counts[positions],
+        (jax.device_put(X.toarray()),),
+        X.batch,
+    )
+
 
 def _reading_on_host(X, batch_size, small):
-    "The Reading of Counts X within a TensorFlow function. small : from a dense copy, else from the sparse matrix."
+    """The Reading of Counts X within a TensorFlow function.
+
+    small : from a dense copy, else from the sparse matrix.
+    """
     import tensorflow as tf
+
     if small:
         dense = tf.constant(X.toarray())
-        return Reading(batch_size, lambda positions, dense: tf.gather(dense, positions), (dense,), X.batch)
+        return Reading(
+            batch_size, lambda positions, dense: tf.gather(dense, positions), (dense,), X.batch
+        )
     n_genes = X.shape[1]
     where = np.arange(n_genes, dtype="int32")
-    held = [X[:]]                                                   # on the model's genes alone
+    held = [X[:]]  # on the model's genes alone
+
     def read(positions):
         csr = held[0]
         return dense_rows(csr.data, csr.indices, csr.indptr, positions, where, n_genes)
+
     def rows(positions):
-        return tf.ensure_shape(tf.numpy_function(read, [positions], tf.float32, stateful=False), (None, n_genes))
+        return tf.ensure_shape(
+            tf.numpy_function(read, [positions], tf.float32, stateful=False), (None, n_genes)
+        )
+
     return Reading(batch_size, rows, (), X.batch, held)
 
 # %% ../nbs/17_speed.ipynb #each-minibatch
 def number_of_minibatches(n, batch_size, lone):
-    "Of n >= 2 cells, an int or a tensor. lone : a last minibatch of one cell counts; else that cell is in the one before."
+    """Of n >= 2 cells, an int or a tensor.
+
+    lone : a last minibatch of one cell counts; else that cell is in the one before.
+    """
     return (n + batch_size - (1 if lone else 2)) // batch_size
 
-def each_minibatch(network, step, *arguments, lone=False):
-    """Keras' train_step or test_step, on one minibatch, or on each of several within one compiled call.
 
-    network : its `reading` makes minibatches where the data are ((positions (n,), *arrays), and maybe a weight for each cell (n,)).
-    step, arguments : of Keras. lone : as in `number_of_minibatches`. Returns what the last step returns.
+def each_minibatch(network, step, *arguments, lone=False):
+    """Keras' train_step or test_step, on one minibatch, or on each of several within one compiled
+    call.
+
+    network : its `reading` makes minibatches where the data are ((positions (n,), *arrays), and
+        maybe a weight for each cell (n,)).
+    step, arguments : of Keras. lone : as in `number_of_minibatches`. Returns what the last step
+        returns.
     """
     x = arguments[-1][0]
-    if not (isinstance(x, (tuple, list)) and len(x[0].shape) == 1): return step(*arguments)
+    if not (isinstance(x, (tuple, list)) and len(x[0].shape) == 1):
+        return step(*arguments)
     several = _each_on_tensorflow if backend.backend() == "tensorflow" else _each_on_jax
     return several(network, step, *arguments, lone)
 
+
 def _each_on_tensorflow(network, step, data, lone):
     import tensorflow as tf
+
     (positions, *arrays), *weights = data
     size = network.reading.batch_size
     n = tf.shape(positions)[0]
@@ -551,12 +883,15 @@ def _each_on_tensorflow(network, step, data, lone):
     tf.while_loop(lambda i: i < steps, one, (0,))
     return network.get_metrics_result()
 
+
 def _each_on_jax(network, step, state, data, lone):
     import jax
+
     (positions, *arrays), *weights = data
     size = network.reading.batch_size
     steps = number_of_minibatches(len(positions), size, lone)
-    alike = steps if steps * size == len(positions) else steps - 1                # the last one may be longer or shorter
+    # the last one may be longer or shorter
+    alike = steps if steps * size == len(positions) else steps - 1
 
     def one(state, cells):
         logs, state = step(state, (network.reading.minibatch(cells[0], arrays), *cells[1:]))
@@ -565,41 +900,62 @@ def _each_on_jax(network, step, state, data, lone):
     given = [positions, *weights]
     state = tuple(state)
     if alike:
-        state, logs = jax.lax.scan(one, state, [v[:alike * size].reshape(alike, size) for v in given])
+        state, logs = jax.lax.scan(
+            one, state, [v[: alike * size].reshape(alike, size) for v in given]
+        )
         logs = {name: values[-1] for name, values in logs.items()}
-    if alike < steps: state, logs = one(state, [v[alike * size:] for v in given])
+    if alike < steps:
+        state, logs = one(state, [v[alike * size :] for v in given])
     return logs, state
 
 # %% ../nbs/17_speed.ipynb #steps-at-once
-PRODUCTS = {"cpu": 3e10, "other": 3e12}        # floating-point operations that take some half a second
+# floating-point operations that take some half a second
+PRODUCTS = {"cpu": 3e10, "other": 3e12}
+
 
 def steps_at_once(n_weights, batch_size):
-    "How many steps one call does, so that a bar moves, and Ctrl-C is heard, about every half second. n_weights : of the network."
+    """How many steps one call does, so that a bar moves, and Ctrl-C is heard, about every half
+    second. n_weights : of the network.
+    """
     on_cpu = True
     if backend.backend() == "jax":
         import jax
+
         on_cpu = jax.local_devices()[0].platform == "cpu"
     return max(1, int(PRODUCTS["cpu" if on_cpu else "other"] / (6 * n_weights * batch_size)))
 
 # %% ../nbs/17_speed.ipynb #traced
 def traced(network, names):
-    """These functions of a Keras model, each compiled as a whole by the backend, once for each shape of its arguments.
+    """These functions of a Keras model, each compiled as a whole by the backend, once for each
+    shape of its arguments.
 
-    network : a built Keras model. names : of its methods, which take and return tensors. Returns an object with a function of each
-    name, for the weights of the time when it is called; on other backends than TensorFlow and JAX the network itself.
+    network : a built Keras model. names : of its methods, which take and return tensors. Returns an
+        object with a function of each
+    name, for the weights of the time when it is called; on other backends than TensorFlow and JAX
+    the network itself.
     """
     functions = {name: getattr(network, name) for name in names}
     if backend.backend() == "tensorflow":
         import tensorflow as tf
-        # As a partial, each network's function is one of its own; TensorFlow takes methods for one that is traced anew.
-        own = {name: tf.function(functools.partial(f), reduce_retracing=True) for name, f in functions.items()}
+
+        # As a partial, each network's function is one of its own; TensorFlow takes methods for one
+        # that is traced anew.
+        own = {
+            name: tf.function(functools.partial(f), reduce_retracing=True)
+            for name, f in functions.items()
+        }
         return types.SimpleNamespace(**own)
-    if backend.backend() == "jax": return types.SimpleNamespace(**{name: _jitted(network, f) for name, f in functions.items()})
+    if backend.backend() == "jax":
+        return types.SimpleNamespace(**{name: _jitted(network, f) for name, f in functions.items()})
     return network
+
 
 def _jitted(network, function):
     import jax
+
     @jax.jit
     def pure(values, *arguments):
-        with keras.StatelessScope(state_mapping=list(zip(network.variables, values))): return function(*arguments)
+        with keras.StatelessScope(state_mapping=list(zip(network.variables, values))):
+            return function(*arguments)
+
     return lambda *arguments: pure([v.value for v in network.variables], *arguments)

@@ -6,39 +6,52 @@
 __all__ = ['SHIFT', 'PAIRS', 'ZERO', 'unit_deviance', 'stirling_error', 'digamma_error', 'nb_log_prob', 'nb_log_prob_sum']
 
 # %% ../nbs/02_likelihood.ipynb #imports
-import contextlib, math
+import contextlib
+import math
+
 from keras import backend, ops
 
 # %% ../nbs/02_likelihood.ipynb #unit-deviance
 def unit_deviance(t):
-    """`h(t) = (1+t) log(1+t) - t`, elementwise, to float32 rounding also near 0 (series) and at -1, where it is 1.
+    """`h(t) = (1+t) log(1+t) - t`, elementwise, to float32 rounding also near 0 (series) and at -1,
+    where it is 1.
 
     t : float32 tensor of any shape, at least -1. Returns a tensor of that shape, at least 0.
     """
     small = ops.abs(t) < 0.1
     u = ops.where(small, t, 0.0)
-    series = u * u * (1/2 - u * (1/6 - u * (1/12 - u * (1/20 - u * (1/30 - u * (1/42 - u / 56))))))
-    w = ops.maximum(ops.where(small, 1.0, 1.0 + t), 1e-30)               # 0 log 0 = 0
+    series = (
+        u
+        * u
+        * (1 / 2 - u * (1 / 6 - u * (1 / 12 - u * (1 / 20 - u * (1 / 30 - u * (1 / 42 - u / 56))))))
+    )
+    w = ops.maximum(ops.where(small, 1.0, 1.0 + t), 1e-30)  # 0 log 0 = 0
     return ops.where(small, series, w * ops.log(w) - (w - 1.0))
 
 # %% ../nbs/02_likelihood.ipynb #shift-up
-SHIFT, PAIRS = 8.0, (0.0, 6.0, 10.0, 12.0)
+SHIFT = 8.0
+PAIRS = (0.0, 6.0, 10.0, 12.0)
+
 
 def _shift_up(y):
-    "Where y < 8: y + 8 and True, else y and False (with 1 in place of y where the lower branch is not used)."
+    """Where y < 8: y + 8 and True, else y and False (with 1 in place of y where the lower branch is
+    not used).
+    """
     low = y < SHIFT
     return low, ops.where(low, y + SHIFT, y), ops.where(low, y, 1.0)
 
 # %% ../nbs/02_likelihood.ipynb #stirling-error
 def stirling_error(y):
-    """Stirling's error `delta(y) = log Gamma(y) - [(y - 1/2) log y - y + log(2 pi)/2]`, elementwise, within about 1e-6 in float32.
+    """Stirling's error `delta(y) = log Gamma(y) - [(y - 1/2) log y - y + log(2 pi)/2]`,
+    elementwise, within about 1e-6 in float32.
 
     y : float32 tensor of any shape, above 0. Returns a tensor of that shape (nats).
     """
     low, top, y = _shift_up(y)
     r = 1.0 / top
-    series = r * (1/12 - r * r * (1/360 - r * r / 1260))
-    t, square = y * (y + 7.0), ops.square(y + SHIFT)
+    series = r * (1 / 12 - r * r * (1 / 360 - r * r / 1260))
+    t = y * (y + 7.0)
+    square = ops.square(y + SHIFT)
     product = math.prod((t + k) / square for k in PAIRS)
     moved = (y - 0.5) * ops.log((y + SHIFT) / y) - SHIFT - ops.log(product)
     return ops.where(low, series + moved, series)
@@ -51,7 +64,7 @@ def digamma_error(y):
     """
     low, top, y = _shift_up(y)
     r = 1.0 / top
-    series = -r * (1/2 + r * (1/12 - r * r * (1/120 - r * r / 252)))
+    series = -r * (1 / 2 + r * (1 / 12 - r * r * (1 / 120 - r * r / 252)))
     t = y * (y + 7.0)
     moved = ops.log((y + SHIFT) / y) - (2.0 * y + 7.0) * sum(1.0 / (t + k) for k in PAIRS)
     return ops.where(low, series + moved, series)
@@ -59,8 +72,10 @@ def digamma_error(y):
 # %% ../nbs/02_likelihood.ipynb #nonzero-parts
 def _parts(x, m, r):
     "What equations (4) and (5) share: mu, theta, n, p and the dispersion's share of the distance."
-    mu, theta = ops.exp(m), ops.exp(r)
-    n, p = x + theta, ops.sigmoid(r - m)
+    mu = ops.exp(m)
+    theta = ops.exp(r)
+    n = x + theta
+    p = ops.sigmoid(r - m)
     return mu, theta, n, p, n * p * unit_deviance((mu - x) / n)
 
 # %% ../nbs/02_likelihood.ipynb #nonzero-value
@@ -68,16 +83,23 @@ def _nonzero_value(x, m, r):
     "Equation (4): log NB for x > 0."
     mu, theta, n, p, far_theta = _parts(x, m, r)
     far_x = n * ops.sigmoid(m - r) * unit_deviance((theta / n) * ((x - mu) / mu))
-    wide = (0.5 * (r - ops.log(n) - ops.log(2 * math.pi * x))
-            + stirling_error(n) - stirling_error(theta) - stirling_error(x))
+    wide = (
+        0.5 * (r - ops.log(n) - ops.log(2 * math.pi * x))
+        + stirling_error(n)
+        - stirling_error(theta)
+        - stirling_error(x)
+    )
     return wide - far_x - far_theta
 
 # %% ../nbs/02_likelihood.ipynb #residual
 def _double_precision():
     "A context in which float64 is float64 under every backend."
-    if backend.backend() != "jax": return contextlib.nullcontext()
+    if backend.backend() != "jax":
+        return contextlib.nullcontext()
     import jax
+
     return jax.enable_x64(True)
+
 
 def _residual(x, m):
     "x - exp(m) in double precision, rounded to float32 at the end."
@@ -93,14 +115,19 @@ def _nonzero_gradient(x, m, r):
 
 # %% ../nbs/02_likelihood.ipynb #with-gradient
 def _with_gradient(value, gradient, x, m, r):
-    "`value(x, m, r)`, whose derivatives by m and r are `gradient(x, m, r)`; the three have one shape."
+    """`value(x, m, r)`, whose derivatives by m and r are `gradient(x, m, r)`; the three have one
+    shape.
+    """
+
     @ops.custom_gradient
     def function(m, r):
         def backward(*args, upstream=None):
             upstream = args[0] if upstream is None else upstream
             by_m, by_r = gradient(x, m, r)
             return upstream * by_m, upstream * by_r
+
         return value(x, m, r), backward
+
     return function(m, r)
 
 # %% ../nbs/02_likelihood.ipynb #zero-value
@@ -111,18 +138,29 @@ def _zero_value(x, m, r):
 # %% ../nbs/02_likelihood.ipynb #zero-gradient
 def _zero_gradient(x, m, r):
     "The derivatives of log NB at x = 0 by log mu and log theta."
-    d, theta = m - r, ops.exp(r)
+    d = m - r
+    theta = ops.exp(r)
     share = ops.sigmoid(d)
     small = d < -2.3
     t = ops.exp(ops.where(small, d, -2.3))
-    series = t * t * (1/2 - t * (2/3 - t * (3/4 - t * (4/5 - t * (5/6 - t * (6/7 - t * (7/8)))))))
+    series = (
+        t
+        * t
+        * (
+            1 / 2
+            - t * (2 / 3 - t * (3 / 4 - t * (4 / 5 - t * (5 / 6 - t * (6 / 7 - t * (7 / 8))))))
+        )
+    )
     return -theta * share, -theta * ops.where(small, series, ops.softplus(d) - share)
 
 # %% ../nbs/02_likelihood.ipynb #nb-log-prob
-ZERO = 1e-30                    # a fractional "count" below this is 0 to float32 rounding, and 1/x would overflow
+# a fractional "count" below this is 0 to float32 rounding, and 1/x would overflow
+ZERO = 1e-30
+
 
 def nb_log_prob(x, log_mean, log_dispersion):
-    """Log-probability of counts under the negative binomial, elementwise (equation 1 of the paper, per entry).
+    """Log-probability of counts under the negative binomial, elementwise (equation 1 of the paper,
+    per entry).
 
     Parameters
     ----------
@@ -132,24 +170,39 @@ def nb_log_prob(x, log_mean, log_dispersion):
 
     Returns
     -------
-    tensor : natural logarithms (nats) in the broadcast shape, float32. Exact to float32 rounding for
-        log mu and log theta from -30 to 30; the derivatives by both are the closed forms. Nothing is clipped.
+    tensor : natural logarithms (nats) in the broadcast shape, float32. Exact to float32 rounding
+        for log mu and log theta from -30 to 30; the derivatives by both are the closed forms.
+        Nothing is clipped.
 
-    Source: Loader (2000), "Fast and accurate computation of binomial probabilities", as in R's dnbinom.
+    Source: Loader (2000), "Fast and accurate computation of binomial probabilities", as in R's
+    dnbinom.
     """
     x, m, r = (ops.convert_to_tensor(v, dtype="float32") for v in (x, log_mean, log_dispersion))
     shape = ops.shape(x + m + r)
     x, m, r = (ops.broadcast_to(v, shape) for v in (x, m, r))
     zero = x < ZERO
-    pick = lambda at_zero, else_: ops.where(zero, at_zero, else_)
-    value = lambda x, m, r: pick(_zero_value(x, m, r), _nonzero_value(pick(1.0, x), m, r))
-    gradient = lambda x, m, r: [pick(a, b) for a, b in zip(_zero_gradient(x, m, r), _nonzero_gradient(pick(1.0, x), m, r))]
+
+    def pick(at_zero, else_):
+        return ops.where(zero, at_zero, else_)
+
+    def value(x, m, r):
+        return pick(_zero_value(x, m, r), _nonzero_value(pick(1.0, x), m, r))
+
+    def gradient(x, m, r):
+        return [
+            pick(a, b)
+            for a, b in zip(_zero_gradient(x, m, r), _nonzero_gradient(pick(1.0, x), m, r))
+        ]
+
     return _with_gradient(value, gradient, x, m, r)
 
 # %% ../nbs/02_likelihood.ipynb #nonzero-sum-tf
 def _sum_at_nonzeros_tf(x, m, r):
-    "`nb_log_prob(x, m, r).sum(-1)` for matrices of one shape, with the terms of x > 0 at the non-zeros only."
+    """`nb_log_prob(x, m, r).sum(-1)` for matrices of one shape, with the terms of x > 0 at the
+    non-zeros only.
+    """
     import tensorflow as tf
+
     at = tf.where(x >= ZERO)
     x_at, m_at, r_at = (tf.gather_nd(v, at) for v in (x, m, r))
     nonzero = _with_gradient(_nonzero_value, _nonzero_gradient, x_at, m_at, r_at)
@@ -164,8 +217,8 @@ def nb_log_prob_sum(x, log_mean, log_dispersion, sparse=None):
     ----------
     x : (..., genes) counts, dense; usually (cells, genes).
     log_mean, log_dispersion : shapes that broadcast with x, such as (samples, cells, genes).
-    sparse : evaluate the terms of x > 0 at the non-zeros only; the default does so under TensorFlow,
-        where it is several times faster on a CPU. Both ways agree to float32 rounding.
+    sparse : evaluate the terms of x > 0 at the non-zeros only; the default does so under
+        TensorFlow, where it is several times faster on a CPU. Both ways agree to float32 rounding.
 
     Returns
     -------
@@ -175,10 +228,14 @@ def nb_log_prob_sum(x, log_mean, log_dispersion, sparse=None):
     ------
     ValueError : sparse=True without the TensorFlow backend.
     """
-    if sparse is None: sparse = backend.backend() == "tensorflow"
-    if not sparse: return ops.sum(nb_log_prob(x, log_mean, log_dispersion), -1)
+    if sparse is None:
+        sparse = backend.backend() == "tensorflow"
+    if not sparse:
+        return ops.sum(nb_log_prob(x, log_mean, log_dispersion), -1)
     if backend.backend() != "tensorflow":
-        raise ValueError("sparse=True needs the TensorFlow backend; leave sparse out to have it chosen.")
+        raise ValueError(
+            "sparse=True needs the TensorFlow backend; leave sparse out to have it chosen."
+        )
     x, m, r = (ops.convert_to_tensor(v, dtype="float32") for v in (x, log_mean, log_dispersion))
     shape = ops.shape(x + m + r)
     rows = (ops.reshape(ops.broadcast_to(v, shape), (-1, shape[-1])) for v in (x, m, r))

@@ -9,9 +9,11 @@ __all__ = ['activity', 'active_units', 'activity_split_half', 'active_units_spli
            'energy_distance', 'count_marginals', 'type_shares']
 
 # %% ../nbs/09_metrics.ipynb #imports
-import math, operator
+import math
+import operator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
+
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
@@ -27,6 +29,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
+
 from . import kernels
 from .genes import check_words, missing_labels
 
@@ -34,12 +37,19 @@ from .genes import check_words, missing_labels
 def _as_matrix(z, name="embedding"):
     "z as a float64 matrix (cells, units), or a ValueError that says what is wrong with it."
     kind = type(z).__name__
-    try: z = np.asarray(z, dtype="float64")
-    except (TypeError, ValueError): raise ValueError(f"The {name} must be an array of numbers, cells x units; got {kind}.") from None
+    try:
+        z = np.asarray(z, dtype="float64")
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"The {name} must be an array of numbers, cells x units; got {kind}."
+        ) from None
     if z.ndim != 2 or 0 in z.shape:
-        raise ValueError(f"The {name} must be a matrix of cells x units, both at least 1; got shape {z.shape}.")
+        raise ValueError(
+            f"The {name} must be a matrix of cells x units, both at least 1; got shape {z.shape}."
+        )
     bad = int((~np.isfinite(z)).any(1).sum())
-    if bad: raise ValueError(f"The {name} has NaN or infinite values in {bad} of {len(z)} cells.")
+    if bad:
+        raise ValueError(f"The {name} has NaN or infinite values in {bad} of {len(z)} cells.")
     return z
 
 # %% ../nbs/09_metrics.ipynb #centred
@@ -50,11 +60,13 @@ def _centred(z):
 
 # %% ../nbs/09_metrics.ipynb #activity
 def activity(mean):
-    """Activity of each latent unit: the variance over cells of its posterior mean (Eq. 2 of the paper).
+    """Activity of each latent unit: the variance over cells of its posterior mean (Eq. 2 of the
+    paper).
 
     Parameters
     ----------
-    mean : (cells, units) E[z|x] of each cell, exact. For a mean over samples see `activity_split_half`.
+    mean : (cells, units) E[z|x] of each cell, exact. For a mean over samples see
+        `activity_split_half`.
 
     Returns
     -------
@@ -62,13 +74,15 @@ def activity(mean):
 
     Raises
     ------
-    ValueError : mean is no matrix of finite numbers; so say all functions of this chapter that take an embedding.
+    ValueError : mean is no matrix of finite numbers; so say all functions of this chapter that take
+        an embedding.
     """
     return _centred(_as_matrix(mean)).var(0)
 
 # %% ../nbs/09_metrics.ipynb #active-units
 def active_units(mean, threshold=0.01):
-    """Number of latent units whose activity is above the threshold (Burda et al. 2016; Eq. 2 of the paper).
+    """Number of latent units whose activity is above the threshold (Burda et al. 2016; Eq. 2 of the
+    paper).
 
     Parameters
     ----------
@@ -84,21 +98,26 @@ def active_units(mean, threshold=0.01):
 # %% ../nbs/09_metrics.ipynb #as-pair
 def _as_centred_pair(mean_a, mean_b):
     "Both halves as centred float64 matrices of one shape."
-    a, b = _as_matrix(mean_a, "first half"), _as_matrix(mean_b, "second half")
-    if a.shape != b.shape: raise ValueError(f"The two halves must have one shape; got {a.shape} and {b.shape}.")
+    a = _as_matrix(mean_a, "first half")
+    b = _as_matrix(mean_b, "second half")
+    if a.shape != b.shape:
+        raise ValueError(f"The two halves must have one shape; got {a.shape} and {b.shape}.")
     return _centred(a), _centred(b)
 
 # %% ../nbs/09_metrics.ipynb #activity-split-half
 def activity_split_half(mean_a, mean_b):
-    """Activity of each unit from two independent Monte Carlo means, unbiased by their noise (Eq. 2 of the paper).
+    """Activity of each unit from two independent Monte Carlo means, unbiased by their noise (Eq. 2
+    of the paper).
 
     Parameters
     ----------
-    mean_a, mean_b : (cells, units) two estimates of E[z|x] from independent samples, cells in the same order.
+    mean_a, mean_b : (cells, units) two estimates of E[z|x] from independent samples, cells in the
+        same order.
 
     Returns
     -------
-    array (units,) : covariances over cells of the two estimates, float64; of an inactive unit as often negative.
+    array (units,) : covariances over cells of the two estimates, float64; of an inactive unit as
+    often negative.
 
     Raises
     ------
@@ -109,11 +128,13 @@ def activity_split_half(mean_a, mean_b):
 
 # %% ../nbs/09_metrics.ipynb #active-units-split-half
 def active_units_split_half(mean_a, mean_b, threshold=0.01):
-    """Number of active units from two independent Monte Carlo means of E[z|x]; see `activity_split_half`.
+    """Number of active units from two independent Monte Carlo means of E[z|x]; see
+    `activity_split_half`.
 
     Parameters
     ----------
-    mean_a, mean_b : (cells, units) two estimates of E[z|x] from independent samples, cells in the same order.
+    mean_a, mean_b : (cells, units) two estimates of E[z|x] from independent samples, cells in the
+        same order.
     threshold : covariance that an active unit exceeds.
 
     Returns
@@ -124,16 +145,21 @@ def active_units_split_half(mean_a, mean_b, threshold=0.01):
 
 # %% ../nbs/09_metrics.ipynb #smallest-k
 def _smallest_k(eigenvalues, total, share):
-    "Smallest k whose k largest eigenvalues sum to at least share * total; 0 if there is no variance."
-    if not 0 < share <= 1: raise ValueError(f"share must be above 0 and at most 1; got {share}.")
-    if total <= 0: return 0
+    """Smallest k whose k largest eigenvalues sum to at least share * total; 0 if there is no
+    variance.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be above 0 and at most 1; got {share}.")
+    if total <= 0:
+        return 0
     cumulative = np.cumsum(np.clip(np.sort(eigenvalues)[::-1], 0, None))
     enough = cumulative >= share * total * (1 - 1e-9)
     return int(enough.argmax()) + 1 if enough.any() else len(eigenvalues)
 
 # %% ../nbs/09_metrics.ipynb #n-components
 def n_components(mean, share=0.95):
-    """Smallest number of principal components with at least `share` of the variance (PCs95 of the paper's Table 1).
+    """Smallest number of principal components with at least `share` of the variance (PCs95 of the
+    paper's Table 1).
 
     Parameters
     ----------
@@ -154,28 +180,35 @@ def n_components(mean, share=0.95):
 
 # %% ../nbs/09_metrics.ipynb #n-components-split-half
 def _components_of_halves(a, b, share):
-    """Components that reach the share, as a whole number and interpolated within the last of them; 0 without variance.
+    """Components that reach the share, as a whole number and interpolated within the last of them;
+    0 without variance.
 
     a, b : centred halves (cells, units).
     """
     cross = a.T @ b / len(a)
-    eigenvalues, total = np.linalg.eigvalsh((cross + cross.T) / 2)[::-1], np.trace(cross)
+    eigenvalues = np.linalg.eigvalsh((cross + cross.T) / 2)[::-1]
+    total = np.trace(cross)
     k = _smallest_k(eigenvalues, total, share)
-    if k == 0: return 0, 0.0
+    if k == 0:
+        return 0, 0.0
     last = max(eigenvalues[k - 1], 1e-300)
-    before = np.clip(eigenvalues[:k - 1], 0, None).sum()
+    before = np.clip(eigenvalues[: k - 1], 0, None).sum()
     return k, k - 1 + min(max((share * total - before) / last, 0.0), 1.0)
 
+
 def n_components_split_half(mean_a, mean_b, share=0.95, n_noisier=8):
-    """PCs95 from two independent Monte Carlo means of E[z|x], without the variance of their noise and what it takes from the count.
+    """PCs95 from two independent Monte Carlo means of E[z|x], without the variance of their noise
+    and what it takes from the count.
 
     Parameters
     ----------
-    mean_a, mean_b : (cells, units) two estimates of E[z|x] from independent samples, cells in the same order.
-    share : part of the total variance, above 0 and at most 1; the total is the trace of the symmetrised cross-covariance.
-    n_noisier : noise spreads the eigenvalues, and with few cells the largest seem too large: too few then reach the share. By
-        how much is told by so many pairs of halves with twice the noise, made with their own differences in another order of
-        the cells; 0: as it is.
+    mean_a, mean_b : (cells, units) two estimates of E[z|x] from independent samples, cells in the
+        same order.
+    share : part of the total variance, above 0 and at most 1; the total is the trace of the
+        symmetrised cross-covariance.
+    n_noisier : noise spreads the eigenvalues, and with few cells the largest seem too large: too
+        few then reach the share. By how much is told by so many pairs of halves with twice the
+        noise, made with their own differences in another order of the cells; 0: as it is.
 
     Returns
     -------
@@ -183,10 +216,14 @@ def n_components_split_half(mean_a, mean_b, share=0.95, n_noisier=8):
     """
     a, b = _as_centred_pair(mean_a, mean_b)
     k, between = _components_of_halves(a, b, share)
-    if k == 0 or n_noisier == 0: return k
-    noise = (a - b) / np.sqrt(2)                                        # of one half: differences have its variance twice
+    if k == 0 or n_noisier == 0:
+        return k
+    # of one half: differences have its variance twice
+    noise = (a - b) / np.sqrt(2)
     rng = np.random.default_rng(0)
-    def other(): return noise[rng.permutation(len(noise))]
+
+    def other():
+        return noise[rng.permutation(len(noise))]
 
     noisier = [_components_of_halves(a + other(), b + other(), share)[1] for _ in range(n_noisier)]
     lost = between - np.mean(noisier)
@@ -194,85 +231,128 @@ def n_components_split_half(mean_a, mean_b, share=0.95, n_noisier=8):
 
 # %% ../nbs/09_metrics.ipynb #label-codes
 def _label_codes(labels, unlabelled=None):
-    "An integer for each cell's label, from 0 in order of appearance; -1 where it is missing, as `genes.missing_labels` says."
-    try: labels = np.array(labels, dtype=object)
-    except ValueError: raise ValueError("Labels must be a list with one per cell; got lists of different shapes.") from None
-    if labels.ndim != 1: raise ValueError(f"Labels must be a list with one per cell; got shape {labels.shape}.")
+    """An integer for each cell's label, from 0 in order of appearance; -1 where it is missing, as
+    `genes.missing_labels` says.
+    """
+    try:
+        labels = np.array(labels, dtype=object)
+    except ValueError:
+        raise ValueError(
+            "Labels must be a list with one per cell; got lists of different shapes."
+        ) from None
+    if labels.ndim != 1:
+        raise ValueError(f"Labels must be a list with one per cell; got shape {labels.shape}.")
     labels[missing_labels(labels, unlabelled)] = None
-    try: return pd.factorize(labels)[0]
-    except TypeError: raise ValueError(f"Labels must be words or numbers; got {type(labels[0]).__name__}s.") from None
+    try:
+        return pd.factorize(labels)[0]
+    except TypeError:
+        raise ValueError(
+            f"Labels must be words or numbers; got {type(labels[0]).__name__}s."
+        ) from None
 
 # %% ../nbs/09_metrics.ipynb #n-labelled
 def n_labelled(labels, unlabelled=None):
-    "Number of cells that have a label: of labels (cells,), those that are not missing (`genes.missing_labels`)."
+    """Number of cells that have a label: of labels (cells,), those that are not missing
+    (`genes.missing_labels`).
+    """
     return int((_label_codes(labels, unlabelled) >= 0).sum())
 
+
 def check_labels(labels, what="Judging by labels", unlabelled=None):
-    """Raise ValueError unless there are two different labels and one of them has two cells, as `silhouette` and its like need.
+    """Raise ValueError unless there are two different labels and one of them has two cells, as
+    `silhouette` and its like need.
 
     labels : one per cell (cells,). what : how the message begins, such as "The silhouette".
     unlabelled : words for a missing label, as in `genes.unlabelled_words`.
-    Warns, as all functions of this chapter that take labels, of labels such as "unknown" that count as a cell type,
-    unless unlabelled says which are none.
+    Warns, as all functions of this chapter that take labels, of labels such as "unknown" that count
+    as a cell type, unless unlabelled says which are none.
     """
     codes = _label_codes(labels, unlabelled)
     check_words(labels, unlabelled)
     sizes = np.bincount(codes[codes >= 0])
-    unlabelled = f", and {(codes < 0).sum()} of {len(codes)} cells have none" if (codes < 0).any() else ""
-    if len(sizes) < 2: raise ValueError(f"{what} needs at least 2 different labels; found {len(sizes)}{unlabelled}.")
+    unlabelled = (
+        f", and {(codes < 0).sum()} of {len(codes)} cells have none" if (codes < 0).any() else ""
+    )
+    if len(sizes) < 2:
+        raise ValueError(
+            f"{what} needs at least 2 different labels; found {len(sizes)}{unlabelled}."
+        )
     if sizes.max() < 2:
-        raise ValueError(f"{what} needs a label with 2 cells; each of {len(sizes)} cells has its own label{unlabelled}.")
+        raise ValueError(
+            f"{what} needs a label with 2 cells; each of {len(sizes)} cells has its own"
+            f" label{unlabelled}."
+        )
 
 # %% ../nbs/09_metrics.ipynb #tile-sums
 @kernels._inlined
 def _roots(squares, out):
-    for k in range(len(squares)): out[k] = math.sqrt(squares[k]) if squares[k] > 0 else 0.0     # rounding can leave -1e-16
+    # rounding can leave -1e-16
+    for k in range(len(squares)):
+        out[k] = math.sqrt(squares[k]) if squares[k] > 0 else 0.0
+
 
 @kernels._inlined
 def _add(values, to):
-    for k in range(len(values)): to[k] += values[k]
+    for k in range(len(values)):
+        to[k] += values[k]
+
 
 @kernels._summing
 def _total(values):
     total = 0.0
-    for v in values: total += v
+    for v in values:
+        total += v
     return total
+
 
 @kernels._jit(nogil=True)
 def _tile_sums(squares, row_types, ends, by_row, by_column):
     """Add up the roots of a tile of squared distances, by type.
 
-    squares : (rows, columns); the columns of type t are ends[t] to ends[t + 1]. row_types : of the rows.
-    by_row : (rows, types of the columns) and by_column : (types of the rows, columns), zeros at first, are filled.
+    squares : (rows, columns); the columns of type t are ends[t] to ends[t + 1]. row_types : of the
+        rows.
+    by_row : (rows, types of the columns) and by_column : (types of the rows, columns), zeros at
+        first, are filled.
     """
     distances = np.empty(squares.shape[1])
     for i in range(len(squares)):
         _roots(squares[i], distances)
         _add(distances, by_column[row_types[i]])
-        for t in range(len(ends) - 1): by_row[i, t] = _total(distances[ends[t]:ends[t + 1]])
+        for t in range(len(ends) - 1):
+            by_row[i, t] = _total(distances[ends[t] : ends[t + 1]])
 
 # %% ../nbs/09_metrics.ipynb #distance-sums
-_alone = Lock()                            # the limit on BLAS's threads holds for the whole process
+_alone = Lock()  # the limit on BLAS's threads holds for the whole process
+
 
 def _tile(left, right, codes, rows, columns):
-    "What one tile adds to the sums: (rows, types in the columns), (columns, types in the rows), and which types these are."
+    """What one tile adds to the sums: (rows, types in the columns), (columns, types in the rows),
+    and which types these are.
+    """
     squares = left[rows] @ right[columns].T
-    if rows == columns: np.fill_diagonal(squares, 0)
+    if rows == columns:
+        np.fill_diagonal(squares, 0)
     of_rows, of_columns = (slice(c[0], c[-1] + 1) for c in (codes[rows], codes[columns]))
     ends = np.searchsorted(codes[columns], np.arange(of_columns.start, of_columns.stop + 1))
-    by_row, by_column = np.zeros((len(squares), len(ends) - 1)), np.zeros((of_rows.stop - of_rows.start, squares.shape[1]))
+    by_row = np.zeros((len(squares), len(ends) - 1))
+    by_column = np.zeros((of_rows.stop - of_rows.start, squares.shape[1]))
     _tile_sums(squares, codes[rows] - of_rows.start, ends, by_row, by_column)
     return by_row, by_column.T, of_rows, of_columns
+
 
 def _distance_sums(z, codes, block_size, other=None):
     """Sums over each type of the Euclidean distances from every cell: (cells, types).
 
-    codes : types of the cells, 0, 1, ..., sorted. block_size : cells on one side of a tile. Each core works on a tile of its own.
-    other : a second estimate of z; the squared distances are then the products of the differences in both.
+    codes : types of the cells, 0, 1, ..., sorted. block_size : cells on one side of a tile. Each
+        core works on a tile of its own.
+    other : a second estimate of z; the squared distances are then the products of the differences
+        in both.
     """
-    norm, one = (z * (z if other is None else other)).sum(1, keepdims=True), np.ones((len(z), 1))
+    norm = (z * (z if other is None else other)).sum(1, keepdims=True)
+    one = np.ones((len(z), 1))
     twice, once = (-2 * z, z) if other is None else (np.hstack([-z, -other]), np.hstack([other, z]))
-    left, right = np.hstack([twice, norm, one]), np.hstack([once, one, norm])
+    left = np.hstack([twice, norm, one])
+    right = np.hstack([once, one, norm])
     sums = np.zeros((len(z), codes[-1] + 1))
     starts = [slice(i, i + block_size) for i in range(0, len(z), block_size)]
     with _alone, threadpool_limits(1, "blas"), ThreadPoolExecutor(cpu_count()) as cores:
@@ -280,12 +360,15 @@ def _distance_sums(z, codes, block_size, other=None):
             found = cores.map(lambda columns: _tile(left, right, codes, rows, columns), starts[k:])
             for columns, (by_row, by_column, of_rows, of_columns) in zip(starts[k:], found):
                 sums[rows, of_columns] += by_row
-                if rows != columns: sums[columns, of_rows] += by_column
+                if rows != columns:
+                    sums[columns, of_rows] += by_column
     return sums
 
 # %% ../nbs/09_metrics.ipynb #widths
 def _widths(sums, codes, sizes):
-    "Silhouette of each cell (equation 7) from its distance sums, its type's code and the sizes of the types."
+    """Silhouette of each cell (equation 7) from its distance sums, its type's code and the sizes of
+    the types.
+    """
     cells = np.arange(len(codes))
     own = sums[cells, codes] / np.maximum(sizes[codes] - 1, 1)
     means = sums / sizes
@@ -297,18 +380,26 @@ def _widths(sums, codes, sizes):
 
 # %% ../nbs/09_metrics.ipynb #labelled-part
 def _labelled_part(z, labels, what, unlabelled=None):
-    "Checked: z as a matrix, the codes of the labels, which cells have one, and the sizes of the types."
-    z, codes = _as_matrix(z), _label_codes(labels, unlabelled)
-    if len(z) != len(codes): raise ValueError(f"The embedding has {len(z)} cells but there are {len(codes)} labels.")
+    """Checked: z as a matrix, the codes of the labels, which cells have one, and the sizes of the
+    types.
+    """
+    z = _as_matrix(z)
+    codes = _label_codes(labels, unlabelled)
+    if len(z) != len(codes):
+        raise ValueError(f"The embedding has {len(z)} cells but there are {len(codes)} labels.")
     check_labels(labels, what, unlabelled)
     known = codes >= 0
     return z, codes, known, np.bincount(codes[known])
 
+
 def _whole_number(name, value, most=np.inf, why=""):
     "value as an int from 1 to most, or a ValueError that names it; why is what most stands for."
-    try: number = operator.index(value)
-    except TypeError: number = None
-    if number is not None and 1 <= number <= most: return number
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is not None and 1 <= number <= most:
+        return number
     range_ = "at least 1" if most == np.inf else f"from 1 to {most:,}, {why}"
     raise ValueError(f"{name} must be {range_}, and a whole number; got {value!r}.")
 
@@ -318,10 +409,16 @@ def _silhouettes(z, labels, block_size, other=None, unlabelled=None):
     block_size = _whole_number("block_size", block_size)
     z, codes, known, sizes = _labelled_part(z, labels, "The silhouette", unlabelled)
     by_type = np.flatnonzero(known)[np.argsort(codes[known], kind="stable")]
-    sums = _distance_sums(_centred(z[by_type]), codes[by_type], block_size, None if other is None else _centred(other[by_type]))
+    sums = _distance_sums(
+        _centred(z[by_type]),
+        codes[by_type],
+        block_size,
+        None if other is None else _centred(other[by_type]),
+    )
     widths = np.full(len(z), np.nan)
     widths[by_type] = _widths(sums, codes[by_type], sizes)
     return widths
+
 
 def silhouette_samples(z, labels, block_size=1024, unlabelled=None):
     """Silhouette of each cell with respect to its label, Euclidean, exact (Rousseeuw 1987).
@@ -329,9 +426,10 @@ def silhouette_samples(z, labels, block_size=1024, unlabelled=None):
     Parameters
     ----------
     z : (cells, units) embedding.
-    labels : one per cell; NaN, None, blank, or a word for a missing one such as "nan" means unlabelled.
-    block_size : cells in one side of a tile of distances; memory is about 8 * block_size^2 bytes for each
-        core plus a few copies of z. The result does not depend on it.
+    labels : one per cell; NaN, None, blank, or a word for a missing one such as "nan" means
+        unlabelled.
+    block_size : cells in one side of a tile of distances; memory is about 8 * block_size^2 bytes
+        for each core plus a few copies of z. The result does not depend on it.
     unlabelled : more words for a missing label, such as "unknown,unassigned", or a list of them.
 
     Returns
@@ -340,15 +438,18 @@ def silhouette_samples(z, labels, block_size=1024, unlabelled=None):
 
     Raises
     ------
-    ValueError : fewer than two labels, no label with two cells, lengths that differ, block_size below 1.
+    ValueError : fewer than two labels, no label with two cells, lengths that differ, block_size
+        below 1.
     """
     return _silhouettes(z, labels, block_size, unlabelled=unlabelled)
 
 # %% ../nbs/09_metrics.ipynb #silhouette
 def silhouette(z, labels, block_size=1024, unlabelled=None):
-    """Average silhouette width (ASW) over the labelled cells, Euclidean, exact, not rescaled (the paper's Table 2).
+    """Average silhouette width (ASW) over the labelled cells, Euclidean, exact, not rescaled (the
+    paper's Table 2).
 
-    Parameters and errors as in `silhouette_samples`; `n_labelled(labels)` says how many cells were used.
+    Parameters and errors as in `silhouette_samples`; `n_labelled(labels)` says how many cells were
+    used.
 
     Returns
     -------
@@ -358,11 +459,13 @@ def silhouette(z, labels, block_size=1024, unlabelled=None):
 
 # %% ../nbs/09_metrics.ipynb #silhouette-split-half
 def silhouette_split_half(mean_a, mean_b, labels, block_size=1024, unlabelled=None):
-    """ASW of E[z|x] from two independent Monte Carlo means of it, free of what their noise takes from a `silhouette`.
+    """ASW of E[z|x] from two independent Monte Carlo means of it, free of what their noise takes
+    from a `silhouette`.
 
     Parameters
     ----------
-    mean_a, mean_b : (cells, units) two estimates of E[z|x] from independent samples, cells in the same order.
+    mean_a, mean_b : (cells, units) two estimates of E[z|x] from independent samples, cells in the
+        same order.
     labels, block_size, unlabelled : as in `silhouette_samples`.
 
     Returns
@@ -371,18 +474,21 @@ def silhouette_split_half(mean_a, mean_b, labels, block_size=1024, unlabelled=No
 
     Raises
     ------
-    ValueError : a half is no matrix of finite numbers, their shapes differ, or as in `silhouette_samples`.
+    ValueError : a half is no matrix of finite numbers, their shapes differ, or as in
+        `silhouette_samples`.
     """
     a, b = _as_centred_pair(mean_a, mean_b)
     return float(np.nanmean(_silhouettes(a, labels, block_size, b, unlabelled)))
 
 # %% ../nbs/09_metrics.ipynb #co-variation-split-half
 def co_variation_split_half(mean_a, mean_b, threshold=0.01):
-    """Mean absolute correlation between different active units of E[z|x] (chapter 16, equation 1), without sampling noise.
+    """Mean absolute correlation between different active units of E[z|x] (chapter 16, equation 1),
+    without sampling noise.
 
     Parameters
     ----------
-    mean_a, mean_b : (cells, units) two estimates of E[z|x] from independent samples, cells in the same order.
+    mean_a, mean_b : (cells, units) two estimates of E[z|x] from independent samples, cells in the
+        same order.
     threshold : covariance of the halves that an active unit exceeds.
 
     Returns
@@ -392,106 +498,156 @@ def co_variation_split_half(mean_a, mean_b, threshold=0.01):
     a, b = _as_centred_pair(mean_a, mean_b)
     activity = activity_split_half(a, b)
     active = activity > threshold
-    if active.sum() < 2: return float("nan")
+    if active.sum() < 2:
+        return float("nan")
     cross = a[:, active].T @ b[:, active] / len(a)
     scale = np.sqrt(activity[active])
-    correlation = np.clip((cross + cross.T) / 2 / np.outer(scale, scale), -1, 1)       # a weak unit's can be above 1
+    # a weak unit's can be above 1
+    correlation = np.clip((cross + cross.T) / 2 / np.outer(scale, scale), -1, 1)
     return float(np.abs(correlation[~np.eye(len(scale), dtype=bool)]).mean())
 
 # %% ../nbs/09_metrics.ipynb #nmi-ari
 def nmi_ari(z, labels, n_clusters=None, seed=0, unlabelled=None):
-    """Agreement of k-means clusters with the labels: {"nmi": ..., "ari": ...} over the labelled cells.
+    """Agreement of k-means clusters with the labels: {"nmi": ..., "ari": ...} over the labelled
+    cells.
 
-    z : (cells, units) embedding. labels : one per cell; NaN, None, blank, or a word for a missing one such as "nan" means unlabelled.
+    z : (cells, units) embedding. labels : one per cell; NaN, None, blank, or a word for a missing
+        one such as "nan" means unlabelled.
     unlabelled : more such words, as in `silhouette_samples`.
-    n_clusters : by default the number of different labels. seed : of the 10 starts of k-means, the best of which counts.
-    Two floats: NMI (equation 8) in [0, 1], ARI at most 1 and about 0 by chance. Errors as in `silhouette`; also for n_clusters
-    below 1 or above the number of labelled cells.
+    n_clusters : by default the number of different labels. seed : of the 10 starts of k-means, the
+        best of which counts.
+    Two floats: NMI (equation 8) in [0, 1], ARI at most 1 and about 0 by chance. Errors as in
+    `silhouette`; also for n_clusters below 1 or above the number of labelled cells.
     """
     z, codes, known, sizes = _labelled_part(z, labels, "Comparing clusters with labels", unlabelled)
-    n_clusters = len(sizes) if n_clusters is None else _whole_number("n_clusters", n_clusters, known.sum(), "the labelled cells")
+    n_clusters = (
+        len(sizes)
+        if n_clusters is None
+        else _whole_number("n_clusters", n_clusters, known.sum(), "the labelled cells")
+    )
     clusters = KMeans(n_clusters, n_init=10, random_state=seed).fit_predict(_centred(z[known]))
-    return {"nmi": float(normalized_mutual_info_score(codes[known], clusters)),
-            "ari": float(adjusted_rand_score(codes[known], clusters))}
+    return {
+        "nmi": float(normalized_mutual_info_score(codes[known], clusters)),
+        "ari": float(adjusted_rand_score(codes[known], clusters)),
+    }
 
 # %% ../nbs/09_metrics.ipynb #knn-purity
 def knn_purity(z, labels, k=15, unlabelled=None):
-    """Share of the k nearest labelled neighbours (Euclidean, the cell itself left out) with the cell's own label.
+    """Share of the k nearest labelled neighbours (Euclidean, the cell itself left out) with the
+    cell's own label.
 
-    z : (cells, units) embedding. labels : one per cell; NaN, None, blank, or a word for a missing one such as "nan" means unlabelled.
+    z : (cells, units) embedding. labels : one per cell; NaN, None, blank, or a word for a missing
+        one such as "nan" means unlabelled.
     unlabelled : more such words, as in `silhouette_samples`.
-    Returns the mean over the labelled cells, in [0, 1]. Mixed at random it is the sum of the squared shares of the types.
-    Errors as in `silhouette`; also for k below 1 or not below the number of labelled cells.
+    Returns the mean over the labelled cells, in [0, 1]. Mixed at random it is the sum of the
+    squared shares of the types. Errors as in `silhouette`; also for k below 1 or not below the
+    number of labelled cells.
     """
     z, codes, known, _ = _labelled_part(z, labels, "The purity of neighbourhoods", unlabelled)
     k = _whole_number("k", k, known.sum() - 1, "one less than the labelled cells")
-    neighbours = NearestNeighbors(n_neighbors=k).fit(_centred(z[known])).kneighbors(return_distance=False)
+    neighbours = (
+        NearestNeighbors(n_neighbors=k).fit(_centred(z[known])).kneighbors(return_distance=False)
+    )
     codes = codes[known]
     return float((codes[neighbours] == codes[:, None]).mean())
 
 # %% ../nbs/09_metrics.ipynb #two-samples
 def _expression(counts, name):
-    "Counts (cells, genes), dense or sparse, as log-normalised expression; cells without a count, of which some may be invented, stay 0."
-    if getattr(counts, "ndim", 0) != 2: raise ValueError(f"The {name} cells must be a matrix of counts, cells x genes.")
+    """Counts (cells, genes), dense or sparse, as log-normalised expression; cells without a count,
+    of which some may be invented, stay 0.
+    """
+    if getattr(counts, "ndim", 0) != 2:
+        raise ValueError(f"The {name} cells must be a matrix of counts, cells x genes.")
     x = counts.toarray() if sp.issparse(counts) else np.asarray(counts)
     x = _as_matrix(x, f"matrix of {name} cells")
-    if (x < 0).any(): raise ValueError(f"The {name} cells have negative values; counts are needed, not scaled expression.")
+    if (x < 0).any():
+        raise ValueError(
+            f"The {name} cells have negative values; counts are needed, not scaled expression."
+        )
     return np.log1p(1e4 * x / np.maximum(x.sum(1, keepdims=True), 1)).astype("float32")
 
+
 def _two_samples(real, invented, most, rng):
-    "Log-normalised expression of equally many real and invented cells, drawn where there are more, and at most `most` of each."
+    """Log-normalised expression of equally many real and invented cells, drawn where there are
+    more, and at most `most` of each.
+    """
     n = min(real.shape[0], invented.shape[0], _whole_number("most", most))
-    if n < 10: raise ValueError(f"Two samples of at least 10 cells each are needed; got {real.shape[0]} real and {invented.shape[0]} invented.")
-    if real.shape[1] != invented.shape[1]: raise ValueError(f"Both must have the same genes; got {real.shape[1]} and {invented.shape[1]}.")
+    if n < 10:
+        raise ValueError(
+            f"Two samples of at least 10 cells each are needed; got {real.shape[0]} real and"
+            f" {invented.shape[0]} invented."
+        )
+    if real.shape[1] != invented.shape[1]:
+        raise ValueError(
+            f"Both must have the same genes; got {real.shape[1]} and {invented.shape[1]}."
+        )
     drawn = (x[np.sort(rng.choice(x.shape[0], n, replace=False))] for x in (real, invented))
     return tuple(map(_expression, drawn, ("real", "invented")))
 
 # %% ../nbs/09_metrics.ipynb #two-sample-accuracy
 def two_sample_accuracy(real, invented, seed=0, most=1000):
-    """Accuracy of a random forest that has to tell invented cells from real ones it has not seen (Lopez-Paz & Oquab 2017).
+    """Accuracy of a random forest that has to tell invented cells from real ones it has not seen
+    (Lopez-Paz & Oquab 2017).
 
     Parameters
     ----------
-    real, invented : (cells, genes) counts, dense or sparse, of the same genes; at least 10 cells each.
-    seed : of the cells drawn, the five folds and the forests. most : of each kind at most so many cells are used.
+    real, invented : (cells, genes) counts, dense or sparse, of the same genes; at least 10 cells
+        each.
+    seed : of the cells drawn, the five folds and the forests. most : of each kind at most so many
+        cells are used.
 
     Returns
     -------
-    dict : accuracy, 0.5 by chance and 1 where they are always told apart; low, high, its 95 % interval (Wilson), a little narrow, as it takes the answers to be
-        independent; n_cells, of both kinds.
+    dict : accuracy, 0.5 by chance and 1 where they are always told apart; low, high, its 95 %
+        interval (Wilson), a little narrow, as it takes the answers to be independent; n_cells, of
+        both kinds.
 
     Raises
     ------
-    ValueError : too few cells, other genes, or values that are no counts; so say all functions that compare two samples.
+    ValueError : too few cells, other genes, or values that are no counts; so say all functions that
+        compare two samples.
     """
     a, b = _two_samples(real, invented, most, np.random.default_rng(seed))
     truth = np.repeat([0, 1], [len(a), len(b)])
-    forest, folds = RandomForestClassifier(100, random_state=seed), StratifiedKFold(5, shuffle=True, random_state=seed)
+    forest = RandomForestClassifier(100, random_state=seed)
+    folds = StratifiedKFold(5, shuffle=True, random_state=seed)
     right = int((cross_val_predict(forest, np.vstack([a, b]), truth, cv=folds) == truth).sum())
     interval = binomtest(right, len(truth)).proportion_ci(method="wilson")
-    return {"accuracy": right / len(truth), "low": float(interval.low), "high": float(interval.high), "n_cells": len(truth)}
+    return {
+        "accuracy": right / len(truth),
+        "low": float(interval.low),
+        "high": float(interval.high),
+        "n_cells": len(truth),
+    }
 
 # %% ../nbs/09_metrics.ipynb #energy-distance
 def energy_distance(real, invented, n_permutations=200, seed=0, most=1000):
-    """Energy distance of two sets of cells, equation (10), on log-normalised expression, with a permutation test (Székely & Rizzo 2013).
+    """Energy distance of two sets of cells, equation (10), on log-normalised expression, with a
+    permutation test (Székely & Rizzo 2013).
 
     Parameters
     ----------
-    real, invented : (cells, genes) counts, dense or sparse, of the same genes; at least 10 cells each.
-    n_permutations : of the test. seed : of the cells drawn and the permutations. most : of each kind at most so many cells are used.
+    real, invented : (cells, genes) counts, dense or sparse, of the same genes; at least 10 cells
+        each.
+    n_permutations : of the test. seed : of the cells drawn and the permutations. most : of each
+        kind at most so many cells are used.
 
     Returns
     -------
-    dict : distance, unbiased, about 0 for equal distributions; p_value, at least 1 / (n_permutations + 1).
+    dict : distance, unbiased, about 0 for equal distributions; p_value, at least 1 /
+        (n_permutations + 1).
     """
     rng = np.random.default_rng(seed)
     a, b = _two_samples(real, invented, most, rng)
-    n, distances = len(a), cdist(*[np.vstack([a, b])] * 2)
+    n = len(a)
+    distances = cdist(*[np.vstack([a, b])] * 2)
     signs = np.repeat([1.0, -1.0], n)
     dealt = np.column_stack([signs, *(rng.permutation(signs) for _ in range(n_permutations))])
-    across_less_within = -(dealt * (distances @ dealt)).sum(0)              # sums over ordered pairs
+    # sums over ordered pairs
+    across_less_within = -(dealt * (distances @ dealt)).sum(0)
     total = distances.sum()
-    across, within = (total + across_less_within) / 2, (total - across_less_within) / 2
+    across = (total + across_less_within) / 2
+    within = (total - across_less_within) / 2
     found = across / n**2 - within / (n * (n - 1))
     return {"distance": float(found[0]), "p_value": float((found >= found[0] - 1e-12).mean())}
 
@@ -501,39 +657,56 @@ def count_marginals(real, invented, n_genes=200):
 
     Parameters
     ----------
-    real, invented : (cells, genes) counts, dense or sparse, of the same genes. n_genes : the correlations are those of so many genes, those whose
-        log-normalised expression varies most in the real cells.
+    real, invented : (cells, genes) counts, dense or sparse, of the same genes. n_genes : the
+        correlations are those of so many genes, those whose log-normalised expression varies most
+        in the real cells.
 
     Returns
     -------
-    dict : library, the Wasserstein distance of the log10 library sizes; dropout, the mean absolute difference of a gene's share of
-        cells without a count; correlation, Pearson's between the gene-gene correlations of both, 1 where they agree; correlation_slope, below
-        1 where genes go together less in the invented cells.
+    dict : library, the Wasserstein distance of the log10 library sizes; dropout, the mean absolute
+        difference of a gene's share of cells without a count; correlation, Pearson's between the
+        gene-gene correlations of both, 1 where they agree; correlation_slope, below 1 where genes
+        go together less in the invented cells.
     """
-    if real.shape[1] != invented.shape[1]: raise ValueError(f"Both must have the same genes; got {real.shape[1]} and {invented.shape[1]}.")
+    if real.shape[1] != invented.shape[1]:
+        raise ValueError(
+            f"Both must have the same genes; got {real.shape[1]} and {invented.shape[1]}."
+        )
     library = [np.log10(np.maximum(np.asarray(x.sum(1)).ravel(), 1)) for x in (real, invented)]
     dropout = [1 - np.asarray((x > 0).mean(0)).ravel() for x in (real, invented)]
-    a, b = _expression(real, "real"), _expression(invented, "invented")
+    a = _expression(real, "real")
+    b = _expression(invented, "invented")
     keep = np.flatnonzero((a.std(0) > 0) & (b.std(0) > 0))
-    keep = keep[np.argsort(-a[:, keep].std(0))[:_whole_number("n_genes", n_genes)]]
-    if len(keep) < 3: raise ValueError(f"Correlations need at least 3 genes that vary in both; found {len(keep)}.")
+    keep = keep[np.argsort(-a[:, keep].std(0))[: _whole_number("n_genes", n_genes)]]
+    if len(keep) < 3:
+        raise ValueError(
+            f"Correlations need at least 3 genes that vary in both; found {len(keep)}."
+        )
     pairs = np.triu_indices(len(keep), 1)
     r, s = (np.corrcoef(x[:, keep].T)[pairs] for x in (a, b))
-    return {"library": float(wasserstein_distance(*library)), "dropout": float(np.abs(dropout[0] - dropout[1]).mean()),
-            "correlation": float(np.corrcoef(r, s)[0, 1]), "correlation_slope": float(r @ s / (r @ r))}
+    return {
+        "library": float(wasserstein_distance(*library)),
+        "dropout": float(np.abs(dropout[0] - dropout[1]).mean()),
+        "correlation": float(np.corrcoef(r, s)[0, 1]),
+        "correlation_slope": float(r @ s / (r @ r)),
+    }
 
 # %% ../nbs/09_metrics.ipynb #type-shares
 def type_shares(real, labels, *others, seed=0, unlabelled=None):
-    """The share of each cell type in sets of cells, named by a logistic regression that has learnt the types from real cells.
+    """The share of each cell type in sets of cells, named by a logistic regression that has learnt
+    the types from real cells.
 
     Parameters
     ----------
-    real : (cells, genes) counts to learn from. labels : (cells,), missing where there is none; those cells are left out.
-    others : sets of cells, (cells, genes) counts of the same genes. unlabelled : as in `silhouette_samples`.
+    real : (cells, genes) counts to learn from. labels : (cells,), missing where there is none;
+        those cells are left out.
+    others : sets of cells, (cells, genes) counts of the same genes. unlabelled : as in
+        `silhouette_samples`.
 
     Returns
     -------
-    DataFrame (types, sets) : shares, each column adds up to 1; the types by their number among the labels.
+    DataFrame (types, sets) : shares, each column adds up to 1; the types by their number among the
+    labels.
 
     Raises
     ------
@@ -541,8 +714,18 @@ def type_shares(real, labels, *others, seed=0, unlabelled=None):
     """
     check_labels(labels, "Naming the types of cells", unlabelled)
     names = pd.Series(np.asarray(labels, object))[_label_codes(labels, unlabelled) >= 0].astype(str)
-    if any(x.shape[1] != real.shape[1] for x in others): raise ValueError("All sets of cells must have the same genes.")
-    learnt = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000, random_state=seed))
+    if any(x.shape[1] != real.shape[1] for x in others):
+        raise ValueError("All sets of cells must have the same genes.")
+    learnt = make_pipeline(
+        StandardScaler(), LogisticRegression(C=0.1, max_iter=1000, random_state=seed)
+    )
     learnt.fit(_expression(real, "real")[names.index], names.to_numpy())
-    shares = [pd.Series(learnt.predict(_expression(x, "other"))).value_counts(normalize=True) for x in others]
-    return pd.DataFrame(dict(enumerate(shares)), index=names.value_counts().index).fillna(0.0).rename_axis("type")
+    shares = [
+        pd.Series(learnt.predict(_expression(x, "other"))).value_counts(normalize=True)
+        for x in others
+    ]
+    return (
+        pd.DataFrame(dict(enumerate(shares)), index=names.value_counts().index)
+        .fillna(0.0)
+        .rename_axis("type")
+    )

@@ -11,55 +11,130 @@ __all__ = ['PRIORS_OF', 'MORE_GENES', 'MANY', 'WHOLE', 'FLAGS', 'INSTEAD', 'MUCH
            'VAMPIAF', 'HVAMP']
 
 # %% ../nbs/07_models.ipynb #imports
-import contextlib, copy, dataclasses, functools, hashlib, inspect, io, json, numbers, os, re, sys, time
-import warnings, zipfile, zlib
+import contextlib
+import copy
+import dataclasses
+import functools
+import hashlib
+import inspect
+import io
+import json
+import numbers
+import os
+import re
+import sys
+import time
+import warnings
+import zipfile
+import zlib
 from importlib.metadata import version
 from pathlib import Path
-import anndata as ad, h5py, keras, numpy as np, pandas as pd, scanpy as sc, scipy.sparse as sp
+
+import anndata as ad
+import h5py
+import keras
+import numpy as np
+import pandas as pd
+import scanpy as sc
+import scipy.sparse as sp
 from keras import ops
+
 from . import devices, files, genes, kernels, training
-from .counts import (Batches, CountsError, Split, cell_positions, check_counts, check_split, checked_counts, choice, column_name,
-                           column_of, flag, real_number, split_cells, whole_number, whole_numbers)
+from vampsc.counts import (
+    Batches,
+    Split,
+    cell_positions,
+    check_counts,
+    check_split,
+    checked_counts,
+    choice,
+    column_name,
+    column_of,
+    flag,
+    real_number,
+    split_cells,
+    whole_number,
+    whole_numbers,
+)
 from .downloads import user_path
 from .flows import IAFPosterior
 from .likelihood import nb_log_prob_sum
-from .networks import LIMIT, TARGET_SUM, Decoder, hidden_layers, log_normalise, new_seeds, size_factors, soft_bound
+from vampsc.networks import (
+    LIMIT,
+    TARGET_SUM,
+    Decoder,
+    hidden_layers,
+    log_normalise,
+    new_seeds,
+    size_factors,
+    soft_bound,
+)
 from .posteriors import GaussianPosterior, PointPosterior, kl_to_standard_normal
-from .priors import HierarchicalPosterior, HierarchicalVampPrior, StandardNormal, VampPrior, gaussian_log_densities
+from vampsc.priors import (
+    HierarchicalPosterior,
+    HierarchicalVampPrior,
+    StandardNormal,
+    VampPrior,
+    gaussian_log_densities,
+)
 
 # %% ../nbs/07_models.ipynb #network
 class Network(keras.Model):
-    """Encoder, posterior, prior and decoder in one Keras model: counts (cells, genes) -> the terms of the loss.
+    """Encoder, posterior, prior and decoder in one Keras model: counts (cells, genes) -> the terms
+    of the loss.
 
-    prior is None for a point posterior. beta weighs the KL term in the loss, of training and of validation; get_elbo and its like always take it at 1.
-    With n_batches, the decoder is told each cell's batch, and with encode_batch the encoder too: wherever a minibatch
-    `cells` is taken, it is then a pair of the counts and the batches, one-hot (cells, n_batches).
+    prior is None for a point posterior. beta weighs the KL term in the loss, of training and of
+    validation; get_elbo and its like always take it at 1. With n_batches, the decoder is told each
+    cell's batch, and with encode_batch the encoder too: wherever a minibatch `cells` is taken, it
+    is then a pair of the counts and the batches, one-hot (cells, n_batches).
     """
-    def __init__(self, encoder, posterior, prior, decoder, beta=1.0, seed=0, n_batches=0, encode_batch=False):
-        super().__init__(dtype="float32")                # counts, densities and the loss, whatever the layers compute in
-        self.encoder, self.posterior, self.prior, self.decoder = encoder, posterior, prior, decoder
-        self.beta, self.noise_seed = beta, keras.random.SeedGenerator(seed)
-        self.n_batches, self.encode_batch, self.pseudo_batch = n_batches, encode_batch and n_batches > 0, None
-        self.trackers = [keras.metrics.Mean(name, dtype="float32") for name in ("reconstruction", "kl")]
-        self.reading = None                               # while training: a kernels.Reading, where one call does many steps
+
+    def __init__(
+        self, encoder, posterior, prior, decoder, beta=1.0, seed=0, n_batches=0, encode_batch=False
+    ):
+        # counts, densities and the loss, whatever the layers compute in
+        super().__init__(dtype="float32")
+        self.encoder = encoder
+        self.posterior = posterior
+        self.prior = prior
+        self.decoder = decoder
+        self.beta = beta
+        self.noise_seed = keras.random.SeedGenerator(seed)
+        self.n_batches = n_batches
+        self.encode_batch = encode_batch and n_batches > 0
+        self.pseudo_batch = None
+        self.trackers = [
+            keras.metrics.Mean(name, dtype="float32") for name in ("reconstruction", "kl")
+        ]
+        # while training: a kernels.Reading, where one call does many steps
+        self.reading = None
 
     def build(self, shape):
-        if self.encode_batch and hasattr(self.prior, "pseudo_inputs"):           # each pseudo-input is of a batch, too
-            self.pseudo_batch = self.add_weight((self.prior.pseudo_inputs.shape[0], self.n_batches), "zeros",
-                                                trainable=False, name="pseudo_batch")
+        # each pseudo-input is of a batch, too
+        if self.encode_batch and hasattr(self.prior, "pseudo_inputs"):
+            self.pseudo_batch = self.add_weight(
+                (self.prior.pseudo_inputs.shape[0], self.n_batches),
+                "zeros",
+                trainable=False,
+                name="pseudo_batch",
+            )
         seen = (shape[0], shape[1] + self.encode_batch * self.n_batches)
         self.encoder.build(seen)
         self.posterior.build(self.encoder.compute_output_shape(seen))
         self.decoder.build((shape[0], self.n_latent))
-        if self.prior is not None: self.prior.built = True       # its weights are there since it was made
+        # its weights are there since it was made
+        if self.prior is not None:
+            self.prior.built = True
         self.built = True
 
     @property
-    def n_latent(self): return self.posterior.n_latent
+    def n_latent(self):
+        return self.posterior.n_latent
 
     def encode(self, expression, training=False, batch=None):
         "Log-normalised expression (cells, genes) -> the posterior's parameters."
-        if self.encode_batch: expression = ops.concatenate([expression, batch], axis=-1)
+        if self.encode_batch:
+            expression = ops.concatenate([expression, batch], axis=-1)
         return self.posterior(self.encoder(expression, training=training))
 
     def encode_counts(self, cells, training=False):
@@ -72,34 +147,58 @@ class Network(keras.Model):
         return self.posterior.sample(parameters, noise)
 
     def components(self):
-        "What the prior's density needs. Pseudo-inputs pass the encoder in inference mode, also while training."
-        return None if self.prior is None else self.prior.components(lambda u: self.encode(u, batch=self.pseudo_batch))
+        """What the prior's density needs.
+
+        Pseudo-inputs pass the encoder in inference mode, also while training.
+        """
+        return (
+            None
+            if self.prior is None
+            else self.prior.components(lambda u: self.encode(u, batch=self.pseudo_batch))
+        )
 
     def kl(self, parameters, z, log_q, components):
-        "KL of the posterior from the prior, (cells,) in nats: closed where it can be, else estimated at z (cells, latent)."
-        if self.prior is None: return ops.zeros_like(z[:, 0])
-        if self.has_closed_kl: return ops.sum(kl_to_standard_normal(*parameters), axis=-1)
+        """KL of the posterior from the prior, (cells,) in nats: closed where it can be, else
+        estimated at z (cells, latent).
+        """
+        if self.prior is None:
+            return ops.zeros_like(z[:, 0])
+        if self.has_closed_kl:
+            return ops.sum(kl_to_standard_normal(*parameters), axis=-1)
         return log_q - self.prior.log_prob(z, components)
 
     @property
-    def has_closed_kl(self): return type(self.posterior) is GaussianPosterior and isinstance(self.prior, StandardNormal)
+    def has_closed_kl(self):
+        return type(self.posterior) is GaussianPosterior and isinstance(self.prior, StandardNormal)
 
     def kl_by_unit(self, parameters, z, log_q, components):
-        "The same divided: of each unit (cells, latent), and of naming the component; log_q is by unit. For judging, in numpy."
-        if self.has_closed_kl: return np.asarray(kl_to_standard_normal(*parameters)), 0.0
+        """The same divided: of each unit (cells, latent), and of naming the component; log_q is by
+        unit. For judging, in numpy.
+        """
+        if self.has_closed_kl:
+            return np.asarray(kl_to_standard_normal(*parameters)), 0.0
         log_p, price = self.prior.log_prob_by_unit(z, components)
         return np.asarray(log_q, "float64") - np.asarray(log_p, "float64"), price
 
     def reconstruction(self, cells, z, training=False):
-        "Negative log-likelihood of each cell's counts given its z (cells, latent): (cells,), in nats."
+        """Negative log-likelihood of each cell's counts given its z (cells, latent): (cells,), in
+        nats.
+        """
         counts, batch = counts_and_batch(cells)
         a, b = self.decoder.heads(z, training, batch)
-        if kernels.compiled(): return -kernels.nb_log_prob_of_heads(counts, a, b, LIMIT, TARGET_SUM)
-        return -nb_log_prob_sum(counts, soft_bound(a) + ops.log(size_factors(counts)), soft_bound(b))
+        if kernels.compiled():
+            return -kernels.nb_log_prob_of_heads(counts, a, b, LIMIT, TARGET_SUM)
+        return -nb_log_prob_sum(
+            counts, soft_bound(a) + ops.log(size_factors(counts)), soft_bound(b)
+        )
 
     def terms(self, cells, noise, components, training=False):
-        "(reconstruction, kl), each (cells,), in nats, at the z drawn with this noise (cells, latent)."
-        return self.terms_at(cells, self.encode_counts(cells, training), noise, components, training)
+        """(reconstruction, kl), each (cells,), in nats, at the z drawn with this noise (cells,
+        latent).
+        """
+        return self.terms_at(
+            cells, self.encode_counts(cells, training), noise, components, training
+        )
 
     def terms_at(self, cells, parameters, noise, components, training=False):
         "The same for cells that are encoded already."
@@ -107,14 +206,18 @@ class Network(keras.Model):
         return self.reconstruction(cells, z, training), self.kl(parameters, z, log_q, components)
 
     def log_weight(self, cells, parameters, noise, components):
-        "log p(x, z) - log q(z|x) at the z drawn with this noise: (cells,), in nats; nothing in closed form."
+        """log p(x, z) - log q(z|x) at the z drawn with this noise: (cells,), in nats; nothing in
+        closed form.
+        """
         z, log_q = self.posterior.sample(parameters, noise)
         return self.prior.log_prob(z, components) - log_q - self.reconstruction(cells, z)
 
     def log_weight_of_both(self, cells, parameters, z, components, log_odds=np.zeros(2, "float32")):
-        """The same at a z of the posterior or of the prior: log p(x, z) less the log-density of all draws together.
+        """The same at a z of the posterior or of the prior: log p(x, z) less the log-density of all
+        draws together.
 
-        log_odds : of `log_odds_of_both`, of the draws from posterior and prior; by default they are equally many.
+        log_odds : of `log_odds_of_both`, of the draws from posterior and prior; by default they are
+            equally many.
         """
         log_p = self.prior.log_prob(z, components)
         log_q = self.posterior.log_prob(z, parameters)
@@ -130,68 +233,108 @@ class Network(keras.Model):
         return self.terms(cells, noise, self.components(), training)
 
     def stages(self, cells, training=False):
-        "What `call` computes of a minibatch, one thing after the other: (name, value). To see where a number went wrong."
+        """What `call` computes of a minibatch, one thing after the other: (name, value).
+
+        To see where a number went wrong.
+        """
         counts, batch = counts_and_batch(cells)
         yield "the counts", counts
         yield "the log-normalised counts", log_normalise(counts)
         parameters = self.encode_counts(cells, training)
-        yield from zip(("the posterior's mean", "the posterior's log-variance", "the posterior's context"), parameters)
+        yield from zip(
+            ("the posterior's mean", "the posterior's log-variance", "the posterior's context"),
+            parameters,
+        )
         components = self.components()
-        yield from zip(("the prior's means", "the prior's log-variances", "the prior's log-weights"), components or ())
+        yield from zip(
+            ("the prior's means", "the prior's log-variances", "the prior's log-weights"),
+            components or (),
+        )
         z, log_q = self.posterior.sample(parameters, self.noise(len(counts)))
         yield "z", z
-        if log_q is not None: yield "log q(z|x)", log_q                  # a point has no density
-        yield from zip(("the decoder's log-rates", "the decoder's log-dispersions"), self.decoder.heads(z, training, batch))
+        if log_q is not None:
+            yield "log q(z|x)", log_q  # a point has no density
+        yield from zip(
+            ("the decoder's log-rates", "the decoder's log-dispersions"),
+            self.decoder.heads(z, training, batch),
+        )
         yield "the reconstruction loss", self.reconstruction(cells, z, training)
         yield "the KL term", self.kl(parameters, z, log_q, components)
 
-    def train_step(self, *arguments): return kernels.each_minibatch(self, super().train_step, *arguments)
-    def test_step(self, *arguments): return kernels.each_minibatch(self, super().test_step, *arguments, lone=True)
+    def train_step(self, *arguments):
+        return kernels.each_minibatch(self, super().train_step, *arguments)
+
+    def test_step(self, *arguments):
+        return kernels.each_minibatch(self, super().test_step, *arguments, lone=True)
 
     def get_config(self):
-        raise NotImplementedError("a network cannot be described to Keras, which keras.Model.save, clone_model and copies of it need: "
-                                  "copy or save the model that it belongs to, as in copy.deepcopy(model) and model.save(path).")
+        raise NotImplementedError(
+            "a network cannot be described to Keras, which keras.Model.save, clone_model and copies"
+            " of it need: copy or save the model that it belongs to, as in copy.deepcopy(model) and"
+            " model.save(path)."
+        )
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         "y : the weight of the KL term, (cells,), while it rises; None: beta."
-        for tracker, term in zip(self.trackers, y_pred): tracker.update_state(term)
+        for tracker, term in zip(self.trackers, y_pred):
+            tracker.update_state(term)
         reconstruction, kl = y_pred
-        return (ops.mean(reconstruction + (self.beta if y is None else y) * kl) + self.penalty()) / devices.replicas()        # which Keras sums
+        # which Keras sums
+        return (
+            ops.mean(reconstruction + (self.beta if y is None else y) * kl) + self.penalty()
+        ) / devices.replicas()
 
     def penalty(self):
         "The L1/L2 penalties; in a fused step without a derivative, which the optimiser adds."
-        return kernels.penalty(self.trainable_variables) if training.is_fused(getattr(self, "optimizer", None)) else sum(self.losses)
+        return (
+            kernels.penalty(self.trainable_variables)
+            if training.is_fused(getattr(self, "optimizer", None))
+            else sum(self.losses)
+        )
 
 # %% ../nbs/07_models.ipynb #network-covariates
 def counts_and_batch(cells):
-    "A minibatch as a pair: counts (cells, genes), and batches, one-hot (cells, n_batches), or None."
+    """A minibatch as a pair: counts (cells, genes), and batches, one-hot (cells, n_batches), or
+    None.
+    """
     return cells if isinstance(cells, (tuple, list)) else (cells, None)
 
 # %% ../nbs/07_models.ipynb #architecture
 # A point has no density and so no prior; two levels need a prior of two levels.
-PRIORS_OF = {"point": ("none",), "gaussian": ("normal", "vamp"), "iaf": ("normal", "vamp"), "hierarchical": ("hvamp",)}
+PRIORS_OF = {
+    "point": ("none",),
+    "gaussian": ("normal", "vamp"),
+    "iaf": ("normal", "vamp"),
+    "hierarchical": ("hvamp",),
+}
 
 # %% ../nbs/07_models.ipynb #architecture-class
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    "What a model is made of; ValueError, with what would do, for parts that do not go together. The defaults are the paper's."
-    posterior: str = "gaussian"             # "point", "gaussian", "iaf" or "hierarchical"
-    prior: str = "normal"                   # "none", "normal", "vamp" or "hvamp"
-    n_latent: int = 128                     # width of the bottleneck
-    hidden: tuple = (512, 256)              # encoder widths; the decoder mirrors them
+    """What a model is made of; ValueError, with what would do, for parts that do not go together.
+
+    The defaults are the paper's.
+    """
+
+    posterior: str = "gaussian"  # "point", "gaussian", "iaf" or "hierarchical"
+    prior: str = "normal"  # "none", "normal", "vamp" or "hvamp"
+    n_latent: int = 128  # width of the bottleneck
+    hidden: tuple = (512, 256)  # encoder widths; the decoder mirrors them
     dropout: float = 0.2
     l1: float = 5e-4
     l2: float = 5e-4
-    dispersion: str = "gene-cell"           # or "gene"
+    dispersion: str = "gene-cell"  # or "gene"
     linear_decoder: bool = False
-    beta: float = 1.0                       # weight of the KL term while training
-    n_pseudo_inputs: int = 500              # K of the VAMP prior
-    learn_weights: bool = False             # of its components; else 1/K each
+    beta: float = 1.0  # weight of the KL term while training
+    n_pseudo_inputs: int = 500  # K of the VAMP prior
+    learn_weights: bool = False  # of its components; else 1/K each
     n_flow_steps: int = 5
     flow_hidden: tuple = (320, 320)
-    n_batches: int = 0                      # set by batch_key: the decoder is told each cell's batch
-    encode_batch: bool = False              # and so is the encoder
-    precision: str = "float32"              # or "mixed_bfloat16": the layers' products; weights, densities and loss stay float32
+    # set by batch_key: the decoder is told each cell's batch
+    n_batches: int = 0
+    encode_batch: bool = False  # and so is the encoder
+    # or "mixed_bfloat16": the layers' products; weights, densities and loss stay float32
+    precision: str = "float32"
 
     def __post_init__(self):
         def settle(name, check, *bounds, **named):
@@ -202,20 +345,26 @@ class Architecture:
         settle("precision", choice, ("float32", "mixed_bfloat16"))
         settle("dispersion", choice, ("gene-cell", "gene"))
         if self.prior not in (fitting := PRIORS_OF[self.posterior]):
-            raise ValueError(f"posterior={self.posterior!r} does not go with prior={self.prior!r}; "
-                             f"it takes {' or '.join(map(repr, fitting))}.")
+            raise ValueError(
+                f"posterior={self.posterior!r} does not go with prior={self.prior!r}; "
+                f"it takes {' or '.join(map(repr, fitting))}."
+            )
 
         settle("n_latent", whole_number, 1)
         settle("n_flow_steps", whole_number, 1)
         settle("n_pseudo_inputs", whole_number, int(self.has_pseudo_inputs))
         settle("n_batches", whole_number)
-        for name in ("hidden", "flow_hidden"): settle(name, whole_numbers)
-        for name in ("l1", "l2", "beta"): settle(name, real_number, least=0)
+        for name in ("hidden", "flow_hidden"):
+            settle(name, whole_numbers)
+        for name in ("l1", "l2", "beta"):
+            settle(name, real_number, least=0)
         settle("dropout", real_number, least=0, below=1)
-        for name in ("learn_weights", "linear_decoder", "encode_batch"): settle(name, flag)
+        for name in ("learn_weights", "linear_decoder", "encode_batch"):
+            settle(name, flag)
 
     @property
-    def has_pseudo_inputs(self): return self.prior in ("vamp", "hvamp")
+    def has_pseudo_inputs(self):
+        return self.prior in ("vamp", "hvamp")
 
 # %% ../nbs/07_models.ipynb #build-network
 @contextlib.contextmanager
@@ -223,63 +372,105 @@ def _layers_in(precision):
     "Layers made within compute in this precision."
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
-    try: yield
-    finally: keras.config.set_dtype_policy(before)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 # %% ../nbs/07_models.ipynb #build-network-of
 def build_network(a, n_genes, seed=0):
-    "The Network of an Architecture `a`, built for counts (cells, n_genes); `seed` decides all that is random in it."
-    with _layers_in(a.precision): return _built_network(a, n_genes, seed)
+    """The Network of an Architecture `a`, built for counts (cells, n_genes); `seed` decides all
+    that is random in it.
+    """
+    with _layers_in(a.precision):
+        return _built_network(a, n_genes, seed)
+
 
 def _built_network(a, n_genes, seed):
-    seeds, penalty = new_seeds(seed), dict(l1=a.l1, l2=a.l2)
+    seeds = new_seeds(seed)
+    penalty = dict(l1=a.l1, l2=a.l2)
     encoder = hidden_layers(a.hidden, seeds, a.dropout, **penalty, name="encoder")
     level = dict(hidden=a.hidden[-1] if a.hidden else 256, **penalty)
-    posterior = {"point": lambda: PointPosterior(a.n_latent, seeds),
-                 "gaussian": lambda: GaussianPosterior(a.n_latent, seeds),
-                 "iaf": lambda: IAFPosterior(a.n_latent, seeds, a.n_flow_steps, a.flow_hidden, **penalty),
-                 "hierarchical": lambda: HierarchicalPosterior(a.n_latent, seeds, **level)}[a.posterior]()
+    posterior = {
+        "point": lambda: PointPosterior(a.n_latent, seeds),
+        "gaussian": lambda: GaussianPosterior(a.n_latent, seeds),
+        "iaf": lambda: IAFPosterior(a.n_latent, seeds, a.n_flow_steps, a.flow_hidden, **penalty),
+        "hierarchical": lambda: HierarchicalPosterior(a.n_latent, seeds, **level),
+    }[a.posterior]()
     mixture = (a.n_pseudo_inputs, n_genes)
-    prior = {"none": lambda: None, "normal": StandardNormal,
-             "vamp": lambda: VampPrior(*mixture, a.learn_weights),
-             "hvamp": lambda: HierarchicalVampPrior(*mixture, a.n_latent, seeds, a.learn_weights, **level)}[a.prior]()
-    decoder = Decoder(n_genes, seeds, () if a.linear_decoder else a.hidden[::-1], a.dispersion, a.dropout, **penalty,
-                      n_batches=a.n_batches)
-    network = Network(encoder, posterior, prior, decoder, a.beta, next(seeds), a.n_batches, a.encode_batch)
+    prior = {
+        "none": lambda: None,
+        "normal": StandardNormal,
+        "vamp": lambda: VampPrior(*mixture, a.learn_weights),
+        "hvamp": lambda: HierarchicalVampPrior(
+            *mixture, a.n_latent, seeds, a.learn_weights, **level
+        ),
+    }[a.prior]()
+    decoder = Decoder(
+        n_genes,
+        seeds,
+        () if a.linear_decoder else a.hidden[::-1],
+        a.dispersion,
+        a.dropout,
+        **penalty,
+        n_batches=a.n_batches,
+    )
+    network = Network(
+        encoder, posterior, prior, decoder, a.beta, next(seeds), a.n_batches, a.encode_batch
+    )
     network.build((None, n_genes))
     return network
 
 # %% ../nbs/07_models.ipynb #choose-genes
-MORE_GENES = "a larger n_genes, or n_genes=None for all, keeps more genes; on the command line, --n-genes, or --drop-empty to leave these cells out"
-MANY = 20_000                             # cells are enough to look at before training
+MORE_GENES = (
+    "a larger n_genes, or n_genes=None for all, keeps more genes; on the command line, --n-genes,"
+    " or --drop-empty to leave these cells out"
+)
+MANY = 20_000  # cells are enough to look at before training
+
 
 def _not_too_many(cells, seed):
     "These positions, or MANY of them drawn at random."
-    return cells if len(cells) <= MANY else np.sort(np.random.default_rng(seed).choice(cells, MANY, replace=False))
+    return (
+        cells
+        if len(cells) <= MANY
+        else np.sort(np.random.default_rng(seed).choice(cells, MANY, replace=False))
+    )
+
 
 def mean_log_rates(X, cells, seed=0):
-    """Logarithm of each gene's mean rate over cells: (genes,), in counts per 10,000; of a gene not seen, as of half a count.
+    """Logarithm of each gene's mean rate over cells: (genes,), in counts per 10,000; of a gene not
+    seen, as of half a count.
 
-    X : sparse counts (cells, genes). cells : positions of those to look at; of more than MANY, so many are drawn, by `seed`.
+    X : sparse counts (cells, genes). cells : positions of those to look at; of more than MANY, so
+        many are drawn, by `seed`.
     """
     X = X[_not_too_many(np.asarray(cells), seed)]
     return np.log((np.asarray(X.sum(0)).ravel() + 0.5) / (X.sum() / TARGET_SUM))
 
 # %% ../nbs/07_models.ipynb #variable-genes
 def variable_genes(X, n_genes, cells=None, seed=0):
-    """Positions of the genes with the most variance beyond counting noise: an int array (at most n_genes,), ascending.
+    """Positions of the genes with the most variance beyond counting noise: an int array (at most
+    n_genes,), ascending.
 
-    X : sparse counts (cells, genes). cells : positions of those to look at; of more than MANY, so many are drawn, by `seed`.
+    X : sparse counts (cells, genes). cells : positions of those to look at; of more than MANY, so
+        many are drawn, by `seed`.
     A gene must be seen in 3 of them. Source: Lause et al. (2021), in scanpy.
     """
     X = X[_not_too_many(np.arange(X.shape[0]) if cells is None else np.asarray(cells), seed)]
     seen = np.flatnonzero(np.asarray((X > 0).sum(0)).ravel() >= 3)
-    if not len(seen): raise ValueError(f"no gene is seen in 3 of {X.shape[0]:,} training cells, so that none can be chosen; n_genes=None keeps all.")
-    if n_genes >= len(seen): return seen
+    if not len(seen):
+        raise ValueError(
+            f"no gene is seen in 3 of {X.shape[0]:,} training cells, so that none can be chosen;"
+            " n_genes=None keeps all."
+        )
+    if n_genes >= len(seen):
+        return seen
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ranked = sc.experimental.pp.highly_variable_genes(ad.AnnData(X[:, seen]), n_top_genes=n_genes,
-                                                          flavor="pearson_residuals", inplace=False)
+        ranked = sc.experimental.pp.highly_variable_genes(
+            ad.AnnData(X[:, seen]), n_top_genes=n_genes, flavor="pearson_residuals", inplace=False
+        )
     return seen[ranked["highly_variable"].to_numpy()]
 
 # %% ../nbs/07_models.ipynb #named-genes
@@ -287,28 +478,42 @@ def _genes_of_column(adata, column):
     "The names of the genes for which a column of adata.var, of True and False, says True."
     if column not in adata.var:
         close = genes.nearest(column, adata.var)
-        raise ValueError(f"n_genes={column!r} is no column of adata.var{close}; there are "
-                         f"{genes.listed(adata.var.columns)}; or give a number, or a list of genes.")
+        raise ValueError(
+            f"n_genes={column!r} is no column of adata.var{close}; there are "
+            f"{genes.listed(adata.var.columns)}; or give a number, or a list of genes."
+        )
     values = adata.var[column]
     said = f"n_genes={column!r}: that column of adata.var"
     if not values.isin([True, False]).all():
         raise ValueError(f"{said} must hold True and False only, not {values.iloc[0]!r}.")
-    if not values.any(): raise ValueError(f"{said} is True for no gene.")
+    if not values.any():
+        raise ValueError(f"{said} is True for no gene.")
     return list(adata.var_names[values.astype(bool)])
 
-def _is_mask(values): return len(values) > 0 and all(isinstance(value, (bool, np.bool_)) for value in values)
+
+def _is_mask(values):
+    return len(values) > 0 and all(isinstance(value, (bool, np.bool_)) for value in values)
+
 
 def _list_of_genes(what, value, adata):
-    "Names of genes as a list: of one name, a row of names, or a mask of the data's genes. ValueError for others."
-    if isinstance(value, str): value = [value]
+    """Names of genes as a list: of one name, a row of names, or a mask of the data's genes.
+
+    ValueError for others.
+    """
+    if isinstance(value, str):
+        value = [value]
     if not np.iterable(value) or isinstance(value, dict):
         raise ValueError(f"{what} must be a list of genes, not {value!r}.")
     value = list(value)
-    if _is_mask(value) and len(value) == adata.n_vars: return list(adata.var_names[np.asarray(value, bool)])
+    if _is_mask(value) and len(value) == adata.n_vars:
+        return list(adata.var_names[np.asarray(value, bool)])
     if strange := [name for name in value if not isinstance(name, str)]:
-        raise ValueError(f"{what} must be a list of names of genes, or a mask of the data's {adata.n_vars:,} genes; "
-                         f"{strange[0]!r} is no name.")
+        raise ValueError(
+            f"{what} must be a list of names of genes, or a mask of the data's {adata.n_vars:,}"
+            f" genes; {strange[0]!r} is no name."
+        )
     return [str(name) for name in value]
+
 
 def genes_to_keep(what, value, adata, data, where, space):
     """The places in a gene space of genes that a user names: an int array, ascending.
@@ -326,7 +531,8 @@ def genes_to_keep(what, value, adata, data, where, space):
 
     Warns
     -----
-    UserWarning : genes of the data without a place in the space, by name, which the model cannot have.
+    UserWarning : genes of the data without a place in the space, by name, which the model cannot
+        have.
     """
     names = _list_of_genes(what, value, adata)
     found = {name: int(place) for name, place in zip(reversed(data.var_names), reversed(where))}
@@ -334,89 +540,141 @@ def genes_to_keep(what, value, adata, data, where, space):
     if others:
         by_name = genes.positions(space, ad.AnnData(var=pd.DataFrame(index=others)))[0]
         present = np.isin(by_name, where[where >= 0])
-        found.update((name, int(place)) for name, place, there in zip(others, by_name, present) if there)
+        found.update(
+            (name, int(place)) for name, place, there in zip(others, by_name, present) if there
+        )
     if lost := [name for name in names if name not in found]:
-        raise ValueError(f"{what}: {len(lost):,} of {len(names):,} genes are not in the data: {genes.listed(lost)}; "
-                         "leave them out, or name them as the data do.")
+        raise ValueError(
+            f"{what}: {len(lost):,} of {len(names):,} genes are not in the data:"
+            f" {genes.listed(lost)}; leave them out, or name them as the data do."
+        )
     keep = sorted({found[name] for name in names if found[name] >= 0})
     if names and not keep:
-        raise ValueError(f"{what}: none of {len(names):,} genes has a place in {space.name}; gene_space=None takes all "
-                         "of the data's.")
+        raise ValueError(
+            f"{what}: none of {len(names):,} genes has a place in {space.name}; gene_space=None"
+            " takes all of the data's."
+        )
     if outside := [name for name in names if found[name] < 0]:
-        warnings.warn(f"{what}: {len(outside):,} of {len(names):,} genes have no place in {space.name} and are left "
-                      f"out: {genes.listed(outside, 20)}; gene_space=None takes all of the data's genes.", stacklevel=4)
+        warnings.warn(
+            f"{what}: {len(outside):,} of {len(names):,} genes have no place in {space.name} and"
+            f" are left out: {genes.listed(outside, 20)}; gene_space=None takes all of the data's"
+            " genes.",
+            stacklevel=4,
+        )
     return np.array(keep, int)
 
+
 def _only_there(space, X, mapping):
-    """Positions of the genes that the data have; None where these are half of the space or more, or it is a part itself.
+    """Positions of the genes that the data have; None where these are half of the space or more, or
+    it is a part itself.
 
     Warns that the model is one of these genes, with what else could be had.
     """
     there = np.unique(X.where[X.where >= 0])
-    if space.whole is not None or 2 * len(there) >= len(space): return None
+    if space.whole is not None or 2 * len(there) >= len(space):
+        return None
     unknown = f" (not: {genes.listed(mapping.not_used, 3)})" if mapping.unrecognised else ""
-    warnings.warn(f"the data have {mapping.n_data:,} genes, a small part of {space.name}: the model has the "
-                  f"{len(there):,} of them that are known there{unknown}; gene_space=None takes all {mapping.n_data:,} as "
-                  f"they are, gene_space={space.name!r} the whole {len(space):,}.", stacklevel=4)
+    warnings.warn(
+        f"the data have {mapping.n_data:,} genes, a small part of {space.name}: the model has the"
+        f" {len(there):,} of them that are known there{unknown}; gene_space=None takes all"
+        f" {mapping.n_data:,} as they are, gene_space={space.name!r} the whole {len(space):,}.",
+        stacklevel=4,
+    )
     return there
 
 # %% ../nbs/07_models.ipynb #batch-codes
 def batch_name(value):
-    "What a batch is called: text without blanks around it; whole numbers alike, be they 1, 1.0 or \"1.0\"."
-    if isinstance(value, bytes): value = value.decode(errors="replace")
-    if isinstance(value, (float, np.floating)) and float(value).is_integer(): value = int(value)
+    """What a batch is called: text without blanks around it; whole numbers alike, be they 1, 1.0 or
+    "1.0".
+    """
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    if isinstance(value, (float, np.floating)) and float(value).is_integer():
+        value = int(value)
     return re.sub(r"^(-?\d+)\.0+$", r"\1", str(value).strip())
+
 
 def _alike(name, others):
     "Of other names the first that differs only by case or blanks, or None."
-    plain = lambda text: re.sub(r"\s+", "", str(text)).casefold()
+
+    def plain(text):
+        return re.sub(r"\s+", "", str(text)).casefold()
+
     return next((other for other in others if other != name and plain(other) == plain(name)), None)
 
+
 def _names_of_batches(adata, key):
-    "The name of each cell's batch, a Series (cells,). ValueError where there is none; a warning of two spellings of one."
+    """The name of each cell's batch, a Series (cells,).
+
+    ValueError where there is none; a warning of two spellings of one.
+    """
     values = column_of(adata.obs, key, " for the batches").astype(object)
     names = values.map(batch_name, na_action="ignore")
     names = names.mask(genes.missing_labels(names))
     if n := int(names.isna().sum()):
-        raise ValueError(f"{n:,} of {adata.n_obs:,} cells have no {key} in obs[{key!r}]; name their batch or leave them out.")
+        raise ValueError(
+            f"{n:,} of {adata.n_obs:,} cells have no {key} in obs[{key!r}]; name their batch or"
+            " leave them out."
+        )
     spellings = pd.DataFrame({"name": names, "text": values.map(repr)}).drop_duplicates()
     twice = spellings[spellings["name"].duplicated(keep=False)].sort_values(["name", "text"])
     if len(twice):
-        warnings.warn(f"in obs[{key!r}], spellings that differ only by blanks or by the kind of number are taken as one "
-                      f"{key}: {', '.join(twice['text'])}.", stacklevel=4)
+        warnings.warn(
+            f"in obs[{key!r}], spellings that differ only by blanks or by the kind of number are"
+            f" taken as one {key}: {', '.join(twice['text'])}.",
+            stacklevel=4,
+        )
     return names
 
-def batch_codes(adata, key, names=None):
-    """The batch of each cell, an int array (cells,), and the names of the batches: those in obs[key], sorted, or `names`.
 
-    Names are compared as `batch_name` writes them. Raises ValueError where obs has no such column, or several, cells have no
-    batch, there are as many batches as cells, or one that is not among `names`; warns of names that differ only by case or
-    blanks.
+def batch_codes(adata, key, names=None):
+    """The batch of each cell, an int array (cells,), and the names of the batches: those in
+    obs[key], sorted, or `names`.
+
+    Names are compared as `batch_name` writes them. Raises ValueError where obs has no such column,
+    or several, cells have no batch, there are as many batches as cells, or one that is not among
+    `names`; warns of names that differ only by case or blanks.
     """
     values = _names_of_batches(adata, key)
     own = sorted(values.unique())
     if names is None:
         if len(own) > max(1, adata.n_obs // 2):
-            raise ValueError(f"obs[{key!r}] has {len(own):,} values for {adata.n_obs:,} cells; a batch needs several cells.")
-        for name in own: _warn_if_alike(key, name, [other for other in own if other > name])
+            raise ValueError(
+                f"obs[{key!r}] has {len(own):,} values for {adata.n_obs:,} cells; a batch needs"
+                " several cells."
+            )
+        for name in own:
+            _warn_if_alike(key, name, [other for other in own if other > name])
         return pd.Index(own).get_indexer(values), own
     known = {batch_name(name): code for code, name in reversed(list(enumerate(names)))}
     if unseen := [name for name in own if name not in known]:
         some = ", ".join(unseen[:5]) + ", ..." * (len(unseen) > 5)
-        pairs = [f" ({name!r} looks like the known {_alike(name, names)!r})" for name in unseen if _alike(name, names)]
-        raise ValueError(f"{key} {some} was not seen in training, which knew {', '.join(names)}{''.join(pairs[:1])}; "
-                         "model.transfer(adata) learns it.")
+        pairs = [
+            f" ({name!r} looks like the known {_alike(name, names)!r})"
+            for name in unseen
+            if _alike(name, names)
+        ]
+        raise ValueError(
+            f"{key} {some} was not seen in training, which knew"
+            f" {', '.join(names)}{''.join(pairs[:1])}; model.transfer(adata) learns it."
+        )
     return values.map(known).to_numpy(int), list(names)
+
 
 def _warn_if_alike(key, name, others):
     "Warn where a name differs from one of the others only by case or blanks."
     other = _alike(name, others)
     if other is not None:
-        warnings.warn(f"{key} {name!r} looks like {other!r} and is taken as another; if they are one, adata.obs[{key!r}] = "
-                      f"adata.obs[{key!r}].astype(str).replace({{{name!r}: {other!r}}}) makes them so.", stacklevel=4)
+        warnings.warn(
+            f"{key} {name!r} looks like {other!r} and is taken as another; if they are one,"
+            f" adata.obs[{key!r}] = adata.obs[{key!r}].astype(str).replace({{{name!r}: {other!r}}})"
+            " makes them so.",
+            stacklevel=4,
+        )
 
 # %% ../nbs/07_models.ipynb #at-least-one
-WHOLE = {"n_mc_samples": 1, "n_samples": 1, "batch_size": 1, "seed": 0}        # whole numbers, and the least that they can be
+# whole numbers, and the least that they can be
+WHOLE = {"n_mc_samples": 1, "n_samples": 1, "batch_size": 1, "seed": 0}
 FLAGS = ("per_cell", "progress", "resume", "overwrite", "skip_missing")
 
 # What users of scvi-tools and Keras type, and what does the same here.
@@ -451,56 +709,93 @@ INSTEAD = {
     "save_anndata": "adata.write_h5ad(path)",
 }
 
+
 def _hint(name, known=()):
-    "What to take instead of an argument that there is not: what does the same, or the known one that is most like it."
+    """What to take instead of an argument that there is not: what does the same, or the known one
+    that is most like it.
+    """
     return f"; here it is {INSTEAD[name]}" if name in INSTEAD else genes.nearest(name, known)
 
+
 def _settled(name, value):
-    "The value of an argument, checked and made Python's, if it is one of those that many verbs have."
-    if name in WHOLE: return whole_number(name, value, WHOLE[name])
+    """The value of an argument, checked and made Python's, if it is one of those that many verbs
+    have.
+    """
+    if name in WHOLE:
+        return whole_number(name, value, WHOLE[name])
     return flag(name, value) if name in FLAGS else value
 
+
 def verb(method):
-    "A method whose arguments are checked before it begins; in a forked process it stops instead of waiting for ever."
+    """A method whose arguments are checked before it begins; in a forked process it stops instead
+    of waiting for ever.
+    """
     takes = inspect.signature(method).parameters
     names = [name for name, p in takes.items() if p.kind is p.POSITIONAL_OR_KEYWORD][1:]
 
     @functools.wraps(method)
     def checked(self, *args, **kwargs):
         devices.check_ready()
-        unknown = [] if "settings" in takes or "changes" in takes else [name for name in kwargs if name not in names]
+        unknown = (
+            []
+            if "settings" in takes or "changes" in takes
+            else [name for name in kwargs if name not in names]
+        )
         if unknown:
             hint = _hint(unknown[0], names)
-            raise TypeError(f"{method.__name__} has no argument {unknown[0]!r}{hint}; it has {', '.join(names)}.")
+            raise TypeError(
+                f"{method.__name__} has no argument {unknown[0]!r}{hint}; it has"
+                f" {', '.join(names)}."
+            )
         given = inspect.signature(method).bind(self, *args, **kwargs)
         for name, value in given.arguments.items():
-            if value is not takes[name].default: given.arguments[name] = _settled(name, value)
+            if value is not takes[name].default:
+                given.arguments[name] = _settled(name, value)
         return method(*given.args, **given.kwargs)
+
     return checked
+
 
 def _standard_error(values):
     "Of the mean over cells; NaN for a single cell."
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
 
 # %% ../nbs/07_models.ipynb #inference
-MUCH, OFTEN = 1e8, 20                      # cells x genes x draws; or so many calls for minibatches of 512
-LOOKS = ("encode_counts", "sample", "terms_at", "log_weight", "log_weight_of_both", "reconstruction")
+MUCH = 1e8  # cells x genes x draws; or so many calls for minibatches of 512
+OFTEN = 20
+LOOKS = (
+    "encode_counts",
+    "sample",
+    "terms_at",
+    "log_weight",
+    "log_weight_of_both",
+    "reconstruction",
+)
+
 
 class Inference:
     "Verbs that look at cells: mixed into CountAutoencoder."
-    query_mapping = None                       # the MappingReport of the cells that were last handed in with adata=
+
+    # the MappingReport of the cells that were last handed in with adata=
+    query_mapping = None
 
     def _cells(self, adata=None, indices=None, of_batch=True):
-        """(Counts, positions of the cells to look at): of the model's cells, or of those of adata, on the model's genes.
+        """(Counts, positions of the cells to look at): of the model's cells, or of those of adata,
+        on the model's genes.
 
-        of_batch : is the batch of a cell needed, if the model knows batches? Else cells may be of any, or of none.
+        of_batch : is the batch of a cell needed, if the model knows batches? Else cells may be of
+            any, or of none.
         """
-        if adata is not None: genes._check_adata(adata)
+        if adata is not None:
+            genes._check_adata(adata)
         n = len(self._own_counts()) if adata is None else adata.n_obs
         cells = cell_positions(indices, n)
-        if len(cells) == 0: raise ValueError("there are no cells to look at: adata or indices is empty.")
-        if adata is None: return self.X, cells
-        if indices is not None:                                                 # the others need not be counts
+        if len(cells) == 0:
+            raise ValueError("there are no cells to look at: adata or indices is empty.")
+        if adata is None:
+            return self.X, cells
+        # the others need not be counts
+        if indices is not None:
             which, cells = np.unique(cells, return_inverse=True)
             adata = genes.some_cells(adata, which)
         X, self.query_mapping = self._take(adata, of_batch)
@@ -508,28 +803,40 @@ class Inference:
         return X, cells
 
     def _encoded(self, adata, indices):
-        "The same for what looks at the posterior alone, where the batch matters only to an encoder that is told it."
+        """The same for what looks at the posterior alone, where the batch matters only to an
+        encoder that is told it.
+        """
         return self._cells(adata, indices, self.architecture.encode_batch)
 
     def _take(self, adata, of_batch=True):
-        "Counts of adata on the model's genes, with the cells' batches if the model knows batches, and the mapping's report."
-        X, report = checked_counts(adata, self.genes, self.layer, self.use_raw, of_model=self.own_names.there)
+        """Counts of adata on the model's genes, with the cells' batches if the model knows batches,
+        and the mapping's report.
+        """
+        X, report = checked_counts(
+            adata, self.genes, self.layer, self.use_raw, of_model=self.own_names.there
+        )
         if self.batches and of_batch:
             X.batch = batch_codes(adata, self.batch_key, self.batches)[0], len(self.batches)
         X.names = adata.obs_names
         return X, report
 
     def _name_genes(self, X, adata, others=None):
-        """Note with Counts X what adata calls the model's genes, and which of them each column of adata is: OwnNames.
+        """Note with Counts X what adata calls the model's genes, and which of them each column of
+        adata is: OwnNames.
 
-        others : (genes,) what to call those that adata lacks. The counts may be those of adata.raw, which has other
+        others : (genes,) what to call those that adata lacks. The counts may be those of adata.raw,
+            which has other
         columns than adata.
         """
         data = adata.raw if self.use_raw else adata
         X.own_names = genes.OwnNames.of(self.genes, X.where, data.var_names, others)
         X.column_names = adata.var_names
         place = dict(zip(data.var_names, X.where))
-        X.columns_of = np.array([place.get(name, -1) for name in adata.var_names], int) if self.use_raw else X.where
+        X.columns_of = (
+            np.array([place.get(name, -1) for name in adata.var_names], int)
+            if self.use_raw
+            else X.where
+        )
         return X.own_names
 
     @property
@@ -540,50 +847,73 @@ class Inference:
         transferred = any(isinstance(value, float) for value in self._origin)
         return bool(len(self.history) or by_steps or self._began_trained or transferred)
 
-    _began_trained = False                     # loaded: it was transferred, and has no history of its own
+    # loaded: it was transferred, and has no history of its own
+    _began_trained = False
 
     def _warn_untrained(self, what):
-        if self.is_trained: return
-        warnings.warn(f"this {type(self).__name__} is not trained: {what} random weights; model.train() comes first.",
-                      stacklevel=4)
+        if self.is_trained:
+            return
+        warnings.warn(
+            f"this {type(self).__name__} is not trained: {what} random weights; model.train() comes"
+            " first.",
+            stacklevel=4,
+        )
 
     def _network(self, cells, draws=1):
-        """The network; where there is much to do, with its functions compiled as a whole, which takes a second or two once.
+        """The network; where there is much to do, with its functions compiled as a whole, which
+        takes a second or two once.
 
-        Which of the two does not depend on what was asked before, so that the same question has the same answer to the last digit.
+        Which of the two does not depend on what was asked before, so that the same question has the
+        same answer to the last digit.
         """
-        if len(cells) * len(self.genes) * draws < MUCH and -(-len(cells) // 512) * draws < OFTEN: return self.network
-        path, known = kernels.compiled(), self._compiled
-        if path not in known or known[path][0] is not self.network: known[path] = self.network, kernels.traced(self.network, LOOKS)
+        if len(cells) * len(self.genes) * draws < MUCH and -(-len(cells) // 512) * draws < OFTEN:
+            return self.network
+        path = kernels.compiled()
+        known = self._compiled
+        if path not in known or known[path][0] is not self.network:
+            known[path] = self.network, kernels.traced(self.network, LOOKS)
         return known[path][1]
 
     def _own_counts(self):
-        if self.X is None: raise ValueError("this model was loaded without its data; hand cells in with adata=.")
+        if self.X is None:
+            raise ValueError("this model was loaded without its data; hand cells in with adata=.")
         if self.X.changed():
-            raise ValueError("the counts that this model was made of were changed since, perhaps normalised in place; make the "
-                             "model of a copy, as in VAMP(adata.copy()), or hand the raw counts in with adata=.")
+            raise ValueError(
+                "the counts that this model was made of were changed since, perhaps normalised in"
+                " place; make the model of a copy, as in VAMP(adata.copy()), or hand the raw counts"
+                " in with adata=."
+            )
         return self.X
 
     def _noise_for(self, rng, parameters):
-        return rng.standard_normal((parameters[0].shape[0], self.network.n_latent)).astype("float32")
+        return rng.standard_normal((parameters[0].shape[0], self.network.n_latent)).astype(
+            "float32"
+        )
 
     def _posterior_mean(self, parameters, rng, n_mc_samples, net=None):
         "E[z|x]: exact where it is a parameter, else the mean of draws."
-        if self.network.posterior.exact_mean: return parameters[0]
-        draws = ((net or self.network).sample(parameters, self._noise_for(rng, parameters))[0]
-                 for _ in range(n_mc_samples))
+        if self.network.posterior.exact_mean:
+            return parameters[0]
+        draws = (
+            (net or self.network).sample(parameters, self._noise_for(rng, parameters))[0]
+            for _ in range(n_mc_samples)
+        )
         return sum(draws) / n_mc_samples
 
     @verb
-    def get_latent_representation(self, adata=None, indices=None, n_mc_samples=50, seed=0, batch_size=512):
+    def get_latent_representation(
+        self, adata=None, indices=None, n_mc_samples=50, seed=0, batch_size=512
+    ):
         """The embedding, E[z|x] for each cell.
 
         Parameters
         ----------
-        adata : AnnData of raw counts, in any gene order; how its genes were found is then in `model.query_mapping`. None: the model's
-            own cells.
-        indices : positions of the cells to look at, or a mask; only these are read and checked. None: all.
-        n_mc_samples : draws, where the mean is not exact: with a flow or two levels. seed : of the draws.
+        adata : AnnData of raw counts, in any gene order; how its genes were found is then in
+            `model.query_mapping`. None: the model's own cells.
+        indices : positions of the cells to look at, or a mask; only these are read and checked.
+            None: all.
+        n_mc_samples : draws, where the mean is not exact: with a flow or two levels. seed : of the
+            draws.
         batch_size : cells at a time.
 
         Returns
@@ -592,35 +922,49 @@ class Inference:
 
         Raises
         ------
-        ValueError : no counts, no gene that the model knows; with encode_batch, a batch that it does not know. Without, the
-            embedding does not depend on the batch, and cells may be of any. All verbs that look at cells take the same four
-            arguments and raise the same errors; those that decode need each cell's batch.
+        ValueError : no counts, no gene that the model knows; with encode_batch, a batch that it
+            does not know. Without, the embedding does not depend on the batch, and cells may be of
+            any. All verbs that look at cells take the same four arguments and raise the same
+            errors; those that decode need each cell's batch.
         """
         self._warn_untrained("the embedding is that of")
         rng, (X, cells) = np.random.default_rng(seed), self._encoded(adata, indices)
         net = self._network(cells, 1 if self.network.posterior.exact_mean else n_mc_samples)
         parameters = (net.encode_counts(x) for x in Batches(X, cells, batch_size))
-        return np.concatenate([np.asarray(self._posterior_mean(p, rng, n_mc_samples, net), "float32") for p in parameters])
+        return np.concatenate(
+            [
+                np.asarray(self._posterior_mean(p, rng, n_mc_samples, net), "float32")
+                for p in parameters
+            ]
+        )
 
     @verb
     def embed(self, adata, key=None, **settings):
-        """Put the embedding of adata's cells into adata.obsm[key] and return the key, by default "X_" and the model's name.
+        """Put the embedding of adata's cells into adata.obsm[key] and return the key, by default
+        "X_" and the model's name.
 
         So that `sc.pp.neighbors(adata, use_rep=model.embed(adata))` is enough.
 
         Parameters
         ----------
         adata : AnnData of raw counts, in memory or backed; its obsm is written, nothing else.
-        key : name of the entry of obsm. **settings : of get_latent_representation, but not `indices`.
+        key : name of the entry of obsm. **settings : of get_latent_representation, but not
+            `indices`.
         """
         key = f"X_{type(self).__name__.lower()}" if key is None else key
-        if not isinstance(key, str): raise ValueError(f"key must be the name of an entry of obsm, such as 'X_vae', not {key!r}.")
+        if not isinstance(key, str):
+            raise ValueError(
+                f"key must be the name of an entry of obsm, such as 'X_vae', not {key!r}."
+            )
         adata.obsm[key] = self.get_latent_representation(adata, **settings)
         return key
 
     @verb
-    def get_reconstruction_error(self, adata=None, indices=None, n_mc_samples=50, seed=0, batch_size=512):
-        """Negative log-likelihood of counts given z: the first term of equation (2) (equation 1 of the paper).
+    def get_reconstruction_error(
+        self, adata=None, indices=None, n_mc_samples=50, seed=0, batch_size=512
+    ):
+        """Negative log-likelihood of counts given z: the first term of equation (2) (equation 1 of
+        the paper).
 
         Parameters
         ----------
@@ -628,127 +972,210 @@ class Inference:
 
         Returns
         -------
-        dict of floats. `per_cell`: nats, mean over cells of the sum over genes, at one sampled z. `per_gene`: the same divided
-        by the number of genes, as in the paper's Table 2. `per_cell_at_mean`, `per_gene_at_mean`: at z = E[z|x].
+        dict of floats. `per_cell`: nats, mean over cells of the sum over genes, at one sampled z.
+        `per_gene`: the same divided by the number of genes, as in the paper's Table 2.
+        `per_cell_at_mean`, `per_gene_at_mean`: at z = E[z|x].
         """
-        rng, sampled, at_mean, (X, cells) = np.random.default_rng(seed), [], [], self._cells(adata, indices)
+        rng, sampled, at_mean, (X, cells) = (
+            np.random.default_rng(seed),
+            [],
+            [],
+            self._cells(adata, indices),
+        )
         net = self._network(cells, 2 if self.network.posterior.exact_mean else 1 + n_mc_samples)
         for x in Batches(X, cells, batch_size):
             parameters = net.encode_counts(x)
             z = net.sample(parameters, self._noise_for(rng, parameters))[0]
             sampled.append(np.asarray(net.reconstruction(x, z)))
-            at_mean.append(np.asarray(net.reconstruction(x, self._posterior_mean(parameters, rng, n_mc_samples, net))))
+            at_mean.append(
+                np.asarray(
+                    net.reconstruction(x, self._posterior_mean(parameters, rng, n_mc_samples, net))
+                )
+            )
         cell, mean = (float(np.concatenate(v).mean(dtype="float64")) for v in (sampled, at_mean))
         n = len(self.genes)
-        return {"per_gene": cell / n, "per_cell": cell, "per_gene_at_mean": mean / n, "per_cell_at_mean": mean}
+        return {
+            "per_gene": cell / n,
+            "per_cell": cell,
+            "per_gene_at_mean": mean / n,
+            "per_cell_at_mean": mean,
+        }
 
 # %% ../nbs/07_models.ipynb #importance-bound
 def importance_bound(log_weights):
-    """Importance-weighted bound on log p(x) for each cell, equation (3), in float64 (Burda et al. 2016).
+    """Importance-weighted bound on log p(x) for each cell, equation (3), in float64 (Burda et al.
+    2016).
 
     log_weights : an iterable of S arrays (cells,), log p(x, z) - log q(z|x) at one draw of z each.
-    Returns (bound, standard_error), each (cells,), in nats; the error is the spread of the bound over
-    repetitions, to first order: at most 1, too small where few draws carry all the weight, NaN for one draw. How far the
-    bound is below log p(x) it does not say.
+    Returns (bound, standard_error), each (cells,), in nats; the error is the spread of the bound
+    over repetitions, to first order: at most 1, too small where few draws carry all the weight, NaN
+    for one draw. How far the bound is below log p(x) it does not say.
     """
-    first, second, n = -np.inf, -np.inf, 0
+    first = -np.inf
+    second = -np.inf
+    n = 0
     for log_w in log_weights:
-        log_w, n = np.asarray(log_w, "float64"), n + 1
-        first, second = np.logaddexp(first, log_w), np.logaddexp(second, 2 * log_w)
-    if n == 0: raise ValueError("the bound needs at least one draw; got n_mc_samples=0.")
-    relative_variance = np.maximum(n * np.exp(second - 2 * first) - 1, 0) / (n - 1) if n > 1 else np.full_like(first, np.nan)
+        log_w = np.asarray(log_w, "float64")
+        n = n + 1
+        first = np.logaddexp(first, log_w)
+        second = np.logaddexp(second, 2 * log_w)
+    if n == 0:
+        raise ValueError("the bound needs at least one draw; got n_mc_samples=0.")
+    relative_variance = (
+        np.maximum(n * np.exp(second - 2 * first) - 1, 0) / (n - 1)
+        if n > 1
+        else np.full_like(first, np.nan)
+    )
     return first - np.log(n), np.sqrt(relative_variance)
 
-def log_odds_of_both(draws):
-    """Logarithms of twice the shares of posterior and prior among so many draws in turn, float32 (2,); 0 where they are even.
 
-    Of an odd number the posterior has one more: with even weights their mean would be above p(x), and its logarithm no bound.
+def log_odds_of_both(draws):
+    """Logarithms of twice the shares of posterior and prior among so many draws in turn, float32
+    (2,); 0 where they are even.
+
+    Of an odd number the posterior has one more: with even weights their mean would be above p(x),
+    and its logarithm no bound.
     """
     from_prior = draws // 2
     twice = 2 * np.array([draws - from_prior, from_prior]) / draws
-    with np.errstate(divide="ignore"): return np.log(twice).astype("float32")          # one draw: none of the prior
+    # one draw: none of the prior
+    with np.errstate(divide="ignore"):
+        return np.log(twice).astype("float32")
 
 # %% ../nbs/07_models.ipynb #bounds
 class Bounds(Inference):
     "Verbs that say how probable cells are: mixed into CountAutoencoder."
+
     def _components(self):
         if self.network.prior is None:
-            raise ValueError("an AE has no prior and so no ELBO, no likelihood and no samples; take VAE, IAF or VAMP, "
-                             "or see get_reconstruction_error.")
+            raise ValueError(
+                "an AE has no prior and so no ELBO, no likelihood and no samples; take VAE, IAF or"
+                " VAMP, or see get_reconstruction_error."
+            )
         return self.network.components()
 
     @verb
     def get_elbo(self, adata=None, indices=None, n_mc_samples=5, seed=0, batch_size=512):
-        """Evidence lower bound on log p(x), in nats per cell (higher is better), KL at weight 1 whatever beta was.
+        """Evidence lower bound on log p(x), in nats per cell (higher is better), KL at weight 1
+        whatever beta was.
 
         Parameters
         ----------
-        n_mc_samples : draws of z for each cell, averaged. adata, indices, seed, batch_size : as in get_latent_representation.
+        n_mc_samples : draws of z for each cell, averaged. adata, indices, seed, batch_size : as in
+            get_latent_representation.
 
         Returns
         -------
-        dict of floats: `elbo` = -(`reconstruction` + `kl`), and `standard_error` of elbo over cells (NaN for one cell).
+        dict of floats: `elbo` = -(`reconstruction` + `kl`), and `standard_error` of elbo over cells
+        (NaN for one cell).
 
         Raises
         ------
         ValueError : for an AE, which has no prior and so no ELBO.
         """
-        rng, components, rows, (X, cells) = np.random.default_rng(seed), self._components(), [], self._cells(adata, indices)
+        rng, components, rows, (X, cells) = (
+            np.random.default_rng(seed),
+            self._components(),
+            [],
+            self._cells(adata, indices),
+        )
         net = self._network(cells, n_mc_samples)
         for x in Batches(X, cells, batch_size):
             parameters = net.encode_counts(x)
-            draws = [net.terms_at(x, parameters, self._noise_for(rng, parameters), components) for _ in range(n_mc_samples)]
+            draws = [
+                net.terms_at(x, parameters, self._noise_for(rng, parameters), components)
+                for _ in range(n_mc_samples)
+            ]
             rows.append(np.mean(np.asarray(draws, "float64"), axis=0))
         reconstruction, kl = np.concatenate(rows, axis=1)
         elbo = -(reconstruction + kl)
-        return {"elbo": float(elbo.mean()), "standard_error": _standard_error(elbo),
-                "reconstruction": float(reconstruction.mean()), "kl": float(kl.mean())}
+        return {
+            "elbo": float(elbo.mean()),
+            "standard_error": _standard_error(elbo),
+            "reconstruction": float(reconstruction.mean()),
+            "kl": float(kl.mean()),
+        }
 
     @verb
-    def get_marginal_ll(self, adata=None, indices=None, n_mc_samples=100, seed=0, batch_size=512, per_cell=False, proposal="posterior"):
-        """Importance-weighted bound on log p(x) from n_mc_samples draws, equation (3), in nats per cell.
+    def get_marginal_ll(
+        self,
+        adata=None,
+        indices=None,
+        n_mc_samples=100,
+        seed=0,
+        batch_size=512,
+        per_cell=False,
+        proposal="posterior",
+    ):
+        """Importance-weighted bound on log p(x) from n_mc_samples draws, equation (3), in nats per
+        cell.
 
         Parameters
         ----------
-        n_mc_samples : draws of z for each cell; more tighten the bound. per_cell : each cell's bound instead of the mean.
-        proposal : what z is drawn from: "posterior"; or "both", in turn from posterior and prior, for models that were trained with a small weight of the KL
-            term, whose posterior does not reach where it should.
+        n_mc_samples : draws of z for each cell; more tighten the bound. per_cell : each cell's
+            bound instead of the mean.
+        proposal : what z is drawn from: "posterior"; or "both", in turn from posterior and prior,
+            for models that were trained with a small weight of the KL term, whose posterior does
+            not reach where it should.
         adata, indices, seed, batch_size : as in get_latent_representation.
 
         Returns
         -------
-        dict of floats: `marginal_ll`, the mean over cells; `standard_error` over cells (NaN for one cell); `mc_error`, its
-        spread over repetitions with other draws, as in importance_bound. With per_cell=True: float64 array (cells,).
+        dict of floats: `marginal_ll`, the mean over cells; `standard_error` over cells (NaN for one
+        cell); `mc_error`, its spread over repetitions with other draws, as in importance_bound.
+        With per_cell=True: float64 array (cells,).
 
         Raises
         ------
-        ValueError : for an AE, which has no prior; an unknown proposal; and "both" for a model whose posterior is no Gaussian, since its density at
-            a z of the prior would take the flow backwards.
+        ValueError : for an AE, which has no prior; an unknown proposal; and "both" for a model
+            whose posterior is no Gaussian, since its density at a z of the prior would take the
+            flow backwards.
         """
         proposal = choice("proposal", proposal, ("posterior", "both"))
-        if proposal == "both": self._needs_density()
-        rng, components, rows, (X, cells) = np.random.default_rng(seed), self._components(), [], self._cells(adata, indices)
+        if proposal == "both":
+            self._needs_density()
+        rng, components, rows, (X, cells) = (
+            np.random.default_rng(seed),
+            self._components(),
+            [],
+            self._cells(adata, indices),
+        )
         net = self._network(cells, n_mc_samples)
         log_odds = log_odds_of_both(n_mc_samples)
 
         def log_weight(x, parameters, draw):
-            if proposal == "posterior": return net.log_weight(x, parameters, self._noise_for(rng, parameters), components)
-            z = self.network.prior.sample(len(parameters[0]), self.network.n_latent, components, rng) if draw % 2 else \
-                net.sample(parameters, self._noise_for(rng, parameters))[0]
+            if proposal == "posterior":
+                return net.log_weight(x, parameters, self._noise_for(rng, parameters), components)
+            z = (
+                self.network.prior.sample(
+                    len(parameters[0]), self.network.n_latent, components, rng
+                )
+                if draw % 2
+                else net.sample(parameters, self._noise_for(rng, parameters))[0]
+            )
             return net.log_weight_of_both(x, parameters, z, components, log_odds)
 
         for x in Batches(X, cells, batch_size):
             parameters = net.encode_counts(x)
-            rows.append(importance_bound(log_weight(x, parameters, draw) for draw in range(n_mc_samples)))
+            rows.append(
+                importance_bound(log_weight(x, parameters, draw) for draw in range(n_mc_samples))
+            )
         bound, error = np.concatenate(rows, axis=1)
-        if per_cell: return bound
+        if per_cell:
+            return bound
         n = len(bound)
-        return {"marginal_ll": float(bound.mean()), "standard_error": _standard_error(bound),
-                "mc_error": float(np.sqrt(np.square(error).sum()) / n)}
+        return {
+            "marginal_ll": float(bound.mean()),
+            "standard_error": _standard_error(bound),
+            "mc_error": float(np.sqrt(np.square(error).sum()) / n),
+        }
 
     def _needs_density(self):
         if self.network.prior is not None and type(self.network.posterior) is not GaussianPosterior:
-            raise ValueError(f"{type(self).__name__} has a posterior whose density is known only at its own draws; take VAE or VAMP.")
+            raise ValueError(
+                f"{type(self).__name__} has a posterior whose density is known only at its own"
+                " draws; take VAE or VAMP."
+            )
 
     @verb
     def get_kl_per_unit(self, adata=None, indices=None, n_mc_samples=5, seed=0, batch_size=512):
@@ -756,26 +1183,33 @@ class Bounds(Inference):
 
         Parameters
         ----------
-        n_mc_samples : draws of z for each cell, where there is no closed form. adata, indices, seed, batch_size : as in
-            get_latent_representation.
+        n_mc_samples : draws of z for each cell, where there is no closed form. adata, indices,
+            seed, batch_size : as in get_latent_representation.
 
         Returns
         -------
-        units : float64 array (latent,). With a flow only their sum has a meaning; single shares can be negative.
-        component : float, with a VAMP prior the price of naming the component (with equal weights at most log K), else 0.
-            Together they are the KL, in closed form for a VAE.
+        units : float64 array (latent,). With a flow only their sum has a meaning; single shares can
+            be negative.
+        component : float, with a VAMP prior the price of naming the component (with equal weights
+            at most log K), else 0. Together they are the KL, in closed form for a VAE.
 
         Raises
         ------
         ValueError : for an AE, which has no prior.
         """
-        rng, components, net = np.random.default_rng(seed), self._components(), self.network
-        units, component, n = np.zeros(net.n_latent), 0.0, 0
+        rng = np.random.default_rng(seed)
+        components = self._components()
+        net = self.network
+        units = np.zeros(net.n_latent)
+        component = 0.0
+        n = 0
         for x in Batches(*self._encoded(adata, indices), batch_size):
             parameters = net.encode_counts(x)
             n += parameters[0].shape[0]
             for _ in range(n_mc_samples):
-                z, log_q = net.posterior.sample_by_unit(parameters, self._noise_for(rng, parameters))
+                z, log_q = net.posterior.sample_by_unit(
+                    parameters, self._noise_for(rng, parameters)
+                )
                 by_unit, price = net.kl_by_unit(parameters, z, log_q, components)
                 units += np.sum(by_unit, axis=0, dtype="float64") / n_mc_samples
                 component += float(np.sum(price)) / n_mc_samples
@@ -783,41 +1217,64 @@ class Bounds(Inference):
 
     @verb
     def get_aggregate_kl(self, adata=None, indices=None, n_mc_samples=5, seed=0, batch_size=512):
-        """The KL term of these cells in two parts: KL of their aggregated posterior from the prior, and what z says of the cell.
+        """The KL term of these cells in two parts: KL of their aggregated posterior from the prior,
+        and what z says of the cell.
 
         Parameters
         ----------
-        n_mc_samples : draws of z for each cell. adata, indices, seed, batch_size : as in get_latent_representation.
+        n_mc_samples : draws of z for each cell. adata, indices, seed, batch_size : as in
+            get_latent_representation.
 
         Returns
         -------
-        dict of floats, in nats: `kl`, the mean over cells, is the sum of `aggregate_kl`, equation (4), and `mutual_information`. The second
-            is at most the log of the number of cells, `log_n_cells`; where it comes near, more cells would move nats from the first to it.
+        dict of floats, in nats: `kl`, the mean over cells, is the sum of `aggregate_kl`, equation
+        (4), and `mutual_information`. The second
+            is at most the log of the number of cells, `log_n_cells`; where it comes near, more
+            cells would move nats from the first to it.
 
         Raises
         ------
-        ValueError : for an AE, which has no prior, and for models whose posterior is no Gaussian, since its density at another
-            cell's z would take the flow backwards.
+        ValueError : for an AE, which has no prior, and for models whose posterior is no Gaussian,
+            since its density at another cell's z would take the flow backwards.
         """
-        net, components, (X, cells) = self.network, self._components(), self._encoded(adata, indices)
+        net, components, (X, cells) = (
+            self.network,
+            self._components(),
+            self._encoded(adata, indices),
+        )
         self._needs_density()
         parameters = [net.encode_counts(x) for x in Batches(X, cells, batch_size)]
         means, log_vars = (ops.concatenate(p, axis=0) for p in zip(*parameters))
-        rng, rows = np.random.default_rng(seed), []
+        rng = np.random.default_rng(seed)
+        rows = []
         for own in [p for p in parameters for _ in range(n_mc_samples)]:
             z, log_q = net.sample(own, self._noise_for(rng, own))
-            aggregated = ops.logsumexp(gaussian_log_densities(z, means, log_vars), axis=-1) - np.log(len(cells))
-            rows.append([np.asarray(v, "float64") for v in (log_q, aggregated, net.prior.log_prob(z, components))])
+            aggregated = ops.logsumexp(
+                gaussian_log_densities(z, means, log_vars), axis=-1
+            ) - np.log(len(cells))
+            rows.append(
+                [
+                    np.asarray(v, "float64")
+                    for v in (log_q, aggregated, net.prior.log_prob(z, components))
+                ]
+            )
         log_q, aggregated, log_p = np.concatenate(rows, axis=1)
-        return {"kl": float((log_q - log_p).mean()), "aggregate_kl": float((aggregated - log_p).mean()),
-                "mutual_information": float((log_q - aggregated).mean()), "log_n_cells": float(np.log(len(cells)))}
+        return {
+            "kl": float((log_q - log_p).mean()),
+            "aggregate_kl": float((aggregated - log_p).mean()),
+            "mutual_information": float((log_q - aggregated).mean()),
+            "log_n_cells": float(np.log(len(cells))),
+        }
 
 # %% ../nbs/07_models.ipynb #generative
 class Generative(Bounds):
     "Verbs that make cells or their expression: mixed into CountAutoencoder."
+
     @property
     def gene_table(self):
-        "The genes as the model's data named and ordered them: a DataFrame (genes,) with the columns id and symbol."
+        """The genes as the model's data named and ordered them: a DataFrame (genes,) with the
+        columns id and symbol.
+        """
         return self.own_names.table(self.genes)
 
     def _positions_of(self, gene_list, own, skip_missing=False):
@@ -826,9 +1283,11 @@ class Generative(Bounds):
         gene_list : None: all, as OwnNames `own` has them.
         skip_missing : leave out those that are not there, instead of a ValueError that names them.
         """
-        if gene_list is None: return own.order, own.names[own.order]
+        if gene_list is None:
+            return own.order, own.names[own.order]
         wanted = [gene_list] if isinstance(gene_list, str) else list(gene_list)
-        if _is_mask(wanted): return self._positions_of_mask(wanted, own)
+        if _is_mask(wanted):
+            return self._positions_of_mask(wanted, own)
         found = self._found(wanted, own)
         lost = [gene for i, gene in zip(found, wanted) if i < 0]
         if lost and (not skip_missing or len(lost) == len(wanted)):
@@ -837,34 +1296,59 @@ class Generative(Bounds):
         return np.array([i for i, _ in kept], int), [gene for _, gene in kept]
 
     def _found(self, wanted, own):
-        "The position of each gene among the model's, or -1: by identifier, by the data's own name, or by symbol."
+        """The position of each gene among the model's, or -1: by identifier, by the data's own
+        name, or by symbol.
+        """
         by_id = {gene: i for i, gene in enumerate(self.genes.ids)}
-        by_own = {own.names[i]: i for i in own.order[:own.n_own]}
-        by_symbol = {s: i for i, s in enumerate(self.genes.symbols) if s not in self.genes.ambiguous}
-        bare = [genes.bare_ids([g])[0] if isinstance(g, str) else g for g in wanted]       # without the identifier's version
-        places = lambda g, b: ((by_id, g), (by_own, g), (by_symbol, g), (by_id, b))
-        return [next((where[name] for where, name in places(g, b) if name in where), -1) for g, b in zip(wanted, bare)]
+        by_own = {own.names[i]: i for i in own.order[: own.n_own]}
+        by_symbol = {
+            s: i for i, s in enumerate(self.genes.symbols) if s not in self.genes.ambiguous
+        }
+        # without the identifier's version
+        bare = [genes.bare_ids([g])[0] if isinstance(g, str) else g for g in wanted]
+
+        def places(g, b):
+            return ((by_id, g), (by_own, g), (by_symbol, g), (by_id, b))
+
+        return [
+            next((where[name] for where, name in places(g, b) if name in where), -1)
+            for g, b in zip(wanted, bare)
+        ]
 
     def _not_there(self, lost, n):
-        "What to say of genes that are not the model's, of n that were asked for: all of their names."
+        """What to say of genes that are not the model's, of n that were asked for: all of their
+        names.
+        """
         several = [gene for gene in lost if gene in self.genes.ambiguous]
         absent = [gene for gene in lost if gene not in several]
         said = []
-        if len(absent) == 1: said.append(f"{absent[0]!r} is not a gene of the model")
-        elif absent: said.append(f"{len(absent):,} of {n:,} are not genes of the model: {genes.listed(absent)}")
-        if len(several) == 1: said.append(f"{several[0]!r} stands for several genes: name them by identifier")
-        elif several: said.append(f"{genes.listed(several)} stand for several genes each: name them by identifier")
+        if len(absent) == 1:
+            said.append(f"{absent[0]!r} is not a gene of the model")
+        elif absent:
+            said.append(
+                f"{len(absent):,} of {n:,} are not genes of the model: {genes.listed(absent)}"
+            )
+        if len(several) == 1:
+            said.append(f"{several[0]!r} stands for several genes: name them by identifier")
+        elif several:
+            said.append(
+                f"{genes.listed(several)} stand for several genes each: name them by identifier"
+            )
         others = "; skip_missing=True goes on with the others" if len(lost) < n else ""
         keep = "; a model made with keep_genes= has them" if absent else ""
         return f"{'; '.join(said)}{others}{keep}; see model.gene_table."
 
     def _positions_of_mask(self, mask, own):
         if len(mask) != len(self.genes):
-            raise ValueError(f"a mask of genes needs {len(self.genes):,} entries, not {len(mask):,}.")
+            raise ValueError(
+                f"a mask of genes needs {len(self.genes):,} entries, not {len(mask):,}."
+            )
         return np.flatnonzero(mask), own.names[np.flatnonzero(mask)]
 
     def _in_own_order(self, matrix, obs, own, **more):
-        "An AnnData of a matrix (cells, genes of the model), its genes as OwnNames `own` names and orders them."
+        """An AnnData of a matrix (cells, genes of the model), its genes as OwnNames `own` names and
+        orders them.
+        """
         return ad.AnnData(matrix[:, own.order], obs, own.table(self.genes), **more)
 
     def _one_hot(self, codes):
@@ -872,64 +1356,100 @@ class Generative(Bounds):
         return np.eye(len(self.batches), dtype="float32")[codes] if self.batches else None
 
     def _code_of(self, batch):
-        if not self.batches: raise ValueError("this model knows no batches; make it with batch_key=.")
+        if not self.batches:
+            raise ValueError("this model knows no batches; make it with batch_key=.")
         if not np.isscalar(batch):
-            raise ValueError(f"a batch is one name, not {batch!r}; ask once for each, and take the mean.")
+            raise ValueError(
+                f"a batch is one name, not {batch!r}; ask once for each, and take the mean."
+            )
         known = {batch_name(name): code for code, name in reversed(list(enumerate(self.batches)))}
         if batch_name(batch) not in known:
-            raise ValueError(f"{self.batch_key} {batch!r} is not known; there are {', '.join(self.batches)}.")
+            raise ValueError(
+                f"{self.batch_key} {batch!r} is not known; there are {', '.join(self.batches)}."
+            )
         return known[batch_name(batch)]
 
     def _decodable(self, adata, indices, transform_batch):
-        "As _cells; where all are decoded as of one batch, their own does not matter to the decoder."
-        if transform_batch is not None: self._code_of(transform_batch)
-        return self._cells(adata, indices, transform_batch is None or self.architecture.encode_batch)
+        """As _cells; where all are decoded as of one batch, their own does not matter to the
+        decoder.
+        """
+        if transform_batch is not None:
+            self._code_of(transform_batch)
+        return self._cells(
+            adata, indices, transform_batch is None or self.architecture.encode_batch
+        )
 
     def _log_library(self, library_size, totals):
         "Logarithm of the counts per cell that are asked for: a number, or the cells' own (cells,)."
-        if isinstance(library_size, str) and library_size == "observed": return np.log(totals)
+        if isinstance(library_size, str) and library_size == "observed":
+            return np.log(totals)
         if isinstance(library_size, str):
-            raise ValueError(f"library_size={library_size!r} is not known; take 'observed', each cell's own counts, or a "
-                             "number above 0.")
+            raise ValueError(
+                f"library_size={library_size!r} is not known; take 'observed', each cell's own"
+                " counts, or a number above 0."
+            )
         return np.log(real_number("library_size", library_size, above=0))
 
     def _decoded(self, X, cells, transform_batch, n_samples, seed, batch_size):
-        "For block after block of cells, n_samples times: (sample, the block, log_mu, log_theta) at a z drawn from q(z|x)."
-        rng, codes = np.random.default_rng(seed), None
-        if transform_batch is not None: codes = np.full(len(cells), self._code_of(transform_batch))
-        elif self.batches: codes = X.batch[0][cells]
+        """For block after block of cells, n_samples times: (sample, the block, log_mu, log_theta)
+        at a z drawn from q(z|x).
+        """
+        rng = np.random.default_rng(seed)
+        codes = None
+        if transform_batch is not None:
+            codes = np.full(len(cells), self._code_of(transform_batch))
+        elif self.batches:
+            codes = X.batch[0][cells]
         log_size = np.log(X.totals[cells] / TARGET_SUM).astype("float32")[:, None]
         for b, x in enumerate(Batches(X, cells, batch_size)):
-            parameters, block = self.network.encode_counts(x), slice(b * batch_size, (b + 1) * batch_size)
+            parameters = self.network.encode_counts(x)
+            block = slice(b * batch_size, (b + 1) * batch_size)
             batch = self._one_hot(codes[block]) if self.batches else None
             for sample in range(n_samples):
                 z = self.network.sample(parameters, self._noise_for(rng, parameters))[0]
-                yield sample, block, *map(np.asarray, self.network.decoder(z, log_size[block], batch=batch))
+                yield (
+                    sample,
+                    block,
+                    *map(np.asarray, self.network.decoder(z, log_size[block], batch=batch)),
+                )
 
     @verb
-    def get_normalized_expression(self, adata=None, indices=None, transform_batch=None, gene_list=None, library_size=1e4,
-                                  n_mc_samples=10, seed=0, batch_size=512, skip_missing=False, fill=None):
+    def get_normalized_expression(
+        self,
+        adata=None,
+        indices=None,
+        transform_batch=None,
+        gene_list=None,
+        library_size=1e4,
+        n_mc_samples=10,
+        seed=0,
+        batch_size=512,
+        skip_missing=False,
+        fill=None,
+    ):
         """Denoised expression: the decoder's mean, for a library of library_size counts.
 
-        `adata.layers["denoised"] = model.get_normalized_expression(adata, fill=np.nan).to_numpy()` makes a layer of it.
+        `adata.layers["denoised"] = model.get_normalized_expression(adata, fill=np.nan).to_numpy()`
+        makes a layer of it.
 
         Parameters
         ----------
         transform_batch : decode all cells as if they were of this batch. None: each as of its own.
-        gene_list : names of the genes to return, one or several: the data's own, identifiers or symbols; or a mask of
-            model.genes. None: all.
-        skip_missing : leave out genes of the list that the model does not have. False: an error names them all.
-        fill : a number, such as np.nan or 0: the columns are those of adata, all of them, and hold this number where the
-            model does not have the gene; columns that were added up as one gene all hold its value. None: the model's
-            genes only.
-        library_size : counts per cell, or "observed" for each cell's own. The decoder does not force the sum over all genes to
-            be exactly this.
+        gene_list : names of the genes to return, one or several: the data's own, identifiers or
+            symbols; or a mask of model.genes. None: all.
+        skip_missing : leave out genes of the list that the model does not have. False: an error
+            names them all.
+        fill : a number, such as np.nan or 0: the columns are those of adata, all of them, and hold
+            this number where the model does not have the gene; columns that were added up as one
+            gene all hold its value. None: the model's genes only.
+        library_size : counts per cell, or "observed" for each cell's own. The decoder does not
+            force the sum over all genes to be exactly this.
         n_mc_samples : draws of z over which the mean is taken.
 
         Returns
         -------
-        pandas.DataFrame (cells, genes), float32; columns as in gene_list, or the data's own names in the data's order,
-        and after them the model's genes that the data lack.
+        pandas.DataFrame (cells, genes), float32; columns as in gene_list, or the data's own names
+        in the data's order, and after them the model's genes that the data lack.
 
         Raises
         ------
@@ -945,14 +1465,19 @@ class Generative(Bounds):
         total = np.zeros((len(cells), len(which)), "float32")
         log_scale = self._log_library(library_size, X.totals[cells]) - np.log(X.totals[cells])
         draws = 1 if self.network.prior is None else n_mc_samples
-        for _, block, log_mu, _ in self._decoded(X, cells, transform_batch, draws, seed, batch_size):
+        for _, block, log_mu, _ in self._decoded(
+            X, cells, transform_batch, draws, seed, batch_size
+        ):
             total[block] += np.exp(log_mu[:, which] + log_scale[block, None].astype("float32"))
         expression = pd.DataFrame(total / draws, index=X.names[cells], columns=names)
         return expression if fill is None else self._filled(expression, which, X, fill)
 
     def _filled(self, expression, which, X, fill):
-        "Expression (cells, genes of the model `which`) with all columns of the data of X: `fill` where there is none."
-        column = np.full(len(self.genes) + 1, -1)                              # the last entry answers for -1
+        """Expression (cells, genes of the model `which`) with all columns of the data of X: `fill`
+        where there is none.
+        """
+        # the last entry answers for -1
+        column = np.full(len(self.genes) + 1, -1)
         column[which] = np.arange(len(which))
         column = column[np.maximum(X.columns_of, -1)]
         values = np.full((len(expression), len(column)), fill, "float32")
@@ -960,62 +1485,84 @@ class Generative(Bounds):
         return pd.DataFrame(values, index=expression.index, columns=X.column_names)
 
     @verb
-    def posterior_predictive_sample(self, adata=None, indices=None, n_samples=1, transform_batch=None, seed=0, batch_size=512):
-        """Counts as the model would draw them again for the same cells: z from q(z|x), then the negative binomial.
+    def posterior_predictive_sample(
+        self, adata=None, indices=None, n_samples=1, transform_batch=None, seed=0, batch_size=512
+    ):
+        """Counts as the model would draw them again for the same cells: z from q(z|x), then the
+        negative binomial.
 
         Parameters
         ----------
-        n_samples : draws of each cell. transform_batch : as in get_normalized_expression. seed : of the draws.
+        n_samples : draws of each cell. transform_batch : as in get_normalized_expression. seed : of
+            the draws.
 
         Returns
         -------
-        AnnData (n_samples x cells, genes) of counts, CSR float32: all cells once, then once more, and so on. obs["cell"] is the
-        name of the cell, obs["sample"] the number of the draw, from 0. Genes as in get_normalized_expression;
-        model.genes.map(cells)[0] has them in the order of model.X.
+        AnnData (n_samples x cells, genes) of counts, CSR float32: all cells once, then once more,
+        and so on. obs["cell"] is the name of the cell, obs["sample"] the number of the draw, from
+        0. Genes as in get_normalized_expression; model.genes.map(cells)[0] has them in the order of
+        model.X.
         """
         self._warn_untrained("the counts are drawn with")
-        (X, cells), rng = self._decodable(adata, indices, transform_batch), np.random.default_rng([seed, 1])
+        (X, cells), rng = (
+            self._decodable(adata, indices, transform_batch),
+            np.random.default_rng([seed, 1]),
+        )
         drawn = [[] for _ in range(n_samples)]
-        for sample, _, log_mu, log_theta in self._decoded(X, cells, transform_batch, n_samples, seed, batch_size):
+        for sample, _, log_mu, log_theta in self._decoded(
+            X, cells, transform_batch, n_samples, seed, batch_size
+        ):
             drawn[sample].append(_negative_binomial(rng, log_mu, log_theta))
-        names, sample = np.tile(X.names[cells], n_samples), np.repeat(np.arange(n_samples), len(cells))
-        obs = pd.DataFrame({"cell": names, "sample": sample}, index=[f"{name}-{i}" for name, i in zip(names, sample)])
+        names = np.tile(X.names[cells], n_samples)
+        sample = np.repeat(np.arange(n_samples), len(cells))
+        obs = pd.DataFrame(
+            {"cell": names, "sample": sample},
+            index=[f"{name}-{i}" for name, i in zip(names, sample)],
+        )
         return self._in_own_order(sp.vstack(sum(drawn, []), format="csr"), obs, X.own_names)
 
     @verb
     def sample_prior(self, n_samples=1000, seed=0, batch_size=512, batch=None):
-        """New cells: z from the prior, library size from the training cells, counts from the negative binomial.
+        """New cells: z from the prior, library size from the training cells, counts from the
+        negative binomial.
 
         Parameters
         ----------
         n_samples : how many cells. seed : of the draws.
-        batch : the name of the batch that all are of. None: each is of the batch of the training cell whose library size it has.
+        batch : the name of the batch that all are of. None: each is of the batch of the training
+            cell whose library size it has.
 
         Returns
         -------
-        AnnData (n_samples, genes) of counts, CSR float32, with the draws in obsm["z"] and, where there are batches, theirs in obs.
-        Genes are named and ordered as in the model's data (model.gene_table); model.genes.map(cells)[0] has them in the
-        order of model.X.
+        AnnData (n_samples, genes) of counts, CSR float32, with the draws in obsm["z"] and, where
+        there are batches, theirs in obs. Genes are named and ordered as in the model's data
+        (model.gene_table); model.genes.map(cells)[0] has them in the order of model.X.
 
         Raises
         ------
         ValueError : an AE, which has no prior, or a batch that is not known.
         """
-        rng, components = np.random.default_rng(seed), self._components()
+        rng = np.random.default_rng(seed)
+        components = self._components()
         self._warn_untrained("the cells are invented with")
         z = self.network.prior.sample(n_samples, self.network.n_latent, components, rng)
         like = rng.integers(len(self.library), size=n_samples)
         log_size = np.log(self.library[like, None] / TARGET_SUM).astype("float32")
         codes = self.library_batch[like] if batch is None and self.batches else None
-        if batch is not None: codes = np.full(n_samples, self._code_of(batch))
+        if batch is not None:
+            codes = np.full(n_samples, self._code_of(batch))
         blocks = []
         for at in range(0, n_samples, batch_size):
             here = slice(at, at + batch_size)
             told = self._one_hot(codes[here]) if self.batches else None
-            blocks.append(_negative_binomial(rng, *self.network.decoder(z[here], log_size[here], batch=told)))
+            blocks.append(
+                _negative_binomial(rng, *self.network.decoder(z[here], log_size[here], batch=told))
+            )
         columns = {self.batch_key: np.array(self.batches)[codes]} if self.batches else None
         obs = pd.DataFrame(columns, index=np.arange(n_samples).astype(str))
-        return self._in_own_order(sp.vstack(blocks, format="csr"), obs, self.own_names, obsm={"z": z})
+        return self._in_own_order(
+            sp.vstack(blocks, format="csr"), obs, self.own_names, obsm={"z": z}
+        )
 
     @verb
     def pseudo_inputs(self):
@@ -1023,17 +1570,21 @@ class Generative(Bounds):
 
         Returns
         -------
-        AnnData (K, genes) of log-normalised expression, genes as in model.gene_table. obs["weight"] is each one's share of the prior, obsm["z"] the mean of
-        its component (HVAMP: of z2).
+        AnnData (K, genes) of log-normalised expression, genes as in model.gene_table. obs["weight"]
+        is each one's share of the prior, obsm["z"] the mean of its component (HVAMP: of z2).
 
         Raises
         ------
         ValueError : for a model without a VAMP prior.
         """
         if not self.architecture.has_pseudo_inputs:
-            raise ValueError(f"{type(self).__name__} has no pseudo-inputs; take VAMP, VAMPIAF or HVAMP.")
+            raise ValueError(
+                f"{type(self).__name__} has no pseudo-inputs; take VAMP, VAMPIAF or HVAMP."
+            )
         means, _, log_weights = (np.asarray(c) for c in self._components())
-        obs = pd.DataFrame({"weight": np.exp(log_weights)}, index=[f"pseudo-input {k}" for k in range(len(means))])
+        obs = pd.DataFrame(
+            {"weight": np.exp(log_weights)}, index=[f"pseudo-input {k}" for k in range(len(means))]
+        )
         inputs = ops.convert_to_numpy(self.network.prior.pseudo_inputs)
         return self._in_own_order(inputs, obs, self.own_names, obsm={"z": means})
 
@@ -1043,17 +1594,22 @@ class Generative(Bounds):
 
         Returns
         -------
-        pandas.DataFrame (genes, latent), float32, genes as in model.gene_table: the change of the gene's log-rate for a step of 1
-        in the unit. Units of another scale than 1 are compared by loading times spread of the unit.
+        pandas.DataFrame (genes, latent), float32, genes as in model.gene_table: the change of the
+        gene's log-rate for a step of 1 in the unit. Units of another scale than 1 are compared by
+        loading times spread of the unit.
 
         Raises
         ------
         ValueError : the decoder has hidden layers, so that the change differs from cell to cell.
         """
         if not self.architecture.linear_decoder:
-            raise ValueError(f"this {type(self).__name__} has a decoder with hidden layers; make it with linear_decoder=True.")
+            raise ValueError(
+                f"this {type(self).__name__} has a decoder with hidden layers; make it with"
+                " linear_decoder=True."
+            )
         self._warn_untrained("the loadings are")
-        weights = np.asarray(self.network.decoder.log_rate.kernel)[:self.network.n_latent]           # those of batches come after
+        # those of batches come after
+        weights = np.asarray(self.network.decoder.log_rate.kernel)[: self.network.n_latent]
         own = self.own_names
         units = [f"z{d}" for d in range(len(weights))]
         return pd.DataFrame(weights.T[own.order], index=own.names[own.order], columns=units)
@@ -1061,100 +1617,158 @@ class Generative(Bounds):
 # %% ../nbs/07_models.ipynb #negative-binomial
 def _negative_binomial(rng, log_mu, log_theta):
     "Counts drawn by a gamma, then Poisson: CSR float32 (cells, genes)."
-    log_mu, log_theta = np.asarray(log_mu, "float64"), np.asarray(log_theta, "float64")
-    return sp.csr_matrix(rng.poisson(rng.gamma(np.exp(log_theta), np.exp(log_mu - log_theta))).astype("float32"))
+    log_mu = np.asarray(log_mu, "float64")
+    log_theta = np.asarray(log_theta, "float64")
+    return sp.csr_matrix(
+        rng.poisson(rng.gamma(np.exp(log_theta), np.exp(log_mu - log_theta))).astype("float32")
+    )
 
 # %% ../nbs/07_models.ipynb #whole-folders
 CHECKSUMS = "SHA256SUMS"
 _AGAIN = "; take it from a copy, or save the model again."
-_LOOKS_AGAIN = 100                         # times, while another process replaces the folder
+_LOOKS_AGAIN = 100  # times, while another process replaces the folder
 
-def _digest(content): return hashlib.sha256(content).hexdigest()
+
+def _digest(content):
+    return hashlib.sha256(content).hexdigest()
+
 
 def _checksums(files):
     "The list of checksums, bytes, of files {name: bytes}."
-    return "".join(f"{_digest(content)}  {name}\n" for name, content in sorted(files.items())).encode()
+    return "".join(
+        f"{_digest(content)}  {name}\n" for name, content in sorted(files.items())
+    ).encode()
+
 
 def _write_through(path, content):
-    "Write bytes down to the disk, so that what is wrong with it is an error here, and not found later."
+    """Write bytes down to the disk, so that what is wrong with it is an error here, and not found
+    later.
+    """
     with open(path, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
+
 @contextlib.contextmanager
 def _naming(path):
     "Within: an OSError of the system's says what it was about."
-    try: yield
+    try:
+        yield
     except OSError as error:
-        if error.errno is None: raise                                        # a message of our own
-        raise OSError(error.errno, f"{error.strerror}; the model is not saved there, and what was there before stays; "
-                                   "save(path) can write it elsewhere", str(path)) from None
+        if error.errno is None:
+            raise  # a message of our own
+        raise OSError(
+            error.errno,
+            f"{error.strerror}; the model is not saved there, and what was there before stays; "
+            "save(path) can write it elsewhere",
+            str(path),
+        ) from None
+
 
 def _read_listed(folder):
-    "{name: bytes} of the files in the list of checksums. ValueError, with the name of one that is not as it was written."
-    if not (folder / "model.json").exists(): raise FileNotFoundError(f"{folder} holds no model (no model.json in it).")
-    if not (folder / CHECKSUMS).exists(): raise ValueError(f"{folder} is not whole: {CHECKSUMS} is missing{_AGAIN}")
+    """{name: bytes} of the files in the list of checksums.
+
+    ValueError, with the name of one that is not as it was written.
+    """
+    if not (folder / "model.json").exists():
+        raise FileNotFoundError(f"{folder} holds no model (no model.json in it).")
+    if not (folder / CHECKSUMS).exists():
+        raise ValueError(f"{folder} is not whole: {CHECKSUMS} is missing{_AGAIN}")
     altered = f"{folder / CHECKSUMS} was altered or cut short"
     files = {}
     for line in (folder / CHECKSUMS).read_text(errors="replace").splitlines():
         listed = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
-        if not listed: raise ValueError(f"{altered}: {line[:80]!r} is no checksum and name{_AGAIN}")
+        if not listed:
+            raise ValueError(f"{altered}: {line[:80]!r} is no checksum and name{_AGAIN}")
         digest, name = listed.groups()
         if Path(name).name != name or name == "..":
             raise ValueError(f"{altered}: it lists {name!r}, which is not in the folder{_AGAIN}")
-        if not (folder / name).is_file(): raise ValueError(f"{folder} is not whole: {name} is missing{_AGAIN}")
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is not whole: {name} is missing{_AGAIN}")
         files[name] = (folder / name).read_bytes()
         if _digest(files[name]) != digest:
-            raise ValueError(f"{folder / name} was altered or cut short since it was written{_AGAIN}")
+            raise ValueError(
+                f"{folder / name} was altered or cut short since it was written{_AGAIN}"
+            )
     there = {name for name in ("model.json", CELLS) if (folder / name).exists()}
-    if left_out := sorted(there - files.keys()): raise ValueError(f"{altered}: it does not list {left_out[0]}{_AGAIN}")
+    if left_out := sorted(there - files.keys()):
+        raise ValueError(f"{altered}: it does not list {left_out[0]}{_AGAIN}")
     return files
+
 
 def _read_whole(folder):
     """The files of a saved model, {name: bytes}, read once: what was compared is what is loaded.
 
-    Where another process has replaced the folder meanwhile, all are read again. Raises what `_read_listed` raises.
+    Where another process has replaced the folder meanwhile, all are read again. Raises what
+    `_read_listed` raises.
     """
     for _ in range(_LOOKS_AGAIN):
         before = _moment(folder)
-        try: return _read_listed(folder)
+        try:
+            return _read_listed(folder)
         except (ValueError, OSError):
-            if before is None: time.sleep(0.05)                              # perhaps between the old one and the new
-            if _moment(folder) == before: raise
-    raise ValueError(f"{folder} was replaced {_LOOKS_AGAIN} times while it was read; "
-                     "load it when the other process is done.")
+            # perhaps between the old one and the new
+            if before is None:
+                time.sleep(0.05)
+            if _moment(folder) == before:
+                raise
+    raise ValueError(
+        f"{folder} was replaced {_LOOKS_AGAIN} times while it was read; "
+        "load it when the other process is done."
+    )
+
 
 def _moment(folder):
     "What tells a folder from the one that replaces it; None where there is none."
-    try: seen = folder.stat()
-    except OSError: return None
+    try:
+        seen = folder.stat()
+    except OSError:
+        return None
     return seen.st_dev, seen.st_ino, seen.st_mtime_ns
 
+
 def _is_saved(folder):
-    "Was a model saved in this folder, be it damaged by now? Its checksums tell, or what it says of itself."
-    try: return "model.json" in (folder / CHECKSUMS).read_text(errors="replace")
-    except OSError: pass
-    try: return {"format", "architecture"} <= json.loads((folder / "model.json").read_text()).keys()
-    except (OSError, ValueError, AttributeError): return False
+    """Was a model saved in this folder, be it damaged by now?
+
+    Its checksums tell, or what it says of itself.
+    """
+    try:
+        return "model.json" in (folder / CHECKSUMS).read_text(errors="replace")
+    except OSError:
+        pass
+    try:
+        return {"format", "architecture"} <= json.loads((folder / "model.json").read_text()).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
+
 
 @contextlib.contextmanager
 def _new_folder(path, overwrite):
-    "A folder to write into, which takes its name when all is written; if anything fails, what was there stays."
+    """A folder to write into, which takes its name when all is written; if anything fails, what was
+    there stays.
+    """
     path = files.bring_back(user_path(path))
-    if path.exists() and not overwrite: raise FileExistsError(f"{path} exists; save elsewhere, or with overwrite=True.")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; save elsewhere, or with overwrite=True.")
     files.only(path, FILES, "saved model", _is_saved)
-    with files.whole_folder(path) as new: yield new
+    with files.whole_folder(path) as new:
+        yield new
 
 # %% ../nbs/07_models.ipynb #cell-marks
-OTHER_CELLS = ("; load the model without adata, and hand other cells to the verbs, as in "
-               "model.get_latent_representation(adata).")
+OTHER_CELLS = (
+    "; load the model without adata, and hand other cells to the verbs, as in "
+    "model.get_latent_representation(adata)."
+)
+
 
 class CellMarks:
-    """What a model keeps of its own cells, to know them again: a hash of each one's name and the sum of its counts.
+    """What a model keeps of its own cells, to know them again: a hash of each one's name and the
+    sum of its counts.
 
     names : uint64 (cells,). totals : float64 (cells,), on the model's genes.
     """
+
     def __init__(self, names, totals):
         self.names = np.asarray(names, "uint64")
         self.totals = np.asarray(totals, "float64")
@@ -1162,7 +1776,9 @@ class CellMarks:
     @classmethod
     def of(cls, X):
         "The marks of Counts that know the names of their cells."
-        digests = b"".join(hashlib.blake2b(str(name).encode(), digest_size=8).digest() for name in X.names)
+        digests = b"".join(
+            hashlib.blake2b(str(name).encode(), digest_size=8).digest() for name in X.names
+        )
         return cls(np.frombuffer(digests, "<u8"), X.totals)
 
     def to_bytes(self):
@@ -1173,12 +1789,22 @@ class CellMarks:
 
     @classmethod
     def load(cls, file):
-        "file : as np.load takes it. ValueError where the two arrays are not those of the same cells."
+        """file : as np.load takes it.
+
+        ValueError where the two arrays are not those of the same cells.
+        """
         with np.load(file, allow_pickle=False) as arrays:
             names = arrays["names"]
             totals = arrays["totals"]
-        if names.dtype != "uint64" or totals.dtype != "float64" or names.ndim != 1 or names.shape != totals.shape:
-            raise ValueError(f"names {names.dtype} {names.shape} and totals {totals.dtype} {totals.shape}")
+        if (
+            names.dtype != "uint64"
+            or totals.dtype != "float64"
+            or names.ndim != 1
+            or names.shape != totals.shape
+        ):
+            raise ValueError(
+                f"names {names.dtype} {names.shape} and totals {totals.dtype} {totals.shape}"
+            )
         return cls(names, totals)
 
     def places_in(self, X):
@@ -1187,55 +1813,92 @@ class CellMarks:
         Raises ValueError where X holds others, or the same with other counts.
         """
         there = CellMarks.of(X)
-        n, m = len(self.names), len(there.names)
-        if m != n: raise ValueError(f"the model was trained on {n} cells and adata has {m}{OTHER_CELLS}")
+        n = len(self.names)
+        m = len(there.names)
+        if m != n:
+            raise ValueError(f"the model was trained on {n} cells and adata has {m}{OTHER_CELLS}")
         places = self._order(there, X.names)
         changed = np.flatnonzero(~_same_totals(there.totals[places], self.totals))
         if len(changed):
             first = changed[0]
-            raise ValueError(f"{len(changed):,} of the model's {n:,} cells have other counts than when it was made (first: "
-                             f"{X.names[places[first]]}, {self.totals[first]:g} then and {there.totals[places[first]]:g} now "
-                             f"on the model's genes): hand in the counts that it was made of, or{OTHER_CELLS[1:]}")
+            raise ValueError(
+                f"{len(changed):,} of the model's {n:,} cells have other counts than when it was"
+                f" made (first: {X.names[places[first]]}, {self.totals[first]:g} then and"
+                f" {there.totals[places[first]]:g} now on the model's genes): hand in the counts"
+                f" that it was made of, or{OTHER_CELLS[1:]}"
+            )
         return places
 
     def _order(self, there, names):
-        "Positions of the cells by name; where they were renamed, as they are, if their totals tell that they are the same."
-        if np.array_equal(there.names, self.names): return np.arange(len(self.names))
+        """Positions of the cells by name; where they were renamed, as they are, if their totals
+        tell that they are the same.
+        """
+        if np.array_equal(there.names, self.names):
+            return np.arange(len(self.names))
         if np.array_equal(np.sort(there.names), np.sort(self.names)):
-            if names.is_unique: return pd.Index(there.names).get_indexer(self.names)
-            raise ValueError("the model's cells are in another order, and names that several of them share do not tell which; "
-                             f"hand them in as they were when the model was made, or{OTHER_CELLS[1:]}")
+            if names.is_unique:
+                return pd.Index(there.names).get_indexer(self.names)
+            raise ValueError(
+                "the model's cells are in another order, and names that several of them share do"
+                " not tell which; hand them in as they were when the model was made,"
+                f" or{OTHER_CELLS[1:]}"
+            )
         telling = len(np.unique(self.totals)) >= min(100, len(self.totals) / 2)
-        if telling and _same_totals(there.totals, self.totals).all(): return np.arange(len(self.names))
+        if telling and _same_totals(there.totals, self.totals).all():
+            return np.arange(len(self.names))
         strange = np.flatnonzero(~np.isin(there.names, self.names))
-        raise ValueError(f"these are not the cells that the model was trained on: {len(strange):,} of {len(names):,} have names "
-                         f"that it does not know (first: {names[strange[0]]}){OTHER_CELLS}")
+        raise ValueError(
+            f"these are not the cells that the model was trained on: {len(strange):,} of"
+            f" {len(names):,} have names that it does not know (first:"
+            f" {names[strange[0]]}){OTHER_CELLS}"
+        )
 
-def _same_totals(one, other): return np.isclose(one, other, rtol=1e-5, atol=0)
+
+def _same_totals(one, other):
+    return np.isclose(one, other, rtol=1e-5, atol=0)
+
 
 def _places_by_library(X, split, library):
-    "The same for a model of an older version, which kept the totals of its training cells only: they must be equal, in order."
+    """The same for a model of an older version, which kept the totals of its training cells only:
+    they must be equal, in order.
+    """
     n = 1 + max(int(part.max()) for part in split._parts() if len(part))
-    if len(X) < n: raise ValueError(f"the model was trained on {n} cells and adata has {len(X)}{OTHER_CELLS}")
+    if len(X) < n:
+        raise ValueError(f"the model was trained on {n} cells and adata has {len(X)}{OTHER_CELLS}")
     totals = X.totals[split.train]
-    if _same_totals(totals, library).all(): return np.arange(len(X))
+    if _same_totals(totals, library).all():
+        return np.arange(len(X))
     if np.isin(np.round(library, 3), np.round(X.totals, 3)).all():
-        raise ValueError("these may be the cells that the model was trained on, but in another order, which an older version did "
-                         f"not keep; hand them in as they were then, or{OTHER_CELLS[1:]}")
-    raise ValueError(f"these are not the cells that the model was trained on: their counts are others{OTHER_CELLS}")
+        raise ValueError(
+            "these may be the cells that the model was trained on, but in another order, which an"
+            f" older version did not keep; hand them in as they were then, or{OTHER_CELLS[1:]}"
+        )
+    raise ValueError(
+        "these are not the cells that the model was trained on: their counts are"
+        f" others{OTHER_CELLS}"
+    )
 
 # %% ../nbs/07_models.ipynb #persistence
-CELLS = "cells.npz"                       # not in folders of older versions
+CELLS = "cells.npz"  # not in folders of older versions
 FORMAT = 3
 PARTS = ("model.json", "model.weights.h5", "history.csv", "library.npy")
-FILES = (*PARTS, CELLS, CHECKSUMS)        # all that the folder of a saved model may hold
+FILES = (*PARTS, CELLS, CHECKSUMS)  # all that the folder of a saved model may hold
+
 
 class _InMemory(io.BytesIO):
-    "A file in memory. Keras writes weights into any file whose name, its str, ends in .weights.h5, and reads them from it."
-    def __str__(self): return "model.weights.h5"
+    """A file in memory.
+
+    Keras writes weights into any file whose name, its str, ends in .weights.h5, and reads them from
+    it.
+    """
+
+    def __str__(self):
+        return "model.weights.h5"
+
 
 class Persistence:
     "Verbs that write and read a folder: mixed into CountAutoencoder."
+
     @verb
     def save(self, path, overwrite=False):
         """Write the model (not the cells) into a folder of JSON, CSV and weights.
@@ -1246,49 +1909,90 @@ class Persistence:
 
         Raises
         ------
-        FileExistsError : there is something and overwrite is False, or something that is not a model.
-        OSError : the folder cannot be written; what was there before stays. ValueError : a weight is NaN or infinite.
+        FileExistsError : there is something and overwrite is False, or something that is not a
+            model.
+        OSError : the folder cannot be written; what was there before stays. ValueError : a weight
+            is NaN or infinite.
         """
-        if not devices.is_first(): return
+        if not devices.is_first():
+            return
         if bad := _weights_not_finite(self.network):
-            raise ValueError(f"the weights {bad} are not finite, so that the model is not worth saving.")
+            raise ValueError(
+                f"the weights {bad} are not finite, so that the model is not worth saving."
+            )
         files = self._files()
         with _naming(path), _new_folder(path, overwrite) as new:
-            for name, content in files.items(): _write_through(new / name, content)
+            for name, content in files.items():
+                _write_through(new / name, content)
 
     def _files(self):
-        "What `save` writes, {name: bytes}. Made in memory, since HDF5 takes the whole process down where it cannot write."
+        """What `save` writes, {name: bytes}.
+
+        Made in memory, since HDF5 takes the whole process down where it cannot write.
+        """
         weights = _InMemory()
         self.network.save_weights(weights)
         library = io.BytesIO()
         np.save(library, self.library)
         description = json.dumps(self._description(), indent=1)
-        files = {"model.json": description.encode(), "model.weights.h5": weights.getvalue(),
-                 "history.csv": self.history.to_csv().encode(), "library.npy": library.getvalue()}
+        files = {
+            "model.json": description.encode(),
+            "model.weights.h5": weights.getvalue(),
+            "history.csv": self.history.to_csv().encode(),
+            "library.npy": library.getvalue(),
+        }
         marks = self._marks if self.X is None else CellMarks.of(self.X)
-        if marks is not None: files[CELLS] = marks.to_bytes()
+        if marks is not None:
+            files[CELLS] = marks.to_bytes()
         return {**files, CHECKSUMS: _checksums(files)}
 
     def _description(self):
         from vampsc import __version__
-        versions = {"python": sys.version.split()[0], "vampsc": __version__, "backend": keras.backend.backend(),
-                    **{name: version(name) for name in ("keras", "numpy", "anndata", "scanpy", keras.backend.backend())}}
+
+        versions = {
+            "python": sys.version.split()[0],
+            "vampsc": __version__,
+            "backend": keras.backend.backend(),
+            **{
+                name: version(name)
+                for name in ("keras", "numpy", "anndata", "scanpy", keras.backend.backend())
+            },
+        }
         batch = None
         if self.batches:
-            batch = {"key": self.batch_key, "names": self.batches, "of_library": self.library_batch.tolist()}
-        return {"format": FORMAT, "name": type(self).__name__, "architecture": dataclasses.asdict(self.architecture),
-                "seed": self.seed, "layer": self.layer, "use_raw": self.use_raw, "batch": batch, "genes": self.genes.to_dict(),
-                "own_names": self.own_names.to_dict(), "trained": self.is_trained,
-                "new_rows": None if self._new_rows is None else dataclasses.asdict(self._new_rows),
-                "split": self.split.to_dict(), "versions": versions}
+            batch = {
+                "key": self.batch_key,
+                "names": self.batches,
+                "of_library": self.library_batch.tolist(),
+            }
+        return {
+            "format": FORMAT,
+            "name": type(self).__name__,
+            "architecture": dataclasses.asdict(self.architecture),
+            "seed": self.seed,
+            "layer": self.layer,
+            "use_raw": self.use_raw,
+            "batch": batch,
+            "genes": self.genes.to_dict(),
+            "own_names": self.own_names.to_dict(),
+            "trained": self.is_trained,
+            "new_rows": None if self._new_rows is None else dataclasses.asdict(self._new_rows),
+            "split": self.split.to_dict(),
+            "versions": versions,
+        }
 
     def __getstate__(self):
-        "All of the model, for pickle, joblib and other processes: its weights as arrays, its cells if they are in memory."
+        """All of the model, for pickle, joblib and other processes: its weights as arrays, its
+        cells if they are in memory.
+        """
         if self.X is not None and self.X.source.place != "in memory":
-            raise TypeError("the cells of this model are in a file, which cannot be sent along: save the model, and load it "
-                            "where it is needed.")
+            raise TypeError(
+                "the cells of this model are in a file, which cannot be sent along: save the model,"
+                " and load it where it is needed."
+            )
         state = self._state()
-        if self.X is not None: state["X"].__dict__.pop("on_device", None)
+        if self.X is not None:
+            state["X"].__dict__.pop("on_device", None)
         return state
 
     def _state(self):
@@ -1300,7 +2004,8 @@ class Persistence:
         devices.check_ready()
         self.__dict__.update(state)
         self.network = build_network(self.architecture, len(self.genes), self.seed)
-        for variable, value in zip(self.network.variables, state["network"], strict=True): variable.assign(value)
+        for variable, value in zip(self.network.variables, state["network"], strict=True):
+            variable.assign(value)
 
     def __deepcopy__(self, memo):
         "A model of its own; only the counts of the cells, which no model changes, are shared."
@@ -1310,41 +2015,73 @@ class Persistence:
         new.__setstate__({**copy.deepcopy(state, memo), "X": X})
         return new
 
-    def __copy__(self): return copy.deepcopy(self)
+    def __copy__(self):
+        return copy.deepcopy(self)
 
     @classmethod
     def _from_folder(cls, path, adata=None):
         devices.check_ready()
         path = files.standing(user_path(path))
         model = _Saved(path).model()
-        if adata is not None: model._attach(adata)
+        if adata is not None:
+            model._attach(adata)
         return model
 
     def _attach(self, adata):
-        "Give a loaded model the cells it was trained on, so that split and default arguments mean something."
+        """Give a loaded model the cells it was trained on, so that split and default arguments mean
+        something.
+        """
         X, mapping = self._take(adata)
-        places = _places_by_library(X, self.split, self.library) if self._marks is None else self._marks.places_in(X)
+        places = (
+            _places_by_library(X, self.split, self.library)
+            if self._marks is None
+            else self._marks.places_in(X)
+        )
         train = places[self.split.train]
-        in_order = np.argsort(train)                        # library sizes stay beside the training cells that have them
+        # library sizes stay beside the training cells that have them
+        in_order = np.argsort(train)
         self.library = self.library[in_order]
-        if self.batches: self._take_batches(X, train[in_order], self.library_batch[in_order])
+        if self.batches:
+            self._take_batches(X, train[in_order], self.library_batch[in_order])
         self.split = Split(*(places[part] for part in self.split._parts()))
         self._own(X, adata, mapping)
 
     def _take_batches(self, X, train, batches):
-        "Keep the batches (cells,) of the training cells at these positions; warn where they have others now."
+        """Keep the batches (cells,) of the training cells at these positions; warn where they have
+        others now.
+        """
         self.library_batch = batches
         if changed := int((X.batch[0][train] != batches).sum()):
-            warnings.warn(f"{changed:,} of {len(train):,} training cells are of another {self.batch_key} than when the model was "
-                          "trained; they are decoded as of the one that they have now.", stacklevel=4)
+            warnings.warn(
+                f"{changed:,} of {len(train):,} training cells are of another {self.batch_key} than"
+                " when the model was trained; they are decoded as of the one that they have now.",
+                stacklevel=4,
+            )
 
 # %% ../nbs/07_models.ipynb #saved
 # What the parts of a model raise for what they were not made of.
-_MISFITS = (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError, MemoryError, RecursionError,
-            EOFError, OSError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+_MISFITS = (
+    TypeError,
+    ValueError,
+    KeyError,
+    AttributeError,
+    IndexError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+    EOFError,
+    OSError,
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,
+)
+
 
 class _Saved:
-    "The files of a saved model, and what is in them; ValueError, by file and field, for what `save` does not write."
+    """The files of a saved model, and what is in them; ValueError, by file and field, for what
+    `save` does not write.
+    """
+
     def __init__(self, folder):
         self.folder = folder
         self.files = _read_whole(folder)
@@ -1353,45 +2090,66 @@ class _Saved:
     @contextlib.contextmanager
     def of(self, file, field=""):
         "Within: what goes wrong is wrong with this file, or with this field of it."
-        try: yield
+        try:
+            yield
         except _MISFITS as error:
             what = f"{field} in {self.folder / file}" if field else self.folder / file
             why = " ".join(str(error).split())[:200]
-            raise ValueError(f"{what} is not as save writes it ({type(error).__name__}: {why}){_AGAIN}") from None
+            raise ValueError(
+                f"{what} is not as save writes it ({type(error).__name__}: {why}){_AGAIN}"
+            ) from None
 
     def _description(self):
-        with self.of("model.json"): d = dict(json.loads(self.files["model.json"]))
-        with self.of("model.json", "format"): found = whole_number("format", d["format"], 1)
+        with self.of("model.json"):
+            d = dict(json.loads(self.files["model.json"]))
+        with self.of("model.json", "format"):
+            found = whole_number("format", d["format"], 1)
         if found > FORMAT:
-            raise ValueError(f"{self.folder} was written in format {found}, newer than {FORMAT}; update vampsc.")
+            raise ValueError(
+                f"{self.folder} was written in format {found}, newer than {FORMAT}; update vampsc."
+            )
         if left_out := sorted({*PARTS} - self.files.keys()):
-            raise ValueError(f"{self.folder / CHECKSUMS} was altered or cut short: "
-                             f"it does not list {left_out[0]}{_AGAIN}")
+            raise ValueError(
+                f"{self.folder / CHECKSUMS} was altered or cut short: "
+                f"it does not list {left_out[0]}{_AGAIN}"
+            )
         return d
 
     def field(self, name, read, *default):
-        "A field of model.json, as `read` makes it of what is there; of the default where an older version wrote none."
+        """A field of model.json, as `read` makes it of what is there; of the default where an older
+        version wrote none.
+        """
         with self.of("model.json", name):
             return read(self.description.get(name, *default) if default else self.description[name])
 
     def model(self):
-        "The model. Nothing is made of the sizes in model.json before the arrays in the weights file are seen to have them."
+        """The model.
+
+        Nothing is made of the sizes in model.json before the arrays in the weights file are seen to
+        have them.
+        """
         name = self.field("name", _text)
         library = self._library()
         marks = self._marks()
         split = self.field("split", lambda d: _split_of(d, marks, library))
         space = self.field("genes", _genes_of)
-        named = lambda d: genes.OwnNames.from_dict(d, space) if d else genes.OwnNames.by_id(space)
+
+        def named(d):
+            return genes.OwnNames.from_dict(d, space) if d else genes.OwnNames.by_id(space)
+
         own_names = self.field("own_names", named, None)
         architecture = self.field("architecture", lambda d: Architecture(**d))
-        batch = self.field("batch", lambda d: _batches_of(d, architecture.n_batches, len(library)), None)
+        batch = self.field(
+            "batch", lambda d: _batches_of(d, architecture.n_batches, len(library)), None
+        )
         seed = self.field("seed", lambda seed: whole_number("seed", seed))
         layer = self.field("layer", _name_of_layer)
         use_raw = self.field("use_raw", lambda value: flag("use_raw", value), False)
         new_rows = self.field("new_rows", lambda d: NewRows.of(d, architecture.n_batches), None)
         history = self._history()
         weights = self.files["model.weights.h5"]
-        with self.of("model.weights.h5"): _check_sizes(weights, architecture, len(space))
+        with self.of("model.weights.h5"):
+            _check_sizes(weights, architecture, len(space))
         kind = PRESETS.get(name, CountAutoencoder)
         model = kind.__new__(kind)
         model._assemble(architecture, space, split, seed, layer, library, use_raw, batch)
@@ -1399,12 +2157,15 @@ class _Saved:
         model.own_names = own_names
         model._began_trained = self.field("trained", lambda value: flag("trained", value), False)
         if new_rows and max(new_rows.weights, default=0) >= len(model.network.weights):
-            raise ValueError(f"new_rows in {self.folder / 'model.json'} is not as save writes it{_AGAIN}")
+            raise ValueError(
+                f"new_rows in {self.folder / 'model.json'} is not as save writes it{_AGAIN}"
+            )
         model._new_rows = new_rows
         model.history = history
         with self.of("model.weights.h5"):
             model.network.load_weights(_InMemory(weights))
-            if bad := _weights_not_finite(model.network): raise ValueError(f"the weights {bad} are not finite")
+            if bad := _weights_not_finite(model.network):
+                raise ValueError(f"the weights {bad} are not finite")
         return model
 
     def _library(self):
@@ -1412,12 +2173,15 @@ class _Saved:
             library = np.load(io.BytesIO(self.files["library.npy"]), allow_pickle=False)
             if library.ndim != 1 or library.dtype.kind not in "fiu":
                 raise ValueError(f"{library.dtype} {library.shape}")
-            if not np.all((library > 0) & np.isfinite(library)): raise ValueError("a sum of counts that is none")
+            if not np.all((library > 0) & np.isfinite(library)):
+                raise ValueError("a sum of counts that is none")
         return library
 
     def _marks(self):
-        if CELLS not in self.files: return None
-        with self.of(CELLS): return CellMarks.load(io.BytesIO(self.files[CELLS]))
+        if CELLS not in self.files:
+            return None
+        with self.of(CELLS):
+            return CellMarks.load(io.BytesIO(self.files[CELLS]))
 
     def _history(self):
         with self.of("history.csv"):
@@ -1429,8 +2193,10 @@ class _Saved:
 
 # %% ../nbs/07_models.ipynb #saved-fields
 def _text(value):
-    if not isinstance(value, str): raise ValueError(f"{value!r} is no name")
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no name")
     return value
+
 
 def _genes_of(d):
     "The GeneSpace of what its to_dict wrote down; ValueError for names that are none."
@@ -1438,59 +2204,99 @@ def _genes_of(d):
         names = d[what]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"{what} is not a list of names")
-    if d.get("whole"): _genes_of(d["whole"])
+    if d.get("whole"):
+        _genes_of(d["whole"])
     return genes.GeneSpace.from_dict(d)
 
+
 def _split_of(d, marks, library):
-    "The Split of what its to_dict wrote. marks : CellMarks of all cells; None of an older version, which kept no number."
+    """The Split of what its to_dict wrote.
+
+    marks : CellMarks of all cells; None of an older version, which kept no number.
+    """
     split = Split.from_dict(d)
-    n = 1 + max(int(part.max(initial=0)) for part in split._parts()) if marks is None else len(marks.names)
+    n = (
+        1 + max(int(part.max(initial=0)) for part in split._parts())
+        if marks is None
+        else len(marks.names)
+    )
     split = check_split(split, n)
     if len(split.train) != len(library):
-        raise ValueError(f"{len(split.train):,} training cells, and {len(library):,} of them in library.npy")
+        raise ValueError(
+            f"{len(split.train):,} training cells, and {len(library):,} of them in library.npy"
+        )
     return split
 
+
 def _batches_of(d, n_batches, n_cells):
-    "Batches as `_assemble` takes them, or None for a model that knows none. n_batches : of its network. n_cells : for training."
+    """Batches as `_assemble` takes them, or None for a model that knows none.
+
+    n_batches : of its network. n_cells : for training.
+    """
     names = [_text(name) for name in d["names"]] if d else []
-    if len(names) != n_batches: raise ValueError(f"{len(names):,} names for n_batches={n_batches:,}")
-    if not d: return None
+    if len(names) != n_batches:
+        raise ValueError(f"{len(names):,} names for n_batches={n_batches:,}")
+    if not d:
+        return None
     codes = whole_numbers("of_library", d["of_library"], least=0)
     if len(codes) != n_cells or max(codes) >= n_batches:
-        raise ValueError(f"of_library does not tell the batch of each of {n_cells:,} training cells")
+        raise ValueError(
+            f"of_library does not tell the batch of each of {n_cells:,} training cells"
+        )
     return {"key": column_name("key", d["key"]), "names": names, "of_library": codes}
 
-def _check_sizes(weights, a, n_genes):
-    """ValueError where no array of a weights file has a length that the Architecture `a` needs, or a shape beyond the file.
 
-    weights : the file, bytes. Looked at before a network is made, of which a wrong number would take all memory.
+def _check_sizes(weights, a, n_genes):
+    """ValueError where no array of a weights file has a length that the Architecture `a` needs, or
+    a shape beyond the file.
+
+    weights : the file, bytes. Looked at before a network is made, of which a wrong number would
+        take all memory.
     """
     shapes = _shapes(weights)
     lengths = {length for shape in shapes for length in shape}
     sizes = [("n_latent", a.n_latent, a.n_latent + a.n_batches), ("genes", n_genes, n_genes)]
     sizes += [("hidden", width, width) for width in a.hidden]
-    if a.has_pseudo_inputs: sizes.append(("n_pseudo_inputs", a.n_pseudo_inputs, a.n_pseudo_inputs))
-    if a.posterior == "iaf": sizes += [("flow_hidden", width, width) for width in a.flow_hidden]
+    if a.has_pseudo_inputs:
+        sizes.append(("n_pseudo_inputs", a.n_pseudo_inputs, a.n_pseudo_inputs))
+    if a.posterior == "iaf":
+        sizes += [("flow_hidden", width, width) for width in a.flow_hidden]
     for name, size, length in sizes:
-        if length not in lengths: raise ValueError(f"no array fits {name}={size:,} in model.json")
+        if length not in lengths:
+            raise ValueError(f"no array fits {name}={size:,} in model.json")
     if a.posterior == "iaf" and a.n_flow_steps > len(shapes):
-        raise ValueError(f"{len(shapes)} arrays do not make n_flow_steps={a.n_flow_steps:,} of model.json")
+        raise ValueError(
+            f"{len(shapes)} arrays do not make n_flow_steps={a.n_flow_steps:,} of model.json"
+        )
+
 
 def _shapes(weights):
-    "Of all arrays in an HDF5 file, bytes; ValueError for one that is said to be larger than the file."
+    """Of all arrays in an HDF5 file, bytes; ValueError for one that is said to be larger than the
+    file.
+    """
     shapes = []
+
     def look(name, item):
-        if not isinstance(item, h5py.Dataset): return
+        if not isinstance(item, h5py.Dataset):
+            return
         if item.nbytes > len(weights):
-            raise ValueError(f"{item.name} has the shape {item.shape}, which is more than the file holds")
+            raise ValueError(
+                f"{item.name} has the shape {item.shape}, which is more than the file holds"
+            )
         shapes.append(item.shape)
 
-    with h5py.File(io.BytesIO(weights)) as file: file.visititems(look)
+    with h5py.File(io.BytesIO(weights)) as file:
+        file.visititems(look)
     return shapes
 
+
 def _weights_not_finite(network):
-    "The first of a network's weights that hold NaN or infinity, by its path; None: all are numbers."
-    return next((v.path for v in network.weights if not np.isfinite(ops.convert_to_numpy(v)).all()), None)
+    """The first of a network's weights that hold NaN or infinity, by its path; None: all are
+    numbers.
+    """
+    return next(
+        (v.path for v in network.weights if not np.isfinite(ops.convert_to_numpy(v)).all()), None
+    )
 
 # %% ../nbs/07_models.ipynb #load
 def load(path, adata=None):
@@ -1499,8 +2305,8 @@ def load(path, adata=None):
     Parameters
     ----------
     path : the folder that `save` wrote.
-    adata : the cells that it was trained on, in any order; with them the verbs' defaults work as before saving, and `split`
-        has their positions in adata. Without, pass cells to the verbs.
+    adata : the cells that it was trained on, in any order; with them the verbs' defaults work as
+        before saving, and `split` has their positions in adata. Without, pass cells to the verbs.
 
     Returns
     -------
@@ -1509,141 +2315,242 @@ def load(path, adata=None):
     Raises
     ------
     FileNotFoundError : there is no model.
-    ValueError : a file of it is missing, was altered or cut short, or was written by a newer version; adata holds other cells
-        than those that the model was trained on.
+    ValueError : a file of it is missing, was altered or cut short, or was written by a newer
+        version; adata holds other cells than those that the model was trained on.
     """
     return Persistence._from_folder(path, adata)
 
 # %% ../nbs/07_models.ipynb #only-new-batches
 class FixedRows(keras.constraints.Constraint):
-    "Keeps the first rows of a weight as they are, an array (rows, any); the rows below them are trained."
-    def __init__(self, rows): self.rows = rows
+    """Keeps the first rows of a weight as they are, an array (rows, any); the rows below them are
+    trained.
+    """
 
-    def __call__(self, weight): return ops.concatenate([ops.cast(self.rows, weight.dtype), weight[len(self.rows):]])
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __call__(self, weight):
+        return ops.concatenate([ops.cast(self.rows, weight.dtype), weight[len(self.rows) :]])
+
 
 @dataclasses.dataclass(frozen=True)
 class NewRows:
-    "What is trained of a model that took new batches in: the last `rows` rows of these weights. weights : positions in network.weights."
+    """What is trained of a model that took new batches in: the last `rows` rows of these weights.
+
+    weights : positions in network.weights.
+    """
+
     weights: tuple = ()
     rows: int = 0
 
     @classmethod
     def of(cls, d, n_batches):
-        "Of what JSON holds, a dict or None. ValueError where so many rows cannot be those of new batches."
-        if d is None: return None
+        """Of what JSON holds, a dict or None.
+
+        ValueError where so many rows cannot be those of new batches.
+        """
+        if d is None:
+            return None
         rows = whole_number("rows", d["rows"])
         weights = whole_numbers("weights", d["weights"], least=0) if d["weights"] else ()
         if rows > max(0, n_batches - 1) or bool(rows) != bool(weights):
-            raise ValueError(f"{rows} new rows in {len(weights)} weights of a model of {n_batches} batches")
+            raise ValueError(
+                f"{rows} new rows in {len(weights)} weights of a model of {n_batches} batches"
+            )
         return cls(tuple(weights), rows)
 
     def only(self, network):
         "A context in which training changes these rows alone. ValueError where there are none."
         if not self.rows:
-            raise ValueError("there is nothing to train: this model came from transfer, which found no new batch; "
-                             "transfer(adata, unfrozen=True) trains all weights.")
+            raise ValueError(
+                "there is nothing to train: this model came from transfer, which found no new"
+                " batch; transfer(adata, unfrozen=True) trains all weights."
+            )
         return only_new_rows(network, [network.weights[i] for i in self.weights], self.rows)
+
 
 @contextlib.contextmanager
 def only_new_rows(network, weights, n_new):
-    """Within: training changes only the last n_new rows of these weights; all else in the network stays, to the last bit.
+    """Within: training changes only the last n_new rows of these weights; all else in the network
+    stays, to the last bit.
 
     Batch normalisation acts as when cells are looked at, so that its statistics stay, too.
     """
     grown = {id(weight) for weight in weights}
     others = [weight for weight in network.trainable_variables if id(weight) not in grown]
-    norms = [layer for layer in network._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    norms = [
+        layer
+        for layer in network._flatten_layers()
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
     before = [weight.constraint for weight in weights]
-    for weight in weights: weight.constraint = FixedRows(np.asarray(ops.convert_to_tensor(weight))[:-n_new].copy())
-    for weight in others: weight.trainable = False
-    for layer in norms: layer.trainable = False
-    try: yield
+    for weight in weights:
+        weight.constraint = FixedRows(np.asarray(ops.convert_to_tensor(weight))[:-n_new].copy())
+    for weight in others:
+        weight.trainable = False
+    for layer in norms:
+        layer.trainable = False
+    try:
+        yield
     finally:
-        for layer in norms: layer.trainable = True
-        for weight in others: weight.trainable = True
-        for weight, constraint in zip(weights, before): weight.constraint = constraint
+        for layer in norms:
+            layer.trainable = True
+        for weight in others:
+            weight.trainable = True
+        for weight, constraint in zip(weights, before):
+            weight.constraint = constraint
 
 # %% ../nbs/07_models.ipynb #trainable
 class Trainable(Inference):
     "The verbs that change the weights: mixed into CountAutoencoder."
-    _new_rows = None                        # of a transferred model: a NewRows, all that is trained; None: everything is
+
+    # of a transferred model: a NewRows, all that is trained; None: everything is
+    _new_rows = None
 
     @verb
-    def train(self, profile="quick", progress=True, callbacks=(), checkpoint=None, resume=False, **changes):
+    def train(
+        self, profile="quick", progress=True, callbacks=(), checkpoint=None, resume=False, **changes
+    ):
         """Train on the training cells, and keep the weights that are best on the validation cells.
 
         Parameters
         ----------
-        profile : "quick", "paper" or a training.Profile; single settings override it, such as steps=20_000 to train longer,
-            max_epochs=30, batch_size=512, learning_rate=1e-3, or kl_warmup=20: the weight of the KL term then rises from 0 to its
-            own over so many epochs.
+        profile : "quick", "paper" or a training.Profile; single settings override it, such as
+            steps=20_000 to train longer, max_epochs=30, batch_size=512, learning_rate=1e-3, or
+            kl_warmup=20: the weight of the KL term then rises from 0 to its own over so many
+            epochs.
         progress : show losses and time left.
         callbacks : more Keras callbacks.
-        checkpoint : path of a file, such as "runs/x.checkpoint", in which the run is kept as it goes.
-        resume : go on from that file, if it is there. The finished run equals one that was never interrupted. max_epochs may be
-            larger than before, and the learning rate of a profile with steps then follows the longer curve; all other settings must
-            be as they were.
+        checkpoint : path of a file, such as "runs/x.checkpoint", in which the run is kept as it
+            goes.
+        resume : go on from that file, if it is there. The finished run equals one that was never
+            interrupted. max_epochs may be larger than before, and the learning rate of a profile
+            with steps then follows the longer curve; all other settings must be as they were.
 
         Returns
         -------
-        self. `history` has a row for each epoch. Called again without resume, it goes on from the present weights. Ctrl-C ends
-        it early with the best weights so far; `interrupted` then is True. Of a model that came from `transfer`, saved and loaded or
-        not, the weights of its new batches alone are trained.
+        self. `history` has a row for each epoch. Called again without resume, it goes on from the
+        present weights. Ctrl-C ends it early with the best weights so far; `interrupted` then is
+        True. Of a model that came from `transfer`, saved and loaded or not, the weights of its new
+        batches alone are trained.
 
         Raises
         ------
-        ValueError : the checkpoint is damaged or of another run; a transferred model without new batches. OSError : it cannot be written.
-        FloatingPointError : the loss became NaN or infinite, or jumped, and did so again at half the learning rate.
+        ValueError : the checkpoint is damaged or of another run; a transferred model without new
+            batches. OSError : it cannot be written.
+        FloatingPointError : the loss became NaN or infinite, or jumped, and did so again at half
+            the learning rate.
         """
         if foreign := [name for name in changes if name in INSTEAD]:
             raise TypeError(f"train has no argument {foreign[0]!r}{_hint(foreign[0])}.")
-        if "n_genes" in changes: raise ValueError("n_genes is decided when a model is made, as in VAMP(adata, n_genes=4000).")
-        if resume and checkpoint is None: raise ValueError("resume=True needs the checkpoint= to go on from.")
-        if checkpoint is not None: checkpoint = user_path(checkpoint)
-        profile, X = training.get_profile(profile, **changes), self._own_counts()
-        trained = contextlib.nullcontext() if self._new_rows is None else self._new_rows.only(self.network)
-        run = training.Run(self.network, X, self.split, profile, seed=self.seed, progress=progress, callbacks=callbacks,
-                           label=type(self).__name__, checkpoint=checkpoint, resume=resume, identity=self._identity(profile, X),
-                           earlier=self.history.to_dict("records"))
+        if "n_genes" in changes:
+            raise ValueError(
+                "n_genes is decided when a model is made, as in VAMP(adata, n_genes=4000)."
+            )
+        if resume and checkpoint is None:
+            raise ValueError("resume=True needs the checkpoint= to go on from.")
+        if checkpoint is not None:
+            checkpoint = user_path(checkpoint)
+        profile = training.get_profile(profile, **changes)
+        X = self._own_counts()
+        trained = (
+            contextlib.nullcontext()
+            if self._new_rows is None
+            else self._new_rows.only(self.network)
+        )
+        run = training.Run(
+            self.network,
+            X,
+            self.split,
+            profile,
+            seed=self.seed,
+            progress=progress,
+            callbacks=callbacks,
+            label=type(self).__name__,
+            checkpoint=checkpoint,
+            resume=resume,
+            identity=self._identity(profile, X),
+            earlier=self.history.to_dict("records"),
+        )
         try:
-            with trained: run.go()
-        finally: self.history, self.interrupted = run.history, run.interrupted
+            with trained:
+                run.go()
+        finally:
+            self.history, self.interrupted = run.history, run.interrupted
         if run.interrupted:
-            goes_on = f"; train(checkpoint={str(checkpoint)!r}, resume=True) goes on" if checkpoint else ""
-            print(f"{type(self).__name__}: interrupted after epoch {len(self.history)}, the best weights so far are kept{goes_on}.",
-                  flush=True)
+            goes_on = (
+                f"; train(checkpoint={str(checkpoint)!r}, resume=True) goes on"
+                if checkpoint
+                else ""
+            )
+            print(
+                f"{type(self).__name__}: interrupted after epoch {len(self.history)}, the best"
+                f" weights so far are kept{goes_on}.",
+                flush=True,
+            )
         return self
 
     def _identity(self, profile, X):
         "What must be the same for a run to go on."
         settings = {**dataclasses.asdict(self.architecture), **dataclasses.asdict(profile)}
-        for name in ("max_epochs", "n_genes"): settings.pop(name)
-        if self._new_rows: settings["new batches"] = self._new_rows.rows
-        for name in ("kl_warmup", "steps", "beta_2"):                                    # older checkpoints know of none
-            if getattr(profile, name) == getattr(training.Profile, name): settings.pop(name)
-        some = X[np.linspace(0, len(X.totals) - 1, min(len(X.totals), 256)).astype(int)]           # all would be slow from a file
-        marks = {"genes": self.genes.ids, "split": [*self.split.train, "and", *self.split.validation], "cells": X.totals,
-                 "counts": [*some.indices, *some.data], "batch of each cell": [] if X.batch is None else X.batch[0], "origin": self._origin}
-        marks = {name: hashlib.sha256("\n".join(map(str, v)).encode()).hexdigest()[:12] for name, v in marks.items()}
-        settings = {"model": type(self).__name__, "backend": keras.backend.backend(), "seed": self.seed, **settings}
+        for name in ("max_epochs", "n_genes"):
+            settings.pop(name)
+        if self._new_rows:
+            settings["new batches"] = self._new_rows.rows
+        # older checkpoints know of none
+        for name in ("kl_warmup", "steps", "beta_2"):
+            if getattr(profile, name) == getattr(training.Profile, name):
+                settings.pop(name)
+        # all would be slow from a file
+        some = X[np.linspace(0, len(X.totals) - 1, min(len(X.totals), 256)).astype(int)]
+        marks = {
+            "genes": self.genes.ids,
+            "split": [*self.split.train, "and", *self.split.validation],
+            "cells": X.totals,
+            "counts": [*some.indices, *some.data],
+            "batch of each cell": [] if X.batch is None else X.batch[0],
+            "origin": self._origin,
+        }
+        marks = {
+            name: hashlib.sha256("\n".join(map(str, v)).encode()).hexdigest()[:12]
+            for name, v in marks.items()
+        }
+        settings = {
+            "model": type(self).__name__,
+            "backend": keras.backend.backend(),
+            "seed": self.seed,
+            **settings,
+        }
         return {**json.loads(json.dumps(settings)), **marks, "batches": self.batches}
 
     @verb
-    def transfer(self, adata, profile="quick", split=None, seed=None, progress=True, unfrozen=False, **settings):
+    def transfer(
+        self,
+        adata,
+        profile="quick",
+        split=None,
+        seed=None,
+        progress=True,
+        unfrozen=False,
+        **settings,
+    ):
         """A model of other cells that starts with the weights of this one.
 
-        By default only what belongs to new batches is trained: a row of weights for each, as in scArches (Lotfollahi et al. 2022). All
-        other weights stay to the last bit, so that the cells of this model keep their embedding, and the new cells are embedded among
-        them. Without new batches nothing is trained, which is said. Without encode_batch the encoder does not know of batches: the new
-        cells, too, are then embedded as this model embeds them, and training serves what is decoded.
+        By default only what belongs to new batches is trained: a row of weights for each, as in
+        scArches (Lotfollahi et al. 2022). All other weights stay to the last bit, so that the cells
+        of this model keep their embedding, and the new cells are embedded among them. Without new
+        batches nothing is trained, which is said. Without encode_batch the encoder does not know of
+        batches: the new cells, too, are then embedded as this model embeds them, and training
+        serves what is decoded.
 
         Parameters
         ----------
-        adata : AnnData of raw counts, at least 10 cells; its genes are mapped onto this model's. If this model knows batches, those
-            of adata that it does not know are added; they begin as the mean of the known ones.
+        adata : AnnData of raw counts, at least 10 cells; its genes are mapped onto this model's. If
+            this model knows batches, those of adata that it does not know are added; they begin as
+            the mean of the known ones.
         split, seed : as in the class; the seed is this model's if not given.
-        unfrozen : train all weights. The model then follows the new cells, and its embedding of the old ones changes: few cells, or a long training,
-            can make it worse for both.
+        unfrozen : train all weights. The model then follows the new cells, and its embedding of the
+            old ones changes: few cells, or a long training, can make it worse for both.
         profile, progress, **settings : as in `train`; max_epochs=0 leaves the weights as they are.
 
         Returns
@@ -1652,49 +2559,79 @@ class Trainable(Inference):
 
         Raises
         ------
-        ValueError : no counts, no gene that the model knows, a label of its batch column missing, or too few cells.
+        ValueError : no counts, no gene that the model knows, a label of its batch column missing,
+            or too few cells.
         """
         unfrozen = flag("unfrozen", unfrozen)
         of_train = ("callbacks", "checkpoint", "resume")
-        training.get_profile(profile, **{name: value for name, value in settings.items() if name not in of_train})
+        training.get_profile(
+            profile, **{name: value for name, value in settings.items() if name not in of_train}
+        )
         X, mapping = checked_counts(adata, self.genes, self.layer, self.use_raw, of_model=True)
         new = object.__new__(type(self))
         new._origin = [float(np.sum(np.abs(w))) for w in self.network.get_weights()]
         seed = self.seed if seed is None else seed
         split = check_split(split_cells(adata.n_obs, seed) if split is None else split, adata.n_obs)
-        batch, a, names = None, self.architecture, self.batches
+        batch = None
+        a = self.architecture
+        names = self.batches
         if self.batches:
             names = [*self.batches, *self._new_batches(adata)]
             X.batch = batch_codes(adata, self.batch_key, names)[0], len(names)
             batch = {"key": self.batch_key, "names": names, "of_library": X.batch[0][split.train]}
             a = dataclasses.replace(a, n_batches=len(names))
-        new._assemble(a, self.genes, split, seed, self.layer, X.totals[split.train], self.use_raw, batch)
+        new._assemble(
+            a, self.genes, split, seed, self.layer, X.totals[split.train], self.use_raw, batch
+        )
         new._own(X, adata, mapping)
         grown = []
         for i, (there, here) in enumerate(zip(new.network.weights, self.network.weights)):
             there.assign(_grown(np.asarray(here), there.shape, len(self.batches)))
-            if there.trainable and there.shape[0] != here.shape[0]: grown.append(i)
-        if not unfrozen: new._new_rows = NewRows(tuple(grown), len(names) - len(self.batches))
-        if unfrozen or grown: return new.train(profile, progress=progress, **settings)
+            if there.trainable and there.shape[0] != here.shape[0]:
+                grown.append(i)
+        if not unfrozen:
+            new._new_rows = NewRows(tuple(grown), len(names) - len(self.batches))
+        if unfrozen or grown:
+            return new.train(profile, progress=progress, **settings)
         if settings.get("max_epochs") != 0:
             why = "no batch is new" if self.batches else "it knows no batches (batch_key)"
-            print(f"{type(self).__name__}: {why}, so no weight is trained; unfrozen=True trains all.", flush=True)
+            print(
+                f"{type(self).__name__}: {why}, so no weight is trained; unfrozen=True trains all.",
+                flush=True,
+            )
         return new
 
     def _new_batches(self, adata):
-        "The names of adata's batches that the model does not know. It says them, and warns where one looks like a known one."
+        """The names of adata's batches that the model does not know.
+
+        It says them, and warns where one looks like a known one.
+        """
         known = {batch_name(name) for name in self.batches}
-        new = [name for name in sorted(_names_of_batches(adata, self.batch_key).unique()) if name not in known]
-        for name in new: _warn_if_alike(self.batch_key, name, self.batches)
+        new = [
+            name
+            for name in sorted(_names_of_batches(adata, self.batch_key).unique())
+            if name not in known
+        ]
+        for name in new:
+            _warn_if_alike(self.batch_key, name, self.batches)
         if new:
-            print(f"{type(self).__name__}: {self.batch_key} {', '.join(new)} is added to those that the model knows.", flush=True)
+            print(
+                f"{type(self).__name__}: {self.batch_key} {', '.join(new)} is added to those that"
+                " the model knows.",
+                flush=True,
+            )
         return new
 
 # %% ../nbs/07_models.ipynb #grown
 def _grown(weights, shape, n_batches):
-    "Weights with rows for further batches, each the mean of the last n_batches rows, which belong to the known ones."
-    if weights.shape == tuple(shape): return weights
-    if weights.shape[0] == shape[0]: return np.pad(weights, [(0, 0), (0, shape[1] - weights.shape[1])])       # one-hot columns
+    """Weights with rows for further batches, each the mean of the last n_batches rows, which belong
+    to the known ones.
+    """
+    if weights.shape == tuple(shape):
+        return weights
+    # one-hot columns
+    if weights.shape[0] == shape[0]:
+        return np.pad(weights, [(0, 0), (0, shape[1] - weights.shape[1])])
     more = np.repeat(weights[-n_batches:].mean(0, keepdims=True), shape[0] - len(weights), axis=0)
     return np.concatenate([weights, more])
 
@@ -1706,105 +2643,166 @@ class CountAutoencoder(Generative, Trainable, Persistence):
     ----------
     adata : AnnData of raw counts, cells x genes; every value is checked.
     posterior, prior : see Architecture. The presets AE, VAE, IAF, VAMP, VAMPIAF and HVAMP set both.
-    gene_space : "auto" maps onto the embedded protein-coding genes when the data's names allow it; a name, a path or
-        a GeneSpace maps onto that one; None takes the data's genes as they are.
-    n_genes : keep so many genes, those that vary most between training cells; or which: a list of them, or the name of
-        a column of adata.var of True and False, such as "highly_variable". None keeps the whole gene space; with "auto", of
-        data that have less than half of its genes, such as adata[:, highly_variable], only those, with a warning.
-    keep_genes : genes, by name, that are kept in addition to the n_genes that vary most, such as markers.
+    gene_space : "auto" maps onto the embedded protein-coding genes when the data's names allow it;
+        a name, a path or a GeneSpace maps onto that one; None takes the data's genes as they are.
+    n_genes : keep so many genes, those that vary most between training cells; or which: a list of
+        them, or the name of a column of adata.var of True and False, such as "highly_variable".
+        None keeps the whole gene space; with "auto", of data that have less than half of its genes,
+        such as adata[:, highly_variable], only those, with a warning.
+    keep_genes : genes, by name, that are kept in addition to the n_genes that vary most, such as
+        markers.
     layer : the layer of adata that holds the counts. None: X. use_raw : adata.raw holds them.
-    batch_key : column of adata.obs, such as "donor" or "study", that the decoder is told, so that the embedding need not hold
-        it; with encode_batch=True the encoder is told, too. None: the models are the paper's.
-    pseudo_inputs_from : where a VAMP prior's pseudo-inputs begin: "cells", at training cells drawn by `seed`; or "random", where each
-        gene's value is drawn on its own from the training cells', so that the genes are those of no cell.
+    batch_key : column of adata.obs, such as "donor" or "study", that the decoder is told, so that
+        the embedding need not hold it; with encode_batch=True the encoder is told, too. None: the
+        models are the paper's.
+    pseudo_inputs_from : where a VAMP prior's pseudo-inputs begin: "cells", at training cells drawn
+        by `seed`; or "random", where each gene's value is drawn on its own from the training
+        cells', so that the genes are those of no cell.
     split : a Split of the cells; by default 10 % validation and 10 % test, drawn by `seed`.
     seed : decides split, initial weights, and the order and noise of training.
-    n_latent : width of the bottleneck. hidden : widths of the encoder's layers, which the decoder mirrors.
+    n_latent : width of the bottleneck. hidden : widths of the encoder's layers, which the decoder
+        mirrors.
     dropout, l1, l2 : after each hidden layer, and on its weights.
-    dispersion : "gene-cell", or "gene" for one of each gene. linear_decoder : no hidden layers in the decoder.
+    dispersion : "gene-cell", or "gene" for one of each gene. linear_decoder : no hidden layers in
+        the decoder.
     beta : weight of the KL term while training.
-    n_pseudo_inputs, learn_weights : of a VAMP prior, the number of its components, and whether their weights are learnt.
+    n_pseudo_inputs, learn_weights : of a VAMP prior, the number of its components, and whether
+        their weights are learnt.
     n_flow_steps, flow_hidden : of a flow, its steps, and the widths of their layers.
     encode_batch : with batch_key, the encoder is told the batch, too.
     precision : "float32", or "mixed_bfloat16" for the layers' products.
     """
-    def __init__(self, adata, posterior="gaussian", prior="normal", *, gene_space="auto", n_genes=None, keep_genes=(), layer=None,
-                 use_raw=False, batch_key=None, pseudo_inputs_from="cells", split=None, seed=0, **architecture):
+
+    def __init__(
+        self,
+        adata,
+        posterior="gaussian",
+        prior="normal",
+        *,
+        gene_space="auto",
+        n_genes=None,
+        keep_genes=(),
+        layer=None,
+        use_raw=False,
+        batch_key=None,
+        pseudo_inputs_from="cells",
+        split=None,
+        seed=0,
+        **architecture,
+    ):
         devices.check_ready()
         a = _architecture(posterior, prior, architecture)
         pseudo_inputs_from = choice("pseudo_inputs_from", pseudo_inputs_from, ("cells", "random"))
-        seed, use_raw = whole_number("seed", seed), flag("use_raw", use_raw)
+        seed = whole_number("seed", seed)
+        use_raw = flag("use_raw", use_raw)
         named = n_genes is not None and (isinstance(n_genes, str) or np.iterable(n_genes))
-        if n_genes is not None and not named: n_genes = whole_number("n_genes", n_genes, 1)
-        layer, batch_key = _name_of_layer(layer), None if batch_key is None else column_name("batch_key", batch_key)
+        if n_genes is not None and not named:
+            n_genes = whole_number("n_genes", n_genes, 1)
+        layer = _name_of_layer(layer)
+        batch_key = None if batch_key is None else column_name("batch_key", batch_key)
         genes._check_adata(adata)
         genes.check_places(layer, use_raw)
         split = check_split(split_cells(adata.n_obs, seed) if split is None else split, adata.n_obs)
         of_batch = None if batch_key is None else batch_codes(adata, batch_key)
         data = genes.raw_of(adata) if use_raw else adata
-        if isinstance(n_genes, str): n_genes = _genes_of_column(adata, n_genes)
+        if isinstance(n_genes, str):
+            n_genes = _genes_of_column(adata, n_genes)
         space = genes.resolve(gene_space, data)
         X, mapping = checked_counts(adata, space, layer, use_raw)
         batch = None
         if of_batch is not None:
             codes, names = of_batch
-            batch, X.batch = {"key": batch_key, "names": names, "of_library": codes[split.train]}, (codes, len(names))
+            batch = {"key": batch_key, "names": names, "of_library": codes[split.train]}
+            X.batch = (codes, len(names))
             a = dataclasses.replace(a, n_batches=len(names))
             if absent := [name for i, name in enumerate(names) if i not in codes[split.train]]:
-                warnings.warn(f"{batch_key} {', '.join(absent)} has no training cell; its cells are decoded with untrained weights.",
-                              stacklevel=2)
+                warnings.warn(
+                    f"{batch_key} {', '.join(absent)} has no training cell; its cells are decoded"
+                    " with untrained weights.",
+                    stacklevel=2,
+                )
         keep = None
         always = genes_to_keep("keep_genes", keep_genes, adata, data, X.where, space)
-        if named: keep = genes_to_keep("n_genes", n_genes, adata, data, X.where, space)
-        elif n_genes is not None: keep = variable_genes(X, n_genes, split.train, seed)
-        elif isinstance(gene_space, str) and gene_space == "auto": keep = _only_there(space, X, mapping)
+        if named:
+            keep = genes_to_keep("n_genes", n_genes, adata, data, X.where, space)
+        elif n_genes is not None:
+            keep = variable_genes(X, n_genes, split.train, seed)
+        elif isinstance(gene_space, str) and gene_space == "auto":
+            keep = _only_there(space, X, mapping)
         if keep is not None:
             keep = np.union1d(keep, always)
-            space, X = space.subset(keep), X.columns(keep)
-            check_counts(X, adata.obs_names, space.symbols, leave_out=MORE_GENES)     # a cell may have none of the chosen genes
+            space = space.subset(keep)
+            X = X.columns(keep)
+            # a cell may have none of the chosen genes
+            check_counts(X, adata.obs_names, space.symbols, leave_out=MORE_GENES)
         if a.has_pseudo_inputs and a.n_pseudo_inputs > len(split.train):
-            warnings.warn(f"{a.n_pseudo_inputs} pseudo-inputs are more than the {len(split.train)} training cells; "
-                          f"taking {len(split.train)}.", stacklevel=2)
+            warnings.warn(
+                f"{a.n_pseudo_inputs} pseudo-inputs are more than the {len(split.train)} training"
+                f" cells; taking {len(split.train)}.",
+                stacklevel=2,
+            )
             a = dataclasses.replace(a, n_pseudo_inputs=len(split.train))
         self._assemble(a, space, split, seed, layer, X.totals[split.train], use_raw, batch)
         self._own(X, adata, mapping)
         self.network.decoder.start_at(mean_log_rates(X, split.train, seed))
-        if a.has_pseudo_inputs: self._initialise_pseudo_inputs(pseudo_inputs_from)
+        if a.has_pseudo_inputs:
+            self._initialise_pseudo_inputs(pseudo_inputs_from)
 
-    def _assemble(self, architecture, space, split, seed, layer, library, use_raw=False, batch=None):
+    def _assemble(
+        self, architecture, space, split, seed, layer, library, use_raw=False, batch=None
+    ):
         "The part that needs no cells; loading ends here."
-        self.architecture, self.genes, self.split, self.seed = architecture, space, split, seed
-        self.layer, self.use_raw, self.library, self.X, self.mapping = layer, use_raw, library, None, None
+        self.architecture = architecture
+        self.genes = space
+        self.split = split
+        self.seed = seed
+        self.layer = layer
+        self.use_raw = use_raw
+        self.library = library
+        self.X = None
+        self.mapping = None
         self.batch_key, self.batches = (batch["key"], list(batch["names"])) if batch else (None, [])
         self.library_batch = np.asarray(batch["of_library"], int) if batch else None
-        self.network, self._compiled = build_network(architecture, len(space), seed), {}
-        self.history, self.interrupted = pd.DataFrame(index=pd.RangeIndex(1, 1, name="epoch")), False
+        self.network = build_network(architecture, len(space), seed)
+        self._compiled = {}
+        self.history = pd.DataFrame(index=pd.RangeIndex(1, 1, name="epoch"))
+        self.interrupted = False
         self.own_names = genes.OwnNames.by_id(space)
 
     def _own(self, X, adata, mapping):
         "Take these counts as the model's own cells."
-        self.X, self.mapping, X.names = X, mapping, adata.obs_names
+        self.X = X
+        self.mapping = mapping
+        X.names = adata.obs_names
         self.own_names = self._name_genes(X, adata)
 
     def _initialise_pseudo_inputs(self, origin):
-        rng, k = np.random.default_rng(self.seed), self.architecture.n_pseudo_inputs
+        rng = np.random.default_rng(self.seed)
+        k = self.architecture.n_pseudo_inputs
         cells = rng.choice(self.split.train, k, replace=False)
         start = log_normalise(self.X[cells].toarray())
-        if origin == "random": start, self._origin = rng.permuted(np.asarray(start), axis=0), ["random pseudo-inputs"]
+        if origin == "random":
+            start, self._origin = rng.permuted(np.asarray(start), axis=0), ["random pseudo-inputs"]
         self.network.prior.initialise(start, rng)
-        if self.network.pseudo_batch is not None: self.network.pseudo_batch.assign(self._one_hot(self.X.batch[0][cells]))
+        if self.network.pseudo_batch is not None:
+            self.network.pseudo_batch.assign(self._one_hot(self.X.batch[0][cells]))
 
-    _marks = None                           # of the cells that a loaded model was trained on, if they are not here
-    _origin = ()                            # of a model that began otherwise, such as a transferred one: what tells its start
+    # of the cells that a loaded model was trained on, if they are not here
+    _marks = None
+    # of a model that began otherwise, such as a transferred one: what tells its start
+    _origin = ()
 
     def __repr__(self):
-        a, s = self.architecture, self.split
+        a = self.architecture
+        s = self.split
         trained = f"trained for {len(self.history)} epochs" if len(self.history) else "not trained"
         k = f" of {a.n_pseudo_inputs} components" if a.has_pseudo_inputs else ""
         batches = f", {a.n_batches} batches of {self.batch_key!r}" if self.batches else ""
-        return (f"{type(self).__name__}: {a.posterior} posterior, {a.prior} prior{k}, {a.n_latent} latent units, "
-                f"{len(self.genes):,} genes{batches}; {len(s.train):,} training, {len(s.validation):,} validation and "
-                f"{len(s.test):,} test cells; {trained}")
+        return (
+            f"{type(self).__name__}: {a.posterior} posterior, {a.prior} prior{k}, {a.n_latent}"
+            f" latent units, {len(self.genes):,} genes{batches}; {len(s.train):,} training,"
+            f" {len(s.validation):,} validation and {len(s.test):,} test cells; {trained}"
+        )
 
 # %% ../nbs/07_models.ipynb #architecture-settings
 def _architecture(posterior, prior, settings):
@@ -1814,50 +2812,87 @@ def _architecture(posterior, prior, settings):
         shown = inspect.signature(CountAutoencoder).parameters.values()
         names = [p.name for p in shown if p.kind is p.KEYWORD_ONLY]
         hint = _hint(unknown[0], names)
-        raise TypeError(f"{unknown[0]!r} is not a setting of a model{hint}; there are {', '.join(names)}.")
+        raise TypeError(
+            f"{unknown[0]!r} is not a setting of a model{hint}; there are {', '.join(names)}."
+        )
     return Architecture(posterior, prior, **settings)
+
 
 def _name_of_layer(layer):
     "The name of a layer as a str, or None. ValueError for what is no name."
-    if layer is None: return None
+    if layer is None:
+        return None
     if not isinstance(layer, str):
         raise ValueError(f"layer must be the name of one layer, or None for X; not {layer!r}.")
     return str(layer)
 
 # %% ../nbs/07_models.ipynb #presets
 class AE(CountAutoencoder):
-    "Autoencoder with a negative-binomial loss: a point in latent space, no prior. The paper's reference."
-    def __init__(self, adata, **settings): super().__init__(adata, "point", "none", **settings)
+    """Autoencoder with a negative-binomial loss: a point in latent space, no prior.
+
+    The paper's reference.
+    """
+
+    def __init__(self, adata, **settings):
+        super().__init__(adata, "point", "none", **settings)
 
 # %% ../nbs/07_models.ipynb #presets-variational
 class VAE(CountAutoencoder):
     "Variational autoencoder: Gaussian posterior, standard normal prior, KL at full weight."
-    def __init__(self, adata, **settings): super().__init__(adata, "gaussian", "normal", **settings)
+
+    def __init__(self, adata, **settings):
+        super().__init__(adata, "gaussian", "normal", **settings)
+
 
 class IAF(CountAutoencoder):
     "VAE with a flexible posterior: five steps of inverse autoregressive flow."
-    def __init__(self, adata, **settings): super().__init__(adata, "iaf", "normal", **settings)
+
+    def __init__(self, adata, **settings):
+        super().__init__(adata, "iaf", "normal", **settings)
+
 
 class VAMP(CountAutoencoder):
     "VAE with a flexible prior: a mixture of 500 posteriors at learnt pseudo-inputs."
-    def __init__(self, adata, **settings): super().__init__(adata, "gaussian", "vamp", **settings)
+
+    def __init__(self, adata, **settings):
+        super().__init__(adata, "gaussian", "vamp", **settings)
 
 # %% ../nbs/07_models.ipynb #presets-beyond
 class VAMPIAF(CountAutoencoder):
-    "Flexible posterior and flexible prior together: the paper's outlook. The components are the Gaussians before the flow."
-    def __init__(self, adata, **settings): super().__init__(adata, "iaf", "vamp", **settings)
+    """Flexible posterior and flexible prior together: the paper's outlook.
+
+    The components are the Gaussians before the flow.
+    """
+
+    def __init__(self, adata, **settings):
+        super().__init__(adata, "iaf", "vamp", **settings)
+
 
 class HVAMP(CountAutoencoder):
-    "Two latent levels, the upper with a VAMP prior (Tomczak & Welling 2018): 64 + 64 units instead of 128."
-    def __init__(self, adata, **settings): super().__init__(adata, "hierarchical", "hvamp", **settings)
+    """Two latent levels, the upper with a VAMP prior (Tomczak & Welling 2018): 64 + 64 units
+    instead of 128.
+    """
+
+    def __init__(self, adata, **settings):
+        super().__init__(adata, "hierarchical", "hvamp", **settings)
+
 
 PRESETS = {cls.__name__: cls for cls in (AE, VAE, IAF, VAMP, VAMPIAF, HVAMP)}
 
+
 def _show_arguments(cls):
-    "Let help and editors show all arguments of a model's class, Architecture's among them, instead of **settings."
-    own = [p for p in inspect.signature(_init_of_all).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    """Let help and editors show all arguments of a model's class, Architecture's among them,
+    instead of **settings.
+    """
+    own = [
+        p
+        for p in inspect.signature(_init_of_all).parameters.values()
+        if p.kind is not p.VAR_KEYWORD
+    ]
     kind = inspect.Parameter.KEYWORD_ONLY
-    settings = [inspect.Parameter(f.name, kind, default=f.default) for f in dataclasses.fields(Architecture)]
+    settings = [
+        inspect.Parameter(f.name, kind, default=f.default) for f in dataclasses.fields(Architecture)
+    ]
     names = {p.name for p in own} | {"n_batches"}
     shown = [*own, *(p for p in settings if p.name not in names)]
     if cls is not CountAutoencoder:
@@ -1867,5 +2902,7 @@ def _show_arguments(cls):
         cls.__doc__ = f"{cls.__doc__}\n{arguments}"
     cls.__init__.__signature__ = inspect.Signature(shown)
 
+
 _init_of_all = inspect.unwrap(CountAutoencoder.__init__)
-for cls in (*PRESETS.values(), CountAutoencoder): _show_arguments(cls)
+for cls in (*PRESETS.values(), CountAutoencoder):
+    _show_arguments(cls)

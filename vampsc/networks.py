@@ -7,99 +7,157 @@ __all__ = ['TARGET_SUM', 'LIMIT', 'PACE', 'size_factors', 'log_normalise', 'new_
            'Decoder']
 
 # %% ../nbs/03_networks.ipynb #imports
-import numpy as np, keras
+import keras
+import numpy as np
 from keras import layers, ops
+
 from . import devices
 
 # %% ../nbs/03_networks.ipynb #log-normalise
 TARGET_SUM = 1e4
 
+
 def size_factors(counts):
     "Counts per cell in units of 10,000: (cells, genes) -> (cells, 1)."
     return ops.sum(counts, axis=-1, keepdims=True) / TARGET_SUM
 
+
 def log_normalise(counts):
-    "The input layer: `log(1 + 1e4 x / sum(x))`, (cells, genes) -> (cells, genes). A cell without a count gives NaN."
+    """The input layer: `log(1 + 1e4 x / sum(x))`, (cells, genes) -> (cells, genes).
+
+    A cell without a count gives NaN.
+    """
     return ops.log1p(counts / size_factors(counts))
 
 # %% ../nbs/03_networks.ipynb #seeds
 def new_seeds(seed):
     "An endless stream of integer seeds that depends on `seed` only."
     rng = np.random.default_rng(seed)
-    while True: yield int(rng.integers(2**31))
+    while True:
+        yield int(rng.integers(2**31))
 
 # %% ../nbs/03_networks.ipynb #hidden-layers
 def hidden_layers(sizes, seeds, dropout=0.2, l1=5e-4, l2=5e-4, name="hidden"):
-    """Dense(tanh), batch normalisation, dropout for each of `sizes`: (cells, any) -> (cells, sizes[-1]).
+    """Dense(tanh), batch normalisation, dropout for each of `sizes`: (cells, any) -> (cells,
+    sizes[-1]).
 
-    With no sizes, the identity. seeds: from `new_seeds`; two are taken for each layer. l1, l2: penalties on the kernels, which
-    are in `.losses`, one entry a layer.
+    With no sizes, the identity. seeds: from `new_seeds`; two are taken for each layer. l1, l2:
+    penalties on the kernels, which are in `.losses`, one entry a layer.
     """
     stack = []
     for i, units in enumerate(sizes):
-        stack += [layers.Dense(units, "tanh", kernel_initializer=keras.initializers.GlorotUniform(next(seeds)),
-                               kernel_regularizer=keras.regularizers.L1L2(l1, l2), name=f"dense_{i}"),
-                  layers.BatchNormalization(synchronized=devices.replicas() > 1, name=f"norm_{i}"),
-                  layers.Dropout(dropout, seed=next(seeds), name=f"dropout_{i}")]
+        stack += [
+            layers.Dense(
+                units,
+                "tanh",
+                kernel_initializer=keras.initializers.GlorotUniform(next(seeds)),
+                kernel_regularizer=keras.regularizers.L1L2(l1, l2),
+                name=f"dense_{i}",
+            ),
+            layers.BatchNormalization(synchronized=devices.replicas() > 1, name=f"norm_{i}"),
+            layers.Dropout(dropout, seed=next(seeds), name=f"dropout_{i}"),
+        ]
     return keras.Sequential(stack or [layers.Identity()], name=name)
 
 # %% ../nbs/03_networks.ipynb #linear-head
 def head(units, seeds, name, bias=0.0):
-    "A linear output, (cells, any) -> (cells, units): no activation, no penalty, no normalisation. All biases begin at `bias`."
-    return layers.Dense(units, kernel_initializer=keras.initializers.GlorotUniform(next(seeds)),
-                        bias_initializer=keras.initializers.Constant(bias), name=name)
+    """A linear output, (cells, any) -> (cells, units): no activation, no penalty, no normalisation.
+
+    All biases begin at `bias`.
+    """
+    return layers.Dense(
+        units,
+        kernel_initializer=keras.initializers.GlorotUniform(next(seeds)),
+        bias_initializer=keras.initializers.Constant(bias),
+        name=name,
+    )
 
 # %% ../nbs/03_networks.ipynb #soft-bound
 LIMIT = 20.0
+
 
 def soft_bound(a, limit=LIMIT):
     "Smooth and increasing, about `a` near 0, between -limit and limit; any shape, elementwise."
     return a * ops.rsqrt(1.0 + ops.square(a / limit))
 
 # %% ../nbs/03_networks.ipynb #decoder
-PACE = 10.0                      # an offset of a batch is PACE times its weight, so that it learns so many times as fast
+# an offset of a batch is PACE times its weight, so that it learns so many times as fast
+PACE = 10.0
+
 
 class Decoder(layers.Layer):
-    """From latent vectors to the log-parameters of the counts: (cells, latent) -> two (cells, genes).
+    """From latent vectors to the log-parameters of the counts: (cells, latent) -> two (cells,
+    genes).
 
     hidden: widths of the hidden layers; empty for a linear decoder.
-    dispersion: "gene-cell" (a head of its own, the paper's) or "gene" (one trained number per gene).
-    n_batches: 0, or how many batches (donors, laboratories) the cells are of; the decoder is then told each cell's, one-hot
-    (cells, n_batches), beside its z and as an offset for each gene.
+    dispersion: "gene-cell" (a head of its own, the paper's) or "gene" (one trained number per
+    gene). n_batches: 0, or how many batches (donors, laboratories) the cells are of; the decoder is
+    then told each cell's, one-hot (cells, n_batches), beside its z and as an offset for each gene.
     Raises ValueError for another dispersion.
     """
-    def __init__(self, n_genes, seeds, hidden=(256, 512), dispersion="gene-cell", dropout=0.2, l1=5e-4, l2=5e-4, n_batches=0,
-                 name="decoder"):
-        super().__init__(name=name, dtype="float32")             # what it is told and gives, whatever its layers compute in
+
+    def __init__(
+        self,
+        n_genes,
+        seeds,
+        hidden=(256, 512),
+        dispersion="gene-cell",
+        dropout=0.2,
+        l1=5e-4,
+        l2=5e-4,
+        n_batches=0,
+        name="decoder",
+    ):
+        # what it is told and gives, whatever its layers compute in
+        super().__init__(name=name, dtype="float32")
         if dispersion not in ("gene-cell", "gene"):
             raise ValueError(f"dispersion={dispersion!r} is not known; take 'gene-cell' or 'gene'.")
         self.body = hidden_layers(hidden, seeds, dropout, l1, l2)
         self.log_rate = head(n_genes, seeds, "log_rate")
-        if dispersion == "gene-cell": self.log_dispersion = head(n_genes, seeds, "log_dispersion")
-        else: self.log_dispersion = None; self.gene_dispersion = self.add_weight((n_genes,), "zeros", name="log_theta")
+        if dispersion == "gene-cell":
+            self.log_dispersion = head(n_genes, seeds, "log_dispersion")
+        else:
+            self.log_dispersion = None
+            self.gene_dispersion = self.add_weight((n_genes,), "zeros", name="log_theta")
         offsets = ("log_rate_of_batch", "log_dispersion_of_batch") if n_batches else ()
         self.n_batches = n_batches
-        self.offsets = [self.add_weight((n_batches, n_genes), "zeros", name=name) for name in offsets]
+        self.offsets = [
+            self.add_weight((n_batches, n_genes), "zeros", name=name) for name in offsets
+        ]
 
     def build(self, shape):
         seen = (shape[0], shape[1] + self.n_batches)
         self.body.build(seen)
         top = self.body.compute_output_shape(seen)
-        for h in filter(None, (self.log_rate, self.log_dispersion)): h.build(top)
+        for h in filter(None, (self.log_rate, self.log_dispersion)):
+            h.build(top)
 
     def start_at(self, log_rates):
-        "Begin at these log-rates (genes,), whatever z: the head's bias, so that it is they after the bound."
+        """Begin at these log-rates (genes,), whatever z: the head's bias, so that it is they after
+        the bound.
+        """
         inside = np.clip(log_rates, -0.9 * LIMIT, 0.9 * LIMIT)
         self.log_rate.bias.assign(inside / np.sqrt(1 - np.square(inside / LIMIT)))
 
     def heads(self, z, training=False, batch=None):
-        "z (cells, latent) -> log-rates (cells, genes) and log-dispersions, (cells, genes) or (genes,), before the bound."
-        h = self.body(z if batch is None else ops.concatenate([z, batch], axis=-1), training=training)
+        """z (cells, latent) -> log-rates (cells, genes) and log-dispersions, (cells, genes) or
+        (genes,), before the bound.
+        """
+        h = self.body(
+            z if batch is None else ops.concatenate([z, batch], axis=-1), training=training
+        )
         b = self.gene_dispersion if self.log_dispersion is None else self.log_dispersion(h)
-        a, b = ops.cast(self.log_rate(h), "float32"), ops.cast(b, "float32")
-        return (a, b) if batch is None else tuple(v + PACE * (batch @ offset) for v, offset in zip((a, b), self.offsets))
+        a = ops.cast(self.log_rate(h), "float32")
+        b = ops.cast(b, "float32")
+        return (
+            (a, b)
+            if batch is None
+            else tuple(v + PACE * (batch @ offset) for v, offset in zip((a, b), self.offsets))
+        )
 
     def call(self, z, log_size, training=False, batch=None):
-        "z (cells, latent), log s (cells, 1) -> log mu (cells, genes) and log theta, (cells, genes) or (genes,), in natural logarithms."
+        """z (cells, latent), log s (cells, 1) -> log mu (cells, genes) and log theta, (cells,
+        genes) or (genes,), in natural logarithms.
+        """
         a, b = self.heads(z, training, batch)
         return soft_bound(a) + log_size, soft_bound(b)

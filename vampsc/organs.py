@@ -8,60 +8,142 @@ __all__ = ['STUDY', 'SOURCE', 'FILE', 'WANTED', 'ACCESS', 'SETTINGS', 'PATTERNS'
            'describe', 'labels', 'label_key']
 
 # %% ../nbs/11_organs.ipynb #imports
-import difflib, hashlib, inspect, json, os, re, reprlib, tomllib, warnings
+import difflib
+import hashlib
+import inspect
+import json
+import os
+import re
+import reprlib
+import tomllib
+import warnings
 from importlib import resources
 from pathlib import Path
-import anndata, h5py, numpy as np, pandas as pd
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
 from anndata.experimental import read_dispatched
 from anndata.io import read_elem, sparse_dataset
 from scipy import sparse
+
 from . import downloads, genes
 from .downloads import DownloadError, in_words, path_in
 from .files import whole
-from .genes import (DamagedError, GeneSpaceError, check_matrix, layer_names, listed, matrix_of, missing_labels, native,
-                          pointers_of, sparse_of)
+from vampsc.genes import (
+    DamagedError,
+    GeneSpaceError,
+    check_matrix,
+    layer_names,
+    listed,
+    matrix_of,
+    missing_labels,
+    pointers_of,
+    sparse_of,
+)
 from .readers import GROUPS, READERS
 
 # %% ../nbs/11_organs.ipynb #registry
 class OrganError(ValueError):
     "Data that cannot be found or read, or labels that they do not have."
 
-STUDY = {"name": str, "organ": str, "source": list, "title": str, "reference": str, "doi": str, "tissue": str, "assay": str, "cells": int,
-         "cells_from": str, "labels": int, "licence": str, "in_paper": (int, float), "gene_space": str}
-SOURCE = {"name": str, "reader": str, "access": str, "note": str, "settings": dict, "files": dict, "cellxgene": dict, "cell_type": str,
-          "donor": str, "unlabelled": list, "drop": list, "rename": dict}
+
+STUDY = {
+    "name": str,
+    "organ": str,
+    "source": list,
+    "title": str,
+    "reference": str,
+    "doi": str,
+    "tissue": str,
+    "assay": str,
+    "cells": int,
+    "cells_from": str,
+    "labels": int,
+    "licence": str,
+    "in_paper": (int, float),
+    "gene_space": str,
+}
+SOURCE = {
+    "name": str,
+    "reader": str,
+    "access": str,
+    "note": str,
+    "settings": dict,
+    "files": dict,
+    "cellxgene": dict,
+    "cell_type": str,
+    "donor": str,
+    "unlabelled": list,
+    "drop": list,
+    "rename": dict,
+}
 
 FILE = {"name": str, "urls": list, "sha256": str}
 WANTED = {"collection": str, "datasets": list, "tissue": str}
 ACCESS = ("open", "authors", "login", "retired", "local")
-SETTINGS = {"labels_index": (int, str), "min_counts": int, "first": int, "last": int, "block": int, "where": dict, "labelled_only": bool,
-            "rounded": bool, "normalised": bool}                                 # of a reader; all others are text
-PATTERNS = ("gene", "cell", "title", "labels_key")                               # settings that are regular expressions
+SETTINGS = {
+    "labels_index": (int, str),
+    "min_counts": int,
+    "first": int,
+    "last": int,
+    "block": int,
+    "where": dict,
+    "labelled_only": bool,
+    # of a reader; all others are text
+    "rounded": bool,
+    "normalised": bool,
+}
+# settings that are regular expressions
+PATTERNS = ("gene", "cell", "title", "labels_key")
 # in a study's folder, besides its files
 OURS = re.compile(r"checksums\.json|cellxgene-.*\.json|cells-.*\.h5ad|.*\.part(\.version)?")
-NEEDS = {"h5ad": (), "tables": (), "rpkm_and_counts": ("counts", "labels"), "cell_files_tar": ("counts", "labels"), "kinchen": ("counts", *GROUPS)}
+NEEDS = {
+    "h5ad": (),
+    "tables": (),
+    "rpkm_and_counts": ("counts", "labels"),
+    "cell_files_tar": ("counts", "labels"),
+    "kinchen": ("counts", *GROUPS),
+}
 
-def _is(value, kind): return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
-def _said(value): return in_words(reprlib.repr(value))
+def _is(value, kind):
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _said(value):
+    return in_words(reprlib.repr(value))
+
 
 def _known(name, names, where, what="field"):
     "OrganError where the name is none of these, with the closest one."
-    if name in names: return
+    if name in names:
+        return
     close = difflib.get_close_matches(name, names, 1)
     guess = f", did you mean {close[0]}?" if close else ""
-    raise OrganError(f"{where}: no {what} is called '{in_words(name)}'{guess}; there are {', '.join(names)}")
+    raise OrganError(
+        f"{where}: no {what} is called '{in_words(name)}'{guess}; there are {', '.join(names)}"
+    )
+
 
 def _check(entry, known, needed, where):
     "OrganError names the field that is not known, of another kind, or missing."
     if not isinstance(entry, dict):
-        raise OrganError(f"{where}: {_said(entry)} is no table of fields; there are {', '.join(known)}")
+        raise OrganError(
+            f"{where}: {_said(entry)} is no table of fields; there are {', '.join(known)}"
+        )
     for field, value in entry.items():
         _known(field, known, where)
         if not _is(value, known[field]):
-            raise OrganError(f"{where}: {field} = {_said(value)} is of another kind: {getattr(known[field], '__name__', 'number')}")
+            raise OrganError(
+                f"{where}: {field} = {_said(value)} is of another kind:"
+                f" {getattr(known[field], '__name__', 'number')}"
+            )
     for field in needed:
-        if not entry.get(field): raise OrganError(f"{where}: the field '{field}' is missing")
+        if not entry.get(field):
+            raise OrganError(f"{where}: the field '{field}' is missing")
+
 
 def _check_texts(entry, fields, where):
     "OrganError where a list of text, or a table of text, holds something else."
@@ -69,13 +151,22 @@ def _check_texts(entry, fields, where):
         values = entry.get(field, [])
         for value in values.values() if isinstance(values, dict) else values:
             if not isinstance(value, str):
-                raise OrganError(f"{where}: {field} holds {_said(value)}, where text is due; write it in quotes")
+                raise OrganError(
+                    f"{where}: {field} holds {_said(value)}, where text is due; write it in quotes"
+                )
+
 
 def _check_name(name, where):
     "OrganError where there can be no folder of that name in the cache."
-    try: path_in("", name)
-    except ValueError as error: raise OrganError(f"{where}: {error}") from None
-    if "+" in name: raise OrganError(f"{where}: name = {_said(name)}: + joins the names of studies; take another sign")
+    try:
+        path_in("", name)
+    except ValueError as error:
+        raise OrganError(f"{where}: {error}") from None
+    if "+" in name:
+        raise OrganError(
+            f"{where}: name = {_said(name)}: + joins the names of studies; take another sign"
+        )
+
 
 def _check_file(file, where):
     if not (isinstance(file, dict) and file.get("name")):
@@ -84,117 +175,190 @@ def _check_file(file, where):
     _check_texts(file, ["urls"], where)
     for url in file.get("urls", []):
         if not re.match(r"https?://[^/]", url):
-            raise OrganError(f"{where}: urls: '{in_words(url)}' does not begin with https:// or http://")
+            raise OrganError(
+                f"{where}: urls: '{in_words(url)}' does not begin with https:// or http://"
+            )
     if not re.fullmatch("[0-9a-f]{64}", file.get("sha256", "0" * 64)):
-        raise OrganError(f"{where}: sha256 = {_said(file['sha256'])} must be 64 digits, 0 to 9 and a to f")
-    try: path_in("", file["name"]) if file.get("urls") else Path(file["name"]).expanduser()
-    except (ValueError, RuntimeError) as error: raise OrganError(f"{where}: {error}") from None
+        raise OrganError(
+            f"{where}: sha256 = {_said(file['sha256'])} must be 64 digits, 0 to 9 and a to f"
+        )
+    try:
+        path_in("", file["name"]) if file.get("urls") else Path(file["name"]).expanduser()
+    except (ValueError, RuntimeError) as error:
+        raise OrganError(f"{where}: {error}") from None
     if file.get("urls") and OURS.fullmatch(file["name"]):
         raise OrganError(f"{where}: name = {_said(file['name'])} is kept for the cache's own files")
-    if "\0" in file["name"]: raise OrganError(f"{where}: name = {_said(file['name'])} has a NUL in it")
+    if "\0" in file["name"]:
+        raise OrganError(f"{where}: name = {_said(file['name'])} has a NUL in it")
+
 
 def _check_source(source, where, own=True):
     _check(source, SOURCE, ("reader",), where)
     _check_texts(source, ("unlabelled", "drop", "rename"), where)
     _known(source["reader"], READERS, where, "reader")
     _known(source.get("access", "open"), ACCESS if own else ("embedded", *ACCESS), where, "access")
-    if bool(source.get("files")) == bool(source.get("cellxgene")): raise OrganError(f"{where}: it needs files, or a collection of cellxgene")
-    for role, file in source.get("files", {}).items(): _check_file(file, f"{where}: files.{in_words(role)}")
-    if "files" in source: _check(source["files"], dict.fromkeys(source["files"], dict), NEEDS.get(source["reader"], ("counts",)), f"{where}: files")
-    if "cellxgene" in source: _check_wanted(source["cellxgene"], f"{where}: cellxgene")
+    if bool(source.get("files")) == bool(source.get("cellxgene")):
+        raise OrganError(f"{where}: it needs files, or a collection of cellxgene")
+    for role, file in source.get("files", {}).items():
+        _check_file(file, f"{where}: files.{in_words(role)}")
+    if "files" in source:
+        _check(
+            source["files"],
+            dict.fromkeys(source["files"], dict),
+            NEEDS.get(source["reader"], ("counts",)),
+            f"{where}: files",
+        )
+    if "cellxgene" in source:
+        _check_wanted(source["cellxgene"], f"{where}: cellxgene")
     _check_settings(source, where)
+
 
 def _check_wanted(wanted, where):
     _check(wanted, WANTED, ("collection",), where)
     _check_texts(wanted, ["datasets"], where)
     _check_name(wanted["collection"], f"{where}: collection")
 
+
 def _check_settings(source, where):
     "OrganError where the reader has no such setting, or takes another kind."
-    reader, settings = source["reader"], source.get("settings", {})
-    takes = list(inspect.signature(READERS["table" if reader == "tables" else reader]).parameters)[1:]
-    for name, value in settings.items():
+    reader = source["reader"]
+    settings = source.get("settings", {})
+    function = READERS["table" if reader == "tables" else reader]
+    takes = list(inspect.signature(function).parameters)[1:]
+    for name in settings:
         if name not in takes:
-            raise OrganError(f"{where}: reader {reader} has no setting '{in_words(name)}'; it has {', '.join(takes) or 'none'}")
+            raise OrganError(
+                f"{where}: reader {reader} has no setting '{in_words(name)}'; it has"
+                f" {', '.join(takes) or 'none'}"
+            )
     _check(settings, {name: SETTINGS.get(name, str) for name in takes}, (), f"{where}: settings")
     _check_texts(settings, ["where"] if "where" in settings else [], f"{where}: settings")
     for name in PATTERNS:
-        try: re.compile(settings.get(name, ""))
+        try:
+            re.compile(settings.get(name, ""))
         except re.error as error:
-            raise OrganError(f"{where}: settings.{name} = {_said(settings[name])} is no regular expression: "
-                             f"{error}") from None
+            raise OrganError(
+                f"{where}: settings.{name} = {_said(settings[name])} is no regular expression: "
+                f"{error}"
+            ) from None
+
 
 def _check_study(study, where, own=True):
     _check(study, STUDY, ("name", "organ", "source"), where)
     _check_name(study["name"], where)
     if study.get("gene_space", "none") != "none":
-        raise OrganError(f"{where}: gene_space = {_said(study['gene_space'])} must be 'none', or left out")
+        raise OrganError(
+            f"{where}: gene_space = {_said(study['gene_space'])} must be 'none', or left out"
+        )
     for field in ("cells", "labels"):
-        if study.get(field, 0) < 0: raise OrganError(f"{where}: {field} = {study[field]} is less than 0")
+        if study.get(field, 0) < 0:
+            raise OrganError(f"{where}: {field} = {study[field]} is less than 0")
     if not 0 <= study.get("in_paper", 0) <= 1:
         raise OrganError(f"{where}: in_paper = {study['in_paper']} must be from 0 to 1")
     for number, source in enumerate(study["source"], 1):
-        name = source.get("name", number if len(study["source"]) > 1 else "") if isinstance(source, dict) else number
+        name = (
+            source.get("name", number if len(study["source"]) > 1 else "")
+            if isinstance(source, dict)
+            else number
+        )
         _check_source(source, f"{where}, source {in_words(name)}".removesuffix(", source "), own)
 
 # %% ../nbs/11_organs.ipynb #read-registry
 def _entries(path):
     "The studies in a file of the registry, checked: {name: entry}."
-    try: found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError: raise OrganError(f"no file '{path}', which VAMPSC_ORGANS names") from None
-    except OSError as error: raise OrganError(f"registry {path} cannot be read: {error.strerror}") from None
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise OrganError(f"no file '{path}', which VAMPSC_ORGANS names") from None
+    except OSError as error:
+        raise OrganError(f"registry {path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise OrganError(f"registry {path.name} cannot be read: {in_words(error)}; it must be TOML with a "
-                         f"[[study]] for each") from None
+        raise OrganError(
+            f"registry {path.name} cannot be read: {in_words(error)}; it must be TOML with a "
+            "[[study]] for each"
+        ) from None
     for other in found.keys() - {"study"}:
-        raise OrganError(f"{path.name}: '{in_words(other)}' = {_said(found[other])} is outside of a study; "
-                         f"begin each with [[study]]")
+        raise OrganError(
+            f"{path.name}: '{in_words(other)}' = {_said(found[other])} is outside of a study; "
+            "begin each with [[study]]"
+        )
     studies = found.get("study", [])
     if not isinstance(studies, list):
-        raise OrganError(f"{path.name}: study = {_said(studies)} must be a list of tables; begin each with [[study]]")
+        raise OrganError(
+            f"{path.name}: study = {_said(studies)} must be a list of tables; begin each with"
+            " [[study]]"
+        )
     for number, study in enumerate(studies, 1):
         name = study.get("name", number) if isinstance(study, dict) else number
-        _check_study(study, f"{path.name}, study {in_words(name)}", own=path.name != "embedded.toml")
+        _check_study(
+            study, f"{path.name}, study {in_words(name)}", own=path.name != "embedded.toml"
+        )
     names = [study["name"] for study in studies]
     for name in names:
         if names.count(name) > 1:
-            raise OrganError(f"{path.name}, study {name}: the name stands for {names.count(name)} studies; give "
-                             f"each its own")
+            raise OrganError(
+                f"{path.name}, study {name}: the name stands for {names.count(name)} studies; give "
+                "each its own"
+            )
     return {study["name"]: {**study, "folder": path.parent} for study in studies}
+
 
 def registry():
     """All known studies.
 
     Returns
     -------
-    {name: entry} : each a dict; those of the package, then those of the files in the environment variable VAMPSC_ORGANS (several with `:`
-        between them, under Windows `;`), whose entries replace others of their name. The fields are explained in organs.toml.
+    {name: entry} : each a dict; those of the package, then those of the files in the environment
+    variable VAMPSC_ORGANS (several with `:`
+        between them, under Windows `;`), whose entries replace others of their name. The fields are
+        explained in organs.toml.
 
     Raises
     ------
-    OrganError : a file is not there, is no TOML, or has a field that is not known, of another kind, or missing; it is named.
+    OrganError : a file is not there, is no TOML, or has a field that is not known, of another kind,
+        or missing; it is named.
     """
-    data, own = resources.files("vampsc") / "data", filter(None, os.environ.get("VAMPSC_ORGANS", "").split(os.pathsep))
+    data = resources.files("vampsc") / "data"
+    own = filter(None, os.environ.get("VAMPSC_ORGANS", "").split(os.pathsep))
     found = {}
-    for path in (data / "embedded.toml", data / "organs.toml", *(Path(p).expanduser() for p in own)): found.update(_entries(path))
+    for path in (
+        data / "embedded.toml",
+        data / "organs.toml",
+        *(Path(p).expanduser() for p in own),
+    ):
+        found.update(_entries(path))
     return found
+
 
 def table():
     """The registry as a table.
 
     Returns
     -------
-    pandas.DataFrame : organ, study, cells (0: unknown), labels (number of cell types, 0: none), access (of each source), licence,
-        in_paper (our guess, 0 to 1, that the paper used it), here (can be loaded without network), reference.
+    pandas.DataFrame : organ, study, cells (0: unknown), labels (number of cell types, 0: none),
+        access (of each source), licence, in_paper (our guess, 0 to 1, that the paper used it), here
+        (can be loaded without network), reference.
     """
-    rows = [{"organ": e["organ"], "study": name, "cells": e.get("cells", 0), "labels": e.get("labels", 0),
-             "access": ", ".join(dict.fromkeys(s.get("access", "open") for s in e["source"])), "licence": e.get("licence", "unknown"),
-             "in_paper": float(e.get("in_paper", 0)), "here": _first_here(e) is not None, "reference": e.get("reference", "")}
-            for name, e in registry().items()]
+    rows = [
+        {
+            "organ": e["organ"],
+            "study": name,
+            "cells": e.get("cells", 0),
+            "labels": e.get("labels", 0),
+            "access": ", ".join(dict.fromkeys(s.get("access", "open") for s in e["source"])),
+            "licence": e.get("licence", "unknown"),
+            "in_paper": float(e.get("in_paper", 0)),
+            "here": _first_here(e) is not None,
+            "reference": e.get("reference", ""),
+        }
+        for name, e in registry().items()
+    ]
     return pd.DataFrame(rows)
 
 # %% ../nbs/11_organs.ipynb #studies-of
-def _accesses(entry): return {source.get("access", "open") for source in entry["source"]}
+def _accesses(entry):
+    return {source.get("access", "open") for source in entry["source"]}
+
 
 def _sets(entries):
     "{'paper' | 'all' | '': names} of an organ's studies."
@@ -203,13 +367,14 @@ def _sets(entries):
     embedded = [n for n, e in entries.items() if "embedded" in _accesses(e)]
     return {"paper": paper, "all": usual or list(entries), "": embedded or paper or list(entries)}
 
+
 def studies_of(name):
     """The studies that a name stands for.
 
     Parameters
     ----------
-    name : an organ ("liver": the usual choice; "liver:paper": what the paper probably used; "liver:all": all that are known), a
-        study, or several of these joined by +.
+    name : an organ ("liver": the usual choice; "liver:paper": what the paper probably used;
+        "liver:all": all that are known), a study, or several of these joined by +.
 
     Returns
     -------
@@ -219,114 +384,212 @@ def studies_of(name):
     ------
     OrganError : nothing is called so; the message has the closest name that there is.
     """
-    known, found = registry(), []
+    known = registry()
+    found = []
     for part in str(name).split("+"):
         organ, _, which = part.strip().partition(":")
         of_organ = {n: e for n, e in known.items() if e["organ"].lower() == organ.lower()}
-        if part.strip() in known: found.append(part.strip())
-        elif which not in ("", "paper", "all"): raise OrganError(f"'{part}': after the organ comes paper or all, not '{which}'")
-        elif of_organ and _sets(of_organ)[which]: found += _sets(of_organ)[which]
-        else: raise OrganError(_unknown(part.strip(), known))
+        if part.strip() in known:
+            found.append(part.strip())
+        elif which not in ("", "paper", "all"):
+            raise OrganError(f"'{part}': after the organ comes paper or all, not '{which}'")
+        elif of_organ and _sets(of_organ)[which]:
+            found += _sets(of_organ)[which]
+        else:
+            raise OrganError(_unknown(part.strip(), known))
     return list(dict.fromkeys(found))
+
 
 def _unknown(name, known):
     organs = dict.fromkeys(e["organ"] for e in known.values())
     close = difflib.get_close_matches(name, [*organs, *known], 1)
-    return (f"unknown organ or study '{name}'{f' (did you mean {close[0]}?)' if close else ''}: organs are {', '.join(organs)}; "
-            "`vampsc organs list` shows all; the path of an .h5ad file works too")
+    return (
+        f"unknown organ or study '{name}'{f' (did you mean {close[0]}?)' if close else ''}: organs"
+        f" are {', '.join(organs)}; `vampsc organs list` shows all; the path of an .h5ad file"
+        " works too"
+    )
 
 # %% ../nbs/11_organs.ipynb #places
-HOW = {"authors": "comes from the study's authors on request", "login": "can be had after a login", "retired": "was on a server that is retired",
-       "local": "is not here"}
+HOW = {
+    "authors": "comes from the study's authors on request",
+    "login": "can be had after a login",
+    "retired": "was on a server that is retired",
+    "local": "is not here",
+}
+
 
 def _folder(study):
-    try: return path_in(downloads.cache_folder("studies"), study["name"])
-    except ValueError as error: raise OrganError(str(error)) from None
+    try:
+        return path_in(downloads.cache_folder("studies"), study["name"])
+    except ValueError as error:
+        raise OrganError(str(error)) from None
+
 
 def _in_cache(study, name, where):
-    "Where a file of a study is kept. DownloadError where the name leads elsewhere, or is that of a file of ours."
-    try: path = path_in(_folder(study), name)
-    except ValueError as error: raise DownloadError(f"{where}: {error}") from None
-    if OURS.fullmatch(name): raise DownloadError(f"{where}: the name {_said(name)} is kept for the cache's own files")
+    """Where a file of a study is kept.
+
+    DownloadError where the name leads elsewhere, or is that of a file of ours.
+    """
+    try:
+        path = path_in(_folder(study), name)
+    except ValueError as error:
+        raise DownloadError(f"{where}: {error}") from None
+    if OURS.fullmatch(name):
+        raise DownloadError(f"{where}: the name {_said(name)} is kept for the cache's own files")
     return path
 
+
 def _here(study, name):
-    "The path of a file that is here, or None: in the folders of VAMPSC_DATA, beside the registry's file, in the cache."
+    """The path of a file that is here, or None: in the folders of VAMPSC_DATA, beside the
+    registry's file, in the cache.
+    """
     own = [Path(p).expanduser() for p in os.environ.get("VAMPSC_DATA", "").split(os.pathsep) if p]
-    return next((p for p in (folder / Path(name).expanduser() for folder in (*own, study["folder"], _folder(study))) if p.is_file()), None)
+    return next(
+        (
+            p
+            for p in (
+                folder / Path(name).expanduser()
+                for folder in (*own, study["folder"], _folder(study))
+            )
+            if p.is_file()
+        ),
+        None,
+    )
 
 # %% ../nbs/11_organs.ipynb #cellxgene
 CELLXGENE = "https://api.cellxgene.cziscience.com/curation/v1/collections/{}"
 
+
 def _of_cellxgene(study, wanted, ask=True):
-    "{role: file} of a collection's datasets: as noted when they were fetched, else as its interface says now; None if not asked."
+    """{role: file} of a collection's datasets: as noted when they were fetched, else as its
+    interface says now; None if not asked.
+    """
     note = path_in(_folder(study), f"cellxgene-{wanted['collection']}.json")
-    if note.exists(): return _noted(study, note, ask)
-    if not ask: return None
+    if note.exists():
+        return _noted(study, note, ask)
+    if not ask:
+        return None
     files = _named(study, wanted, downloads.fetch_json(CELLXGENE.format(wanted["collection"])))
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
-        with whole(note) as new: new.write_text(json.dumps(files, indent=1))
+        with whole(note) as new:
+            new.write_text(json.dumps(files, indent=1))
     except OSError as error:
-        raise DownloadError(error.errno, f"{note} cannot be written: {error.strerror}; the environment variable VAMPSC_CACHE names another "
-                            "folder") from None
+        raise DownloadError(
+            error.errno,
+            f"{note} cannot be written: {error.strerror}; the environment variable VAMPSC_CACHE"
+            " names another folder",
+        ) from None
     return files
+
 
 def _noted(study, note, ask):
     "The files in a note of ours. DownloadError where it is damaged; None if nobody is to be asked."
     try:
         files = json.loads(note.read_text(encoding="utf-8"))
-        for role, file in files.items(): _check_file(file, f"{note}: {in_words(role)}")
-        if files: return files
-    except (AttributeError, ValueError, OSError, RecursionError): pass
-    if ask: raise DownloadError(f"{note} is damaged; delete it, and it is fetched from CELLxGENE again")
+        for role, file in files.items():
+            _check_file(file, f"{note}: {in_words(role)}")
+        if files:
+            return files
+    except (AttributeError, ValueError, OSError, RecursionError):
+        pass
+    if ask:
+        raise DownloadError(f"{note} is damaged; delete it, and it is fetched from CELLxGENE again")
+
 
 def _named(study, wanted, answer):
     "{role: file} of the datasets that are wanted, out of what CELLxGENE answered."
     collection = f"CELLxGENE's collection {wanted['collection']}"
-    try: found, urls = _datasets(answer, wanted)
+    try:
+        found, urls = _datasets(answer, wanted)
     except (AttributeError, KeyError, TypeError) as error:
-        raise DownloadError(f"{collection}: the answer is of another form than known ({type(error).__name__}: "
-                            f"{_said(str(error))})") from None
-    if not urls: raise DownloadError(f"{collection} has {found} datasets and none that is looked for")
+        raise DownloadError(
+            f"{collection}: the answer is of another form than known ({type(error).__name__}: "
+            f"{_said(str(error))})"
+        ) from None
+    if not urls:
+        raise DownloadError(f"{collection} has {found} datasets and none that is looked for")
     files = {}
     for role, url in urls.items():
         where = f"{collection}, dataset {in_words(role)}"
         if not re.match("https?://[^/]", str(url)):
             raise DownloadError(f"{where}: {_said(url)} is no address of a file")
-        name = re.split("[?#]", url)[0].split("/", 3)[3:]                        # without the server
-        files[role] = {"name": _in_cache(study, name[0].rsplit("/", 1)[-1] if name else "", where).name, "urls": [url]}
+        # without the server
+        name = re.split("[?#]", url)[0].split("/", 3)[3:]
+        files[role] = {
+            "name": _in_cache(study, name[0].rsplit("/", 1)[-1] if name else "", where).name,
+            "urls": [url],
+        }
         if [f["name"] for f in files.values()].count(files[role]["name"]) > 1:
-            raise DownloadError(f"{where}: its file {files[role]['name']} has the name of another dataset's")
+            raise DownloadError(
+                f"{where}: its file {files[role]['name']} has the name of another dataset's"
+            )
     return files
+
 
 def _datasets(answer, wanted):
     "How many datasets an answer has, and {dataset: address of its .h5ad} of those that are wanted."
-    found, tissue = answer.get("datasets", []), wanted.get("tissue", "").lower()
-    mine = [d for d in found if d["dataset_id"] in wanted["datasets"]] if wanted.get("datasets") else [
-        d for d in found if tissue in " ".join(t["label"] for t in d.get("tissue", [])).lower()]
-    return len(found), {d["dataset_id"]: a["url"] for d in mine for a in d["assets"] if a["filetype"] == "H5AD"}
+    found = answer.get("datasets", [])
+    tissue = wanted.get("tissue", "").lower()
+    mine = (
+        [d for d in found if d["dataset_id"] in wanted["datasets"]]
+        if wanted.get("datasets")
+        else [
+            d for d in found if tissue in " ".join(t["label"] for t in d.get("tissue", [])).lower()
+        ]
+    )
+    return len(found), {
+        d["dataset_id"]: a["url"] for d in mine for a in d["assets"] if a["filetype"] == "H5AD"
+    }
 
 # %% ../nbs/11_organs.ipynb #obtain
 def _files_of(study, source, ask=True):
-    return _of_cellxgene(study, source["cellxgene"], ask) if "cellxgene" in source else source["files"]
+    return (
+        _of_cellxgene(study, source["cellxgene"], ask) if "cellxgene" in source else source["files"]
+    )
+
 
 def _first_here(study):
     "(source, {role: path}) of the first source whose files are all here, or None."
     for source in study["source"]:
-        if source.get("access") == "embedded": return source, {"counts": resources.files("vampsc") / "data" / source["files"]["counts"]["name"]}
-        paths = {role: _here(study, file["name"]) for role, file in (_files_of(study, source, ask=False) or {}).items()}
-        if paths and all(paths.values()): return source, paths
+        if source.get("access") == "embedded":
+            return source, {
+                "counts": resources.files("vampsc") / "data" / source["files"]["counts"]["name"]
+            }
+        paths = {
+            role: _here(study, file["name"])
+            for role, file in (_files_of(study, source, ask=False) or {}).items()
+        }
+        if paths and all(paths.values()):
+            return source, paths
+
 
 def _fetched(study, source, progress):
-    "{role: path} of a source's files, fetched where they are not here. DownloadError says what to do where that cannot be."
+    """{role: path} of a source's files, fetched where they are not here.
+
+    DownloadError says what to do where that cannot be.
+    """
     files = _files_of(study, source)
-    for file in files.values():                                   # nothing is fetched if something is missing that only people can give
+    # nothing is fetched if something is missing that only people can give
+    for file in files.values():
         if not file.get("urls") and not _here(study, file["name"]):
-            raise DownloadError(f"{file['name']} {HOW.get(source.get('access'), 'has no address')}: put it into {_folder(study)}, "
-                                f"or into a folder that VAMPSC_DATA names")
-    places = {role: _in_cache(study, f["name"], f"study {study['name']}, files.{role}") for role, f in files.items() if f.get("urls")}
-    return {role: _here(study, f["name"]) or downloads.fetch(f["urls"], places[role], f.get("sha256"), progress) for role, f in files.items()}
+            raise DownloadError(
+                f"{file['name']} {HOW.get(source.get('access'), 'has no address')}: put it into"
+                f" {_folder(study)}, or into a folder that VAMPSC_DATA names"
+            )
+    places = {
+        role: _in_cache(study, f["name"], f"study {study['name']}, files.{role}")
+        for role, f in files.items()
+        if f.get("urls")
+    }
+    return {
+        role: (
+            _here(study, f["name"])
+            or downloads.fetch(f["urls"], places[role], f.get("sha256"), progress)
+        )
+        for role, f in files.items()
+    }
+
 
 def obtain(study, progress=True):
     """The files of a study, fetched where they are not here.
@@ -341,16 +604,30 @@ def obtain(study, progress=True):
 
     Raises
     ------
-    DownloadError : no source gives all its files; the message has each one's reason and what to do. A file has changed.
+    DownloadError : no source gives all its files; the message has each one's reason and what to do.
+        A file has changed.
     """
-    found, reasons = _first_here(study), []
+    found = _first_here(study)
+    reasons = []
     for source in [] if found else study["source"]:
-        try: found = source, _fetched(study, source, progress); break
-        except DownloadError as error: reasons.append(f"{source.get('name', 'source')}: {error}" + (f" ({source['note']})" if source.get("note") else ""))
-    if not found: raise DownloadError(f"study {study['name']} cannot be had. " + "; ".join(reasons))
-    if reasons: warnings.warn(f"{study['name']}: taken from {found[0]['name']}, since {'; '.join(reasons)}", stacklevel=3)
+        try:
+            found = source, _fetched(study, source, progress)
+            break
+        except DownloadError as error:
+            reasons.append(
+                f"{source.get('name', 'source')}: {error}"
+                + (f" ({source['note']})" if source.get("note") else "")
+            )
+    if not found:
+        raise DownloadError(f"study {study['name']} cannot be had. " + "; ".join(reasons))
+    if reasons:
+        warnings.warn(
+            f"{study['name']}: taken from {found[0]['name']}, since {'; '.join(reasons)}",
+            stacklevel=3,
+        )
     for path in found[1].values():
-        if path.parent == _folder(study): downloads.verify(path)
+        if path.parent == _folder(study):
+            downloads.verify(path)
     return found
 
 # %% ../nbs/11_organs.ipynb #harmonised
@@ -363,135 +640,241 @@ def harmonised(adata, study, source):
 
     Returns
     -------
-    AnnData (cells, genes) : obs has cell_type (where the source has labels; missing where unknown), donor (likewise), study and organ,
+    AnnData (cells, genes) : obs has cell_type (where the source has labels; missing where unknown),
+    donor (likewise), study and organ,
         and then the columns that the reader found.
 
     Raises
     ------
     OrganError : there is no such column as the source names; the message has those that there are.
     """
-    def told(key): return adata.obs[key].astype(object).where(~missing_labels(adata.obs[key]), "").astype(str).str.strip()
+
+    def told(key):
+        return (
+            adata.obs[key]
+            .astype(object)
+            .where(~missing_labels(adata.obs[key]), "")
+            .astype(str)
+            .str.strip()
+        )
+
     for key in filter(None, (source.get("cell_type"), source.get("donor"))):
-        if key not in adata.obs: raise OrganError(f"{study['name']}: the cells have no '{key}'; there are {listed(adata.obs)}")
-    obs, keep = pd.DataFrame({"study": study["name"], "organ": study["organ"]}, index=adata.obs_names), np.ones(adata.n_obs, bool)
+        if key not in adata.obs:
+            raise OrganError(
+                f"{study['name']}: the cells have no '{key}'; there are {listed(adata.obs)}"
+            )
+    obs = pd.DataFrame({"study": study["name"], "organ": study["organ"]}, index=adata.obs_names)
+    keep = np.ones(adata.n_obs, bool)
     if source.get("cell_type"):
-        labels = told(source["cell_type"]).replace({k.strip(): v for k, v in source.get("rename", {}).items()})
+        labels = told(source["cell_type"]).replace(
+            {k.strip(): v for k, v in source.get("rename", {}).items()}
+        )
         keep = ~labels.isin(source.get("drop", [])).to_numpy()
-        labels = labels.where(~labels.str.fullmatch(r"\d+(\.0)?"), study["name"] + " cluster " + labels.str.removesuffix(".0"))
-        obs["cell_type"] = pd.Categorical(labels.where(~labels.isin(["", *source.get("unlabelled", [])])))
-    if source.get("donor"): obs["donor"] = pd.Categorical(told(source["donor"]).replace("", None))
+        labels = labels.where(
+            ~labels.str.fullmatch(r"\d+(\.0)?"),
+            study["name"] + " cluster " + labels.str.removesuffix(".0"),
+        )
+        obs["cell_type"] = pd.Categorical(
+            labels.where(~labels.isin(["", *source.get("unlabelled", [])]))
+        )
+    if source.get("donor"):
+        obs["donor"] = pd.Categorical(told(source["donor"]).replace("", None))
     keep &= _of_cellxgenes_cells(adata.obs, source.get("cellxgene", {}))
     rest = adata.obs.drop(columns=[c for c in adata.obs if c in obs])
     adata.obs = pd.concat([obs, rest], axis=1)
     return adata[keep].copy() if not keep.all() else adata
 
+
 def _of_cellxgenes_cells(obs, wanted):
-    "Which cells are wanted: of the tissue, and, where datasets of a collection overlap, each only once (is_primary_data)."
+    """Which cells are wanted: of the tissue, and, where datasets of a collection overlap, each only
+    once (is_primary_data).
+    """
     keep = np.ones(len(obs), bool)
-    if wanted.get("tissue"): keep &= obs["tissue"].astype(str).str.contains(wanted["tissue"], case=False).to_numpy()
-    primary = obs["is_primary_data"].astype(str).eq("True").to_numpy() if wanted and "is_primary_data" in obs else keep
+    if wanted.get("tissue"):
+        keep &= obs["tissue"].astype(str).str.contains(wanted["tissue"], case=False).to_numpy()
+    primary = (
+        obs["is_primary_data"].astype(str).eq("True").to_numpy()
+        if wanted and "is_primary_data" in obs
+        else keep
+    )
     return keep & primary if (keep & primary).any() else keep
 
 # %% ../nbs/11_organs.ipynb #on-space
 def _on_space(adata, space):
-    "The cells on the genes of a space; those without a count there are left out, with a warning. The report is in uns."
+    """The cells on the genes of a space; those without a count there are left out, with a warning.
+
+    The report is in uns.
+    """
     X, report = space.map(adata)
     var = pd.DataFrame({"symbol": space.symbols}, index=pd.Index(space.ids, dtype=str))
     found = anndata.AnnData(X, adata.obs, var, uns={**adata.uns, "genes": str(report)})
     full = np.asarray(X.sum(1)).ravel() > 0
     if not full.all():
-        warnings.warn(f"{int((~full).sum()):,} of {len(full):,} cells have no counts on the genes of {space.name} and are left out", stacklevel=3)
+        warnings.warn(
+            f"{int((~full).sum()):,} of {len(full):,} cells have no counts on the genes of"
+            f" {space.name} and are left out",
+            stacklevel=3,
+        )
         found = found[full].copy()
     return found
 
+
 def _read_study(study, gene_space, progress):
-    "A study as one AnnData, in the common form, on a gene space; kept in the cache, since text of gigabytes takes minutes to read."
+    """A study as one AnnData, in the common form, on a gene space; kept in the cache, since text of
+    gigabytes takes minutes to read.
+    """
     source, files = obtain(study, progress)
-    if source.get("access") == "embedded": return _read(files["counts"])
+    if source.get("access") == "embedded":
+        return _read(files["counts"])
     space = None if study.get("gene_space") == "none" else gene_space
     path = _folder(study) / f"cells-{_key(study, source, files, space)}.h5ad"
-    if path.exists() and (kept := _kept(path)) is not None: return kept
+    if path.exists() and (kept := _kept(path)) is not None:
+        return kept
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Variable names are not unique|Observation names are not unique|Element .* without encoding metadata")
-        try: adata = harmonised(READERS[source["reader"]](files, **source.get("settings", {})), study, source)
-        except OrganError: raise
-        except ValueError as error: raise OrganError(f"study {study['name']}: {error}") from None
+        warnings.filterwarnings(
+            "ignore",
+            "Variable names are not unique|Observation names are not unique|Element .* without"
+            " encoding metadata",
+        )
+        try:
+            adata = harmonised(
+                READERS[source["reader"]](files, **source.get("settings", {})), study, source
+            )
+        except OrganError:
+            raise
+        except ValueError as error:
+            raise OrganError(f"study {study['name']}: {error}") from None
     adata = _on_space(adata, genes.resolve(space, adata)) if space is not None else adata
-    adata.uns["studies"] = {study["name"]: {"source": source.get("name", ""), "counts": str(adata.uns.pop("counts", "X")), "cells": adata.n_obs,
-                                            "genes": adata.uns.pop("genes", "as in the data"), "files": ", ".join(p.name for p in files.values())}}
-    try: _write(adata, path)
-    except (OSError, RuntimeError) as error:                                      # of a full disk HDF5 says either
-        warnings.warn(f"{path} cannot be written ({_of_writing(error)}), so study {study['name']} is read anew each time; the environment "
-                      "variable VAMPSC_CACHE names another folder", stacklevel=3)
+    adata.uns["studies"] = {
+        study["name"]: {
+            "source": source.get("name", ""),
+            "counts": str(adata.uns.pop("counts", "X")),
+            "cells": adata.n_obs,
+            "genes": adata.uns.pop("genes", "as in the data"),
+            "files": ", ".join(p.name for p in files.values()),
+        }
+    }
+    try:
+        _write(adata, path)
+    # of a full disk HDF5 says either
+    except (OSError, RuntimeError) as error:
+        warnings.warn(
+            f"{path} cannot be written ({_of_writing(error)}), so study {study['name']} is read"
+            " anew each time; the environment variable VAMPSC_CACHE names another folder",
+            stacklevel=3,
+        )
     return adata
+
 
 def _kept(path):
     "The cells that were read before; None, with a warning, where their file is damaged."
-    try: return _read(path)
-    except OrganError as error: warnings.warn(f"{path} is damaged, and is made anew: {error}", stacklevel=4)
+    try:
+        return _read(path)
+    except OrganError as error:
+        warnings.warn(f"{path} is damaged, and is made anew: {error}", stacklevel=4)
+
 
 def _of_writing(error):
-    "Why something could not be written, in the words of the system; HDF5 puts many of its own around them."
+    """Why something could not be written, in the words of the system; HDF5 puts many of its own
+    around them.
+    """
     told = re.search("error message = '([^']*)'", str(error))
     return in_words(told[1] if told else getattr(error, "strerror", None) or error)
 
+
 def _key(study, source, files, space):
     "What the reading of a study depends on, as a short hash."
-    digest = lambda content: hashlib.sha256(content).hexdigest()
+
+    def digest(content):
+        return hashlib.sha256(content).hexdigest()
+
     name = digest(json.dumps(space.to_dict()).encode()) if hasattr(space, "to_dict") else str(space)
-    if Path(name).is_file(): name = digest(Path(name).read_bytes())
+    if Path(name).is_file():
+        name = digest(Path(name).read_bytes())
     plain = {k: v for k, v in study.items() if k != "folder"}
     stats = {role: [p.name, p.stat().st_size, p.stat().st_mtime_ns] for role, p in files.items()}
     from vampsc import __version__
-    return digest(json.dumps([plain, source, stats, name, __version__], sort_keys=True).encode())[:12]
+
+    return digest(json.dumps([plain, source, stats, name, __version__], sort_keys=True).encode())[
+        :12
+    ]
+
 
 def _write(adata, path):
-    "An .h5ad that is there whole or not at all. Columns of mixed objects become text, which the format can hold; what is missing stays so."
+    """An .h5ad that is there whole or not at all.
+
+    Columns of mixed objects become text, which the format can hold; what is missing stays so.
+    """
     for column in adata.obs:
         adata.obs[column] = _writable(adata.obs[column])
     adata.obs_names_make_unique()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as new: adata.write_h5ad(new, compression="lzf")
+    with whole(path) as new:
+        adata.write_h5ad(new, compression="lzf")
+
 
 def _writable(values):
-    "A column as every version of anndata writes it: text as a categorical, its categories as Python's text."
+    """A column as every version of anndata writes it: text as a categorical, its categories as
+    Python's text.
+    """
     if values.dtype == object or isinstance(values.dtype, pd.StringDtype):
         values = values.astype(object).map(str, na_action="ignore").astype("category")
-    if isinstance(values.dtype, pd.CategoricalDtype) and isinstance(values.cat.categories.dtype, pd.StringDtype):
+    if isinstance(values.dtype, pd.CategoricalDtype) and isinstance(
+        values.cat.categories.dtype, pd.StringDtype
+    ):
         values = values.cat.rename_categories(values.cat.categories.astype(object))
     return values
 
 # %% ../nbs/11_organs.ipynb #read-h5ad
 def _read(path, backed=False, elsewhere=False):
-    "A file whose X is a matrix of numbers, as CSR float32, or still in the file; or whose counts are elsewhere."
+    """A file whose X is a matrix of numbers, as CSR float32, or still in the file; or whose counts
+    are elsewhere.
+    """
     path = Path(path).expanduser()
-    if not path.exists(): raise OrganError(f"no file '{path}'")
-    if path.is_dir() and path.suffix != ".zarr": raise OrganError(f"no file '{path}': it is a folder")
+    if not path.exists():
+        raise OrganError(f"no file '{path}'")
+    if path.is_dir() and path.suffix != ".zarr":
+        raise OrganError(f"no file '{path}': it is a folder")
     if path.suffix not in (".h5ad", ".zarr") or path.is_dir() != (path.suffix == ".zarr"):
-        raise OrganError(f"'{path.name}' is not an .h5ad file or .zarr folder: read it with scanpy (e.g. scanpy.read_10x_h5) and "
-                         "give the AnnData to the model")
+        raise OrganError(
+            f"'{path.name}' is not an .h5ad file or .zarr folder: read it with scanpy (e.g."
+            " scanpy.read_10x_h5) and give the AnnData to the model"
+        )
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Observation names are not unique")       # a model says it, with how many
-            warnings.filterwarnings("ignore", ".*very old version of AnnData")          # it is read all the same
+            # a model says it, with how many
+            warnings.filterwarnings("ignore", "Observation names are not unique")
+            # it is read all the same
+            warnings.filterwarnings("ignore", ".*very old version of AnnData")
             adata = _read_file(path, backed)
     except Exception as error:
         why = (str(error) or repr(error)).splitlines()[0]
         raise OrganError(f"'{path.name}' cannot be read as {path.suffix}: {why}") from None
-    try: _check_matrices(adata, backed, but=None if elsewhere else "X")
-    except DamagedError as error: raise OrganError(f"'{path.name}', {error}") from None
-    if 0 in adata.shape: raise OrganError(f"'{path.name}' holds {adata.n_obs} cells x {adata.n_vars} genes")
-    if elsewhere: return adata
+    try:
+        _check_matrices(adata, backed, but=None if elsewhere else "X")
+    except DamagedError as error:
+        raise OrganError(f"'{path.name}', {error}") from None
+    if 0 in adata.shape:
+        raise OrganError(f"'{path.name}' holds {adata.n_obs} cells x {adata.n_vars} genes")
+    if elsewhere:
+        return adata
     if adata.X is None:
-        raise OrganError(f"'{path.name}' has no X (layers: {listed(layer_names(adata))}): read it with anndata.read_h5ad and name the "
-                         "layer of the counts to the model, layer=")
-    if backed: return adata
-    try: adata.X = matrix_of(adata)
-    except GeneSpaceError as error: raise OrganError(f"'{path.name}': {error}") from None
+        raise OrganError(
+            f"'{path.name}' has no X (layers: {listed(layer_names(adata))}): read it with"
+            " anndata.read_h5ad and name the layer of the counts to the model, layer="
+        )
+    if backed:
+        return adata
+    try:
+        adata.X = matrix_of(adata)
+    except GeneSpaceError as error:
+        raise OrganError(f"'{path.name}': {error}") from None
     return adata
 
 # %% ../nbs/11_organs.ipynb #read-file
-_SMALL = ("obs", "var", "obsm", "varm", "obsp", "varp", "uns")                 # parts of a file that are read whole
+# parts of a file that are read whole
+_SMALL = ("obs", "var", "obsm", "varm", "obsp", "varp", "uns")
+
 
 def _read_file(path, backed):
     "An AnnData out of an .h5ad file or a .zarr folder; backed: its matrices stay there."
@@ -500,72 +883,119 @@ def _read_file(path, backed):
     stays = of_zarr
     try:
         matrices = _matrices(group)
-        for node in matrices: _check_pointers(node)
+        for node in matrices:
+            _check_pointers(node)
         unusual = any(_is_unusual(node) for node in matrices)
         if backed and (of_zarr or unusual):
             adata = _left_in_file(group)
             stays = True
             return adata
-        if unusual: return _converted(group)
+        if unusual:
+            return _converted(group)
     finally:
-        if not stays: group.close()                     # also after an error: HDF5 takes a file that is open for the same
-    return anndata.read_zarr(path) if of_zarr else anndata.read_h5ad(path, backed="r" if backed else None)
+        # also after an error: HDF5 takes a file that is open for the same
+        if not stays:
+            group.close()
+    return (
+        anndata.read_zarr(path)
+        if of_zarr
+        else anndata.read_h5ad(path, backed="r" if backed else None)
+    )
+
 
 def _open_group(path):
     "The root of an .h5ad file or a .zarr folder, to read."
-    if path.suffix != ".zarr": return h5py.File(path)
+    if path.suffix != ".zarr":
+        return h5py.File(path)
     import zarr
+
     return zarr.open_group(str(path), mode="r")
+
 
 def _matrices(group):
     "The matrices of cells and genes in a file: X, the layers, and raw."
     found = [group["X"]] if _holds(group, "X") else []
-    if _holds(group, "layers"): found += [group["layers"][name] for name in group["layers"]]
-    if _holds(group, "raw") and "X" in group["raw"]: found.append(group["raw"]["X"])
+    if _holds(group, "layers"):
+        found += [group["layers"][name] for name in group["layers"]]
+    if _holds(group, "raw") and "X" in group["raw"]:
+        found.append(group["raw"]["X"])
     return found
 
+
 def _holds(group, name):
-    "Is there something of that name? What is None in memory may be an empty array in the file, marked as null."
+    """Is there something of that name?
+
+    What is None in memory may be an empty array in the file, marked as null.
+    """
     return name in group and group[name].attrs.get("encoding-type") != "null"
+
 
 def _is_unusual(node):
     "Is this a sparse matrix whose values scipy has no type for?"
-    if hasattr(node, "shape") or "data" not in node: return False
+    if hasattr(node, "shape") or "data" not in node:
+        return False
     kind = node["data"].dtype
     return kind.itemsize == 2 and kind.kind == "f" or not kind.isnative
 
+
 def _check_pointers(node):
-    "DamagedError that names the matrix unless its pointers can be right; anndata does not look at them."
-    if hasattr(node, "shape") or "indptr" not in node: return
-    try: pointers_of(sparse_dataset(node))
-    except DamagedError as error: raise DamagedError(f"{node.name}: {error}") from None
+    """DamagedError that names the matrix unless its pointers can be right; anndata does not look at
+    them.
+    """
+    if hasattr(node, "shape") or "indptr" not in node:
+        return
+    try:
+        pointers_of(sparse_dataset(node))
+    except DamagedError as error:
+        raise DamagedError(f"{node.name}: {error}") from None
+
 
 def _check_matrices(adata, backed, but):
-    "DamagedError that names the matrix unless the sparse ones in memory can be used; but: one that is checked later."
+    """DamagedError that names the matrix unless the sparse ones in memory can be used; but: one
+    that is checked later.
+    """
     found = {"X": adata.X, **{f"layers/{name}": adata.layers[name] for name in layer_names(adata)}}
-    if adata.raw is not None and not backed: found["raw/X"] = adata.raw.X
+    if adata.raw is not None and not backed:
+        found["raw/X"] = adata.raw.X
     for name, matrix in found.items():
-        if name == but or not sparse.issparse(matrix): continue
-        try: check_matrix(matrix)
-        except DamagedError as error: raise DamagedError(f"{name}: {error}") from None
+        if name == but or not sparse.issparse(matrix):
+            continue
+        try:
+            check_matrix(matrix)
+        except DamagedError as error:
+            raise DamagedError(f"{name}: {error}") from None
+
 
 def _converted(group):
     "A file's AnnData, whose sparse matrices are of the types that scipy has."
+
     def read(func, elem_name, elem, *, iospec):
         kind = iospec.encoding_type
-        if kind in ("csr_matrix", "csc_matrix"): return sparse_of(elem, kind[:3], elem.attrs["shape"])
-        if kind != "anndata": return func(elem)
+        if kind in ("csr_matrix", "csc_matrix"):
+            return sparse_of(elem, kind[:3], elem.attrs["shape"])
+        if kind != "anndata":
+            return func(elem)
         return anndata.AnnData(**{part: read_dispatched(elem[part], read) for part in elem})
+
     return read_dispatched(group, read)
+
 
 def _left_in_file(group):
     "A file's AnnData, of which the matrices are read only when they are asked for, by rows."
     parts = {name: read_elem(group[name]) for name in _SMALL if name in group}
-    if _holds(group, "layers"): parts["layers"] = {name: _matrix_in(group["layers"][name]) for name in sorted(group["layers"])}
+    if _holds(group, "layers"):
+        parts["layers"] = {
+            name: _matrix_in(group["layers"][name]) for name in sorted(group["layers"])
+        }
     if _holds(group, "raw"):
         raw = group["raw"]
-        parts["raw"] = {"X": _matrix_in(raw["X"]), "var": read_elem(raw["var"]), "varm": read_elem(raw["varm"]) if "varm" in raw else {}}
+        parts["raw"] = {
+            "X": _matrix_in(raw["X"]),
+            "var": read_elem(raw["var"]),
+            "varm": read_elem(raw["varm"]) if "varm" in raw else {},
+        }
     return anndata.AnnData(_matrix_in(group["X"]) if _holds(group, "X") else None, **parts)
+
 
 def _matrix_in(node):
     "A matrix that stays in its file: dense, or sparse."
@@ -577,42 +1007,72 @@ def load(name, backed=False, layer=None, use_raw=False, gene_space="auto", progr
 
     Parameters
     ----------
-    name : as in `studies_of`, e.g. "pancreas", "liver:paper" or "Lake2019+Liao2020"; or the path of an .h5ad file or a .zarr folder.
-    backed : leave the counts in their file and read cells as they are needed; for what is larger than memory.
-    layer, use_raw : of a file: where the model will look for counts, if not in X; X is then left as it is, and may be missing.
-    gene_space : what fetched studies are mapped onto: "auto" ("gencode-48"), a name such as "ensembl-97", a path or a GeneSpace.
+    name : as in `studies_of`, e.g. "pancreas", "liver:paper" or "Lake2019+Liao2020"; or the path of
+        an .h5ad file or a .zarr folder.
+    backed : leave the counts in their file and read cells as they are needed; for what is larger
+        than memory.
+    layer, use_raw : of a file: where the model will look for counts, if not in X; X is then left as
+        it is, and may be missing.
+    gene_space : what fetched studies are mapped onto: "auto" ("gencode-48"), a name such as
+        "ensembl-97", a path or a GeneSpace.
     progress : show bars while files are fetched.
 
     Returns
     -------
-    AnnData (cells, genes) with raw counts in X (CSR float32) and, where known, labels in obs["cell_type"]. Of studies that were
-    fetched, also obs["study"] and obs["donor"], and uns["studies"] says where each came from. What is fetched and read is kept
-    in `downloads.cache_folder()`.
+    AnnData (cells, genes) with raw counts in X (CSR float32) and, where known, labels in
+    obs["cell_type"]. Of studies that were fetched, also obs["study"] and obs["donor"], and
+    uns["studies"] says where each came from. What is fetched and read is kept in
+    `downloads.cache_folder()`.
 
     Raises
     ------
-    OrganError : unknown name, no such file, or a file that cannot be read. DownloadError : a study cannot be fetched.
+    OrganError : unknown name, no such file, or a file that cannot be read. DownloadError : a study
+        cannot be fetched.
     """
-    is_path = isinstance(name, os.PathLike) or str(name).endswith((".h5ad", ".zarr")) or "/" in str(name)
-    if is_path or (Path(name).expanduser().exists() and not _is_known(name)): return _read(name, backed, elsewhere=layer is not None or use_raw)
-    known, names = registry(), studies_of(name)
-    if len(names) == 1 and known[names[0]]["source"][0].get("access") == "embedded": return _read_study(known[names[0]], None, progress)
-    parts = {n: _read_study(known[n], "gencode-48" if gene_space == "auto" and len(names) > 1 else gene_space, progress) for n in names}
-    return _perhaps_backed(next(iter(parts.values())) if len(parts) == 1 else join(parts), names, backed)
+    is_path = (
+        isinstance(name, os.PathLike) or str(name).endswith((".h5ad", ".zarr")) or "/" in str(name)
+    )
+    if is_path or (Path(name).expanduser().exists() and not _is_known(name)):
+        return _read(name, backed, elsewhere=layer is not None or use_raw)
+    known = registry()
+    names = studies_of(name)
+    if len(names) == 1 and known[names[0]]["source"][0].get("access") == "embedded":
+        return _read_study(known[names[0]], None, progress)
+    parts = {
+        n: _read_study(
+            known[n],
+            "gencode-48" if gene_space == "auto" and len(names) > 1 else gene_space,
+            progress,
+        )
+        for n in names
+    }
+    return _perhaps_backed(
+        next(iter(parts.values())) if len(parts) == 1 else join(parts), names, backed
+    )
+
 
 def _is_known(name):
-    try: return bool(studies_of(name))
-    except OrganError: return False
+    try:
+        return bool(studies_of(name))
+    except OrganError:
+        return False
+
 
 def _perhaps_backed(adata, names, backed):
     "The cells in memory, or written to the cache and left there."
-    if not backed: return adata
-    path = downloads.cache_folder("studies", "+".join(names), f"joined-{adata.n_obs}x{adata.n_vars}.h5ad")
-    try: _write(adata, path)
+    if not backed:
+        return adata
+    path = downloads.cache_folder(
+        "studies", "+".join(names), f"joined-{adata.n_obs}x{adata.n_vars}.h5ad"
+    )
+    try:
+        _write(adata, path)
     except (OSError, RuntimeError) as error:
-        raise OrganError(f"{path} cannot be written ({_of_writing(error)}), and backed=True leaves the cells "
-                         f"there; the environment variable "
-                         "VAMPSC_CACHE names another folder") from None
+        raise OrganError(
+            f"{path} cannot be written ({_of_writing(error)}), and backed=True leaves the cells "
+            "there; the environment variable "
+            "VAMPSC_CACHE names another folder"
+        ) from None
     return _read(path, backed=True)
 
 # %% ../nbs/11_organs.ipynb #join
@@ -625,7 +1085,8 @@ def join(parts):
 
     Returns
     -------
-    AnnData (all cells, genes) : cells are named STUDY:CELL, donors STUDY:DONOR; of the columns of obs those of the common form stay.
+    AnnData (all cells, genes) : cells are named STUDY:CELL, donors STUDY:DONOR; of the columns of
+    obs those of the common form stay.
 
     Raises
     ------
@@ -634,16 +1095,26 @@ def join(parts):
     columns = ["cell_type", "study", "donor", "organ"]
     for study, part in parts.items():
         if list(part.var_names) != list(next(iter(parts.values())).var_names):
-            raise OrganError(f"study {study} is on other genes than the others; a known gene_space, such as 'gencode-48', makes them the same")
+            raise OrganError(
+                f"study {study} is on other genes than the others; a known gene_space, such as"
+                " 'gencode-48', makes them the same"
+            )
+
     def ready(study, part):
-        obs = pd.DataFrame({c: part.obs[c].to_numpy(object) if c in part.obs else np.nan for c in columns}, index=study + ":" + part.obs_names)
+        obs = pd.DataFrame(
+            {c: part.obs[c].to_numpy(object) if c in part.obs else np.nan for c in columns},
+            index=study + ":" + part.obs_names,
+        )
         obs["donor"] = obs["donor"].map(lambda d: f"{study}:{d}", na_action="ignore")
         obs["study"] = obs["study"].fillna(study)
         return anndata.AnnData(part.X, obs, part.var)
+
     joined = anndata.concat([ready(*item) for item in parts.items()], merge="same")
     joined.obs = joined.obs.apply(pd.Categorical).dropna(axis=1, how="all")
     joined.obs_names_make_unique()
-    joined.uns["studies"] = {k: v for part in parts.values() for k, v in part.uns.get("studies", {}).items()}
+    joined.uns["studies"] = {
+        k: v for part in parts.values() for k, v in part.uns.get("studies", {}).items()
+    }
     return joined
 
 # %% ../nbs/11_organs.ipynb #describe
@@ -656,31 +1127,61 @@ def describe(name, adata):
 
     Returns
     -------
-    dict : organ, title, n_cells, n_genes, studies ({name: cells}), references, n_labelled, cell_types (how many), and paper: whether the
-        studies are those that the paper probably used.
+    dict : organ, title, n_cells, n_genes, studies ({name: cells}), references, n_labelled,
+        cell_types (how many), and paper: whether the studies are those that the paper probably
+        used.
     """
     labels = adata.obs.get("cell_type", pd.Series(dtype=object))
     known_labels = ~missing_labels(labels)
-    names = [] if Path(str(name)).expanduser().exists() and not _is_known(name) else studies_of(name)
+    names = (
+        [] if Path(str(name)).expanduser().exists() and not _is_known(name) else studies_of(name)
+    )
     known = registry()
     organ = known[names[0]]["organ"] if names else Path(str(name)).stem
-    likely = _sets({n: e for n, e in known.items() if e["organ"] == organ})["paper"] if names else []
-    studies = adata.obs["study"].value_counts().to_dict() if "study" in adata.obs else dict.fromkeys(names, adata.n_obs)
-    return {"organ": organ, "title": str(name) if names else Path(str(name)).name, "n_cells": adata.n_obs, "n_genes": adata.n_vars, "studies": studies,
-            "references": {n: known[n].get("reference", "") for n in names}, "n_labelled": int(known_labels.sum()),
-            "cell_types": int(labels[known_labels].nunique()), "paper": bool(names) and set(names) == set(likely)}
+    likely = (
+        _sets({n: e for n, e in known.items() if e["organ"] == organ})["paper"] if names else []
+    )
+    studies = (
+        adata.obs["study"].value_counts().to_dict()
+        if "study" in adata.obs
+        else dict.fromkeys(names, adata.n_obs)
+    )
+    return {
+        "organ": organ,
+        "title": str(name) if names else Path(str(name)).name,
+        "n_cells": adata.n_obs,
+        "n_genes": adata.n_vars,
+        "studies": studies,
+        "references": {n: known[n].get("reference", "") for n in names},
+        "n_labelled": int(known_labels.sum()),
+        "cell_types": int(labels[known_labels].nunique()),
+        "paper": bool(names) and set(names) == set(likely),
+    }
 
 # %% ../nbs/11_organs.ipynb #categorical
 def _categorical(column, key, unlabelled=None):
-    "A column of obs as a Categorical without unused categories, in which a blank label, or a word for a missing one, is missing."
-    if column.ndim != 1: raise OrganError(f"{column.shape[1]} columns of adata.obs are called '{key}': rename all but one")
-    try: found = pd.Categorical(column.mask(missing_labels(column, unlabelled))).remove_unused_categories()
-    except TypeError: raise OrganError(f"column '{key}' of adata.obs holds no labels but {type(column.iloc[0]).__name__}s") from None
-    if len(found) and not len(found.categories): raise OrganError(f"column '{key}' of adata.obs: none of {len(found):,} cells has a label")
+    """A column of obs as a Categorical without unused categories, in which a blank label, or a word
+    for a missing one, is missing.
+    """
+    if column.ndim != 1:
+        raise OrganError(
+            f"{column.shape[1]} columns of adata.obs are called '{key}': rename all but one"
+        )
+    try:
+        found = pd.Categorical(
+            column.mask(missing_labels(column, unlabelled))
+        ).remove_unused_categories()
+    except TypeError:
+        raise OrganError(
+            f"column '{key}' of adata.obs holds no labels but {type(column.iloc[0]).__name__}s"
+        ) from None
+    if len(found) and not len(found.categories):
+        raise OrganError(f"column '{key}' of adata.obs: none of {len(found):,} cells has a label")
     return found
 
 # %% ../nbs/11_organs.ipynb #labels
 WITHOUT_LABELS = "For cells without labels: label_key=None, on the command line --label-key none."
+
 
 def labels(adata, key="cell_type", unlabelled=None):
     """The labels of the cells.
@@ -688,11 +1189,13 @@ def labels(adata, key="cell_type", unlabelled=None):
     Parameters
     ----------
     adata : AnnData.
-    key : column of adata.obs. unlabelled : more words for a missing label, such as "unknown,unassigned", or a list of them.
+    key : column of adata.obs. unlabelled : more words for a missing label, such as
+        "unknown,unassigned", or a list of them.
 
     Returns
     -------
-    pandas.Categorical (cells,); cells whose label is missing (`genes.missing_labels`) are missing values (code -1),
+    pandas.Categorical (cells,); cells whose label is missing (`genes.missing_labels`) are missing
+    values (code -1),
         unused categories are left out.
 
     Raises
@@ -701,15 +1204,25 @@ def labels(adata, key="cell_type", unlabelled=None):
     """
     if not isinstance(key, (str, int, np.integer)):
         raise OrganError(f"key must be the name of one column of adata.obs, not {key!r}")
-    if key in adata.obs: return _categorical(adata.obs[key], key, unlabelled)
+    if key in adata.obs:
+        return _categorical(adata.obs[key], key, unlabelled)
     columns = [str(c) for c in adata.obs.columns]
     plain = {c.lower().replace("_", "").replace(" ", "").replace(".", ""): c for c in columns}
     close = difflib.get_close_matches(str(key).lower().replace("_", ""), plain, n=1, cutoff=0.6)
     guess = f" Did you mean '{plain[close[0]]}'?" if close else ""
-    raise OrganError(f"no column '{key}' in adata.obs; it has: {listed(columns)}.{guess} {WITHOUT_LABELS}")
+    raise OrganError(
+        f"no column '{key}' in adata.obs; it has: {listed(columns)}.{guess} {WITHOUT_LABELS}"
+    )
+
 
 def label_key(adata, key="auto"):
-    "The column of cell types to judge by: a name as it is; of \"auto\", \"cell_type\" where any cell has a label there, else None."
-    if key != "auto": return key
-    there = "cell_type" in adata.obs and not missing_labels(adata.obs["cell_type"].to_numpy(object).ravel()).all()
+    """The column of cell types to judge by: a name as it is; of "auto", "cell_type" where any cell
+    has a label there, else None.
+    """
+    if key != "auto":
+        return key
+    there = (
+        "cell_type" in adata.obs
+        and not missing_labels(adata.obs["cell_type"].to_numpy(object).ravel()).all()
+    )
     return "cell_type" if there else None

@@ -8,391 +8,782 @@ __all__ = ['TEST', 'METHODS', 'OTHERS', 'HOW', 'UPWARDS', 'Task', 'Fitted', 'pre
            'gather', 'better']
 
 # %% ../nbs/20_peers.ipynb #imports
-import contextlib, dataclasses, functools, json, os, subprocess, sys, threading, time
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-import anndata as ad, keras, numpy as np, pandas as pd, psutil
+
+import anndata as ad
+import keras
+import numpy as np
+import pandas as pd
+import psutil
 import scipy.sparse as sp
 from joblib import cpu_count
 from keras import layers, ops
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
+
 from . import beyond, counts, files, metrics, models, organs, study, training
 
 # %% ../nbs/20_peers.ipynb #task
 @dataclasses.dataclass(frozen=True)
 class Task:
-    "What each method is given: cells, AnnData of counts on the genes chosen, with `split` and maybe `label` in obs; seed; the shape of networks; max_epochs."
+    """What each method is given: cells, AnnData of counts on the genes chosen, with `split` and
+    maybe `label` in obs; seed; the shape of networks; max_epochs.
+    """
+
     cells: ad.AnnData
     seed: int = 0
     hidden: tuple = (128,)
     n_latent: int = 128
     n_pseudo_inputs: int = 100
     profile: str = "quick"
-    max_epochs: int | None = None                                            # None: the profile's end for ours, SCVI's own rule for others
+    # None: the profile's end for ours, SCVI's own rule for others
+    max_epochs: int | None = None
 
     @property
-    def epochs(self): return self.max_epochs or max(1, min(400, round(8e6 / self.cells.n_obs)))
+    def epochs(self):
+        return self.max_epochs or max(1, min(400, round(8e6 / self.cells.n_obs)))
+
     @functools.cached_property
-    def split(self): return counts.Split(*(np.flatnonzero(self.cells.obs["split"] == part) for part in ("train", "validation", "test")))
+    def split(self):
+        return counts.Split(
+            *(
+                np.flatnonzero(self.cells.obs["split"] == part)
+                for part in ("train", "validation", "test")
+            )
+        )
+
 
 @dataclasses.dataclass
 class Fitted:
-    "What a method made of the cells: latent (cells, units); numbers, a dict; invented, counts (n, genes) drawn from its prior, or None; halves of a sampled latent, or None."
+    """What a method made of the cells: latent (cells, units); numbers, a dict; invented, counts (n,
+    genes) drawn from its prior, or None; halves of a sampled latent, or None.
+    """
+
     latent: np.ndarray
     numbers: dict
     invented: sp.csr_matrix | None = None
     halves: list | None = None
 
-TEST = 0.2                       # share of the cells to test on, as in chapter 19
+
+TEST = 0.2  # share of the cells to test on, as in chapter 19
+
 
 def prepare(adata, seed=0, n_genes=1000, label_key="auto", test=TEST):
-    """The cells as all methods see them: an AnnData (cells, n_genes) of counts with `split` and, where there are labels, `label` in obs.
+    """The cells as all methods see them: an AnnData (cells, n_genes) of counts with `split` and,
+    where there are labels, `label` in obs.
 
-    adata : AnnData of raw counts. seed, test : of the split, as in beyond.run. label_key : as in study.run; what is missing or blank is an empty text.
+    adata : AnnData of raw counts. seed, test : of the split, as in beyond.run. label_key : as in
+        study.run; what is missing or blank is an empty text.
     ValueError : what models.VAE and study.run say of counts and labels.
     """
     _, labels = study._labels_to_judge(adata, label_key)
-    chosen = models.VAE(adata, n_genes=n_genes, split=counts.split_cells(adata.n_obs, seed, test=test), seed=seed, hidden=(1,), n_latent=1)
+    chosen = models.VAE(
+        adata,
+        n_genes=n_genes,
+        split=counts.split_cells(adata.n_obs, seed, test=test),
+        seed=seed,
+        hidden=(1,),
+        n_latent=1,
+    )
     parts = np.full(adata.n_obs, "train", object)
-    for part in ("validation", "test"): parts[getattr(chosen.split, part)] = part
+    for part in ("validation", "test"):
+        parts[getattr(chosen.split, part)] = part
     obs = pd.DataFrame({"split": parts}, index=adata.obs_names.astype(str))
-    if labels is not None: obs["label"] = pd.Series(labels.astype(object)).fillna("").astype(str).to_numpy()
-    genes = pd.DataFrame({"symbol": [str(s) for s in chosen.genes.symbols]}, index=[str(i) for i in chosen.genes.ids])
+    if labels is not None:
+        obs["label"] = pd.Series(labels.astype(object)).fillna("").astype(str).to_numpy()
+    genes = pd.DataFrame(
+        {"symbol": [str(s) for s in chosen.genes.symbols]}, index=[str(i) for i in chosen.genes.ids]
+    )
     return ad.AnnData(sp.csr_matrix(chosen.X[np.arange(adata.n_obs)]), obs, genes)
 
 # %% ../nbs/20_peers.ipynb #ours
 def ours(model, task):
-    """One of our presets, trained by a profile: the same numbers as those of a study, and cells that it invents.
+    """One of our presets, trained by a profile: the same numbers as those of a study, and cells
+    that it invents.
 
-    model : "AE", "VAE", "IAF", "VAMP" or "VAMPIAF". task : Task. Returns a Fitted: latent (cells, units); numbers of study.judge in nats per test cell, epochs,
+    model : "AE", "VAE", "IAF", "VAMP" or "VAMPIAF". task : Task. Returns a Fitted: latent (cells,
+        units); numbers of study.judge in nats per test cell, epochs,
     train_seconds; beyond.N_INVENTED cells, none of an AE. Raises what the model's `train` raises.
     """
     pseudo = {"n_pseudo_inputs": task.n_pseudo_inputs} if "VAMP" in model else {}
-    made = getattr(models, model)(task.cells, gene_space=None, split=task.split, seed=task.seed, hidden=task.hidden, n_latent=task.n_latent, **pseudo)
+    made = getattr(models, model)(
+        task.cells,
+        gene_space=None,
+        split=task.split,
+        seed=task.seed,
+        hidden=task.hidden,
+        n_latent=task.n_latent,
+        **pseudo,
+    )
     start = time.perf_counter()
     made.train(training.get_profile(task.profile, max_epochs=task.max_epochs), progress=False)
     seconds = time.perf_counter() - start
     numbers, latent = study.judge(made)
-    invented = None if made.network.prior is None else made.genes.map(made.sample_prior(beyond.N_INVENTED, seed=task.seed))[0]
-    return Fitted(latent, {**numbers, "epochs": len(made.history), "train_seconds": seconds}, invented, study.embed(made)[1])
+    invented = (
+        None
+        if made.network.prior is None
+        else made.genes.map(made.sample_prior(beyond.N_INVENTED, seed=task.seed))[0]
+    )
+    return Fitted(
+        latent,
+        {**numbers, "epochs": len(made.history), "train_seconds": seconds},
+        invented,
+        study.embed(made)[1],
+    )
 
 # %% ../nbs/20_peers.ipynb #pca
 def log_normalised(task):
-    "log(1 + 10,000 x / total) of all cells of a Task, (cells, genes), dense float32: what an encoder of ours sees, scanpy's normalize_total(1e4) and log1p."
+    """log(1 + 10,000 x / total) of all cells of a Task, (cells, genes), dense float32: what an
+    encoder of ours sees, scanpy's normalize_total(1e4) and log1p.
+    """
     x = task.cells.X.toarray()
     return np.log1p(1e4 * x / x.sum(1, keepdims=True)).astype("float32")
+
 
 def pca(task, n_components=50):
     """Principal components of log-normalised counts, found on the training cells.
 
-    task : Task. n_components : at most as many as genes or training cells. Returns a Fitted: latent (cells, n_components), train_seconds.
+    task : Task. n_components : at most as many as genes or training cells. Returns a Fitted: latent
+        (cells, n_components), train_seconds.
     """
     u = log_normalised(task)
     start = time.perf_counter()
-    axes = PCA(min(n_components, u.shape[1], len(task.split.train)), random_state=task.seed).fit(u[task.split.train])
+    axes = PCA(min(n_components, u.shape[1], len(task.split.train)), random_state=task.seed).fit(
+        u[task.split.train]
+    )
     return Fitted(axes.transform(u), {"train_seconds": time.perf_counter() - start})
 
 # %% ../nbs/20_peers.ipynb #plain-autoencoder
 def plain_autoencoder(task):
-    """A negative-binomial autoencoder in plain Keras: dense ReLU layers of the same sizes, log-gamma functions, Adam with its own learning rate, early stopping.
+    """A negative-binomial autoencoder in plain Keras: dense ReLU layers of the same sizes,
+    log-gamma functions, Adam with its own learning rate, early stopping.
 
-    task : Task; its profile is not used. Returns a Fitted: latent (cells, n_latent); test_nats_per_cell, epochs, train_seconds.
+    task : Task; its profile is not used. Returns a Fitted: latent (cells, n_latent);
+        test_nats_per_cell, epochs, train_seconds.
     """
     keras.utils.set_random_seed(task.seed)
-    x, u = task.cells.X.toarray().astype("float32"), log_normalised(task)
+    x = task.cells.X.toarray().astype("float32")
+    u = log_normalised(task)
     library = x.sum(1, keepdims=True)
     seen = h = keras.Input((x.shape[1],))
-    for units in task.hidden: h = layers.Dense(units, "relu")(h)
+    for units in task.hidden:
+        h = layers.Dense(units, "relu")(h)
     z = h = layers.Dense(task.n_latent)(h)
-    for units in task.hidden[::-1]: h = layers.Dense(units, "relu")(h)
+    for units in task.hidden[::-1]:
+        h = layers.Dense(units, "relu")(h)
     size = keras.Input((1,))
     log_mean = layers.Dense(x.shape[1], "log_softmax")(h) + ops.log(size)
-    network = keras.Model([seen, size], layers.Concatenate()([log_mean, layers.Dense(x.shape[1])(h)]))
+    network = keras.Model(
+        [seen, size], layers.Concatenate()([log_mean, layers.Dense(x.shape[1])(h)])
+    )
     network.compile(keras.optimizers.Adam(), _nb_loss)
-    train, validation, test = task.split.train, task.split.validation, task.split.test
-    stop = keras.callbacks.EarlyStopping(patience=45, restore_best_weights=True)               # epochs, as by default in scvi-tools
+    train = task.split.train
+    validation = task.split.validation
+    test = task.split.test
+    # epochs, as by default in scvi-tools
+    stop = keras.callbacks.EarlyStopping(patience=45, restore_best_weights=True)
     start = time.perf_counter()
-    history = network.fit([u[train], library[train]], x[train], batch_size=128, epochs=task.epochs, verbose=0, callbacks=[stop],
-                          validation_data=([u[validation], library[validation]], x[validation]))
+    history = network.fit(
+        [u[train], library[train]],
+        x[train],
+        batch_size=128,
+        epochs=task.epochs,
+        verbose=0,
+        callbacks=[stop],
+        validation_data=([u[validation], library[validation]], x[validation]),
+    )
     seconds = time.perf_counter() - start
     loss = network.evaluate([u[test], library[test]], x[test], verbose=0)
     latent = keras.Model(seen, z).predict(u, verbose=0)
-    return Fitted(latent, {"test_nats_per_cell": float(loss), "epochs": len(history.epoch), "train_seconds": seconds})
+    return Fitted(
+        latent,
+        {"test_nats_per_cell": float(loss), "epochs": len(history.epoch), "train_seconds": seconds},
+    )
+
 
 def _nb_loss(x, heads):
     "-log p(x), nats per cell, from log-means and log-dispersions, (cells, 2 genes)."
     log_mean, log_theta = ops.split(heads, 2, axis=-1)
-    theta, log_sum = ops.exp(ops.clip(log_theta, -15, 15)), ops.logaddexp(log_mean, log_theta)
-    log_p = _lgamma(x + theta) - _lgamma(theta) - _lgamma(x + 1) + x * (log_mean - log_sum) + theta * (log_theta - log_sum)
+    theta = ops.exp(ops.clip(log_theta, -15, 15))
+    log_sum = ops.logaddexp(log_mean, log_theta)
+    log_p = (
+        _lgamma(x + theta)
+        - _lgamma(theta)
+        - _lgamma(x + 1)
+        + x * (log_mean - log_sum)
+        + theta * (log_theta - log_sum)
+    )
     return -ops.sum(log_p, axis=-1)
+
 
 def _lgamma(x):
     "Each backend's own; Keras has none."
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
+
         return tf.math.lgamma(x)
     if keras.backend.backend() == "jax":
         import jax
+
         return jax.scipy.special.gammaln(x)
     import torch
+
     return torch.lgamma(x)
 
 # %% ../nbs/20_peers.ipynb #scvi
 def scvi(task, our_shape=False):
-    """scvi-tools' SCVI (Lopez et al. 2018): nothing but the split changed, or in our shape, with an NB, without KL warm-up, and with its own early stopping.
+    """scvi-tools' SCVI (Lopez et al. 2018): nothing but the split changed, or in our shape, with an
+    NB, without KL warm-up, and with its own early stopping.
 
-    task : Task. Returns a Fitted: latent (cells, units); loss, ELBO and bound of the test cells in nats per cell, by its own functions; active_units, largest_theta, epochs,
+    task : Task. Returns a Fitted: latent (cells, units); loss, ELBO and bound of the test cells in
+        nats per cell, by its own functions; active_units, largest_theta, epochs,
     train_seconds; beyond.N_INVENTED cells. ModuleNotFoundError : without scvi-tools.
     """
-    import scvi as tools, torch
-    tools.settings.seed, tools.settings.verbosity = task.seed, 40
+    import scvi as tools
+    import torch
+
+    tools.settings.seed = task.seed
+    tools.settings.verbosity = 40
     cells = ad.AnnData(task.cells.X.astype("float32"), task.cells.obs[[]].copy())
     tools.model.SCVI.setup_anndata(cells)
-    shape = dict(n_hidden=task.hidden[0], n_layers=len(task.hidden), n_latent=task.n_latent, gene_likelihood="nb") if our_shape else {}
-    how = dict(early_stopping=True, max_epochs=task.epochs, plan_kwargs=dict(n_epochs_kl_warmup=None, n_steps_kl_warmup=None)) if our_shape else dict(max_epochs=task.epochs)
+    shape = (
+        dict(
+            n_hidden=task.hidden[0],
+            n_layers=len(task.hidden),
+            n_latent=task.n_latent,
+            gene_likelihood="nb",
+        )
+        if our_shape
+        else {}
+    )
+    how = (
+        dict(
+            early_stopping=True,
+            max_epochs=task.epochs,
+            plan_kwargs=dict(n_epochs_kl_warmup=None, n_steps_kl_warmup=None),
+        )
+        if our_shape
+        else dict(max_epochs=task.epochs)
+    )
     model = tools.model.SCVI(cells, **shape)
     seconds = _trained(model, task, **how)
-    test, said = task.split.test, {}
-    loss, elbo = model.get_reconstruction_error(indices=test), model.get_elbo(indices=test)
-    said["test_nats_per_cell"] = abs(float(loss["reconstruction_loss"] if isinstance(loss, dict) else loss))
-    bounds = model.get_marginal_ll(indices=test, n_mc_samples=50, return_mean=False)             # its own mean is one of minibatches, in which a small last one counts too much
-    said["largest_theta"] = float(model.module.px_r.exp().max())                                  # above some 1e5 float32 would not hold its log-gammas
+    test = task.split.test
+    said = {}
+    loss = model.get_reconstruction_error(indices=test)
+    elbo = model.get_elbo(indices=test)
+    said["test_nats_per_cell"] = abs(
+        float(loss["reconstruction_loss"] if isinstance(loss, dict) else loss)
+    )
+    # its own mean is one of minibatches, in which a small last one counts too much
+    bounds = model.get_marginal_ll(indices=test, n_mc_samples=50, return_mean=False)
+    # above some 1e5 float32 would not hold its log-gammas
+    said["largest_theta"] = float(model.module.px_r.exp().max())
     said.update(test_elbo=-abs(float(elbo)), test_marginal_ll=-abs(float(bounds.mean())))
     latent = model.get_latent_representation()
-    return Fitted(latent, {**said, "active_units": metrics.active_units(latent), "epochs": model.trainer.current_epoch, "train_seconds": seconds},
-                  _scvi_cells(model, task, torch))
+    return Fitted(
+        latent,
+        {
+            **said,
+            "active_units": metrics.active_units(latent),
+            "epochs": model.trainer.current_epoch,
+            "train_seconds": seconds,
+        },
+        _scvi_cells(model, task, torch),
+    )
+
 
 def _trained(model, task, **how):
     "Trains a model of scvi-tools on our split. Returns seconds."
-    start, parts = time.perf_counter(), [task.split.train, task.split.validation, task.split.test]
-    model.train(accelerator="cpu", datasplitter_kwargs={"external_indexing": parts}, enable_progress_bar=False, **how)
+    start = time.perf_counter()
+    parts = [task.split.train, task.split.validation, task.split.test]
+    model.train(
+        accelerator="cpu",
+        datasplitter_kwargs={"external_indexing": parts},
+        enable_progress_bar=False,
+        **how,
+    )
     return time.perf_counter() - start
 
+
 def _scvi_cells(model, task, torch):
-    "Counts (beyond.N_INVENTED, genes): z from the standard normal, library sizes of training cells."
+    """Counts (beyond.N_INVENTED, genes): z from the standard normal, library sizes of training
+    cells.
+    """
     torch.manual_seed(task.seed)
     library = np.asarray(task.cells.X.sum(1)).ravel()[task.split.train]
-    library = torch.tensor(np.random.default_rng(task.seed).choice(library, (beyond.N_INVENTED, 1)), dtype=torch.float32)
+    library = torch.tensor(
+        np.random.default_rng(task.seed).choice(library, (beyond.N_INVENTED, 1)),
+        dtype=torch.float32,
+    )
     with torch.inference_mode():
         z = torch.randn(beyond.N_INVENTED, model.module.n_latent)
-        px = model.module.generative(z=z, library=torch.log(library), batch_index=torch.zeros(beyond.N_INVENTED, 1))["px"]
+        px = model.module.generative(
+            z=z, library=torch.log(library), batch_index=torch.zeros(beyond.N_INVENTED, 1)
+        )["px"]
         return sp.csr_matrix(px.sample().numpy().astype("float32"))
 
 # %% ../nbs/20_peers.ipynb #sysvi
 def sysvi(task):
-    """scvi-tools' SysVI (Hrovatin et al. 2023), a VAE with a VampPrior on log-normalised values, with its defaults and its early stopping.
+    """scvi-tools' SysVI (Hrovatin et al. 2023), a VAE with a VampPrior on log-normalised values,
+    with its defaults and its early stopping.
 
-    task : Task. It wants two systems and is given two at random. Returns a Fitted: latent (cells, 15); active_units, epochs, train_seconds. ModuleNotFoundError : without scvi-tools.
+    task : Task. It wants two systems and is given two at random. Returns a Fitted: latent (cells,
+        15); active_units, epochs, train_seconds. ModuleNotFoundError : without scvi-tools.
     """
     import scvi as tools
-    tools.settings.seed, tools.settings.verbosity = task.seed, 40
-    cells = ad.AnnData(log_normalised(task), task.cells.obs[[]].assign(system=np.random.default_rng(task.seed).choice(["one", "two"], task.cells.n_obs)))
+
+    tools.settings.seed = task.seed
+    tools.settings.verbosity = 40
+    cells = ad.AnnData(
+        log_normalised(task),
+        task.cells.obs[[]].assign(
+            system=np.random.default_rng(task.seed).choice(["one", "two"], task.cells.n_obs)
+        ),
+    )
     tools.external.SysVI.setup_anndata(cells, batch_key="system")
-    model = tools.external.SysVI(cells, prior="vamp", n_prior_components=5,                 # its default; it would draw them from all cells
-                                 pseudoinputs_data_indices=np.random.default_rng(task.seed).choice(task.split.train, 5, replace=False))
-    seconds = _trained(model, task, max_epochs=task.epochs, early_stopping=True, plan_kwargs=dict(kl_weight=1.0, z_distance_cycle_weight=0.0))
+    # its default; it would draw them from all cells
+    model = tools.external.SysVI(
+        cells,
+        prior="vamp",
+        n_prior_components=5,
+        pseudoinputs_data_indices=np.random.default_rng(task.seed).choice(
+            task.split.train, 5, replace=False
+        ),
+    )
+    seconds = _trained(
+        model,
+        task,
+        max_epochs=task.epochs,
+        early_stopping=True,
+        plan_kwargs=dict(kl_weight=1.0, z_distance_cycle_weight=0.0),
+    )
     latent = model.get_latent_representation(cells)
-    return Fitted(latent, {"active_units": metrics.active_units(latent), "epochs": model.trainer.current_epoch, "train_seconds": seconds})
+    return Fitted(
+        latent,
+        {
+            "active_units": metrics.active_units(latent),
+            "epochs": model.trainer.current_epoch,
+            "train_seconds": seconds,
+        },
+    )
 
 # %% ../nbs/20_peers.ipynb #methods
-METHODS = {"vae": ("VAE", functools.partial(ours, "VAE")), "iaf": ("IAF", functools.partial(ours, "IAF")), "vamp": ("VAMP", functools.partial(ours, "VAMP")),
-           "vampiaf": ("VAMPIAF", functools.partial(ours, "VAMPIAF")), "ae": ("AE", functools.partial(ours, "AE")), "plain_ae": ("NB autoencoder", plain_autoencoder),
-           "scvi": ("SCVI (defaults)", scvi), "scvi_shape": ("SCVI (our shape)", functools.partial(scvi, our_shape=True)), "sysvi": ("SysVI", sysvi), "pca": ("PCA", pca)}
-OTHERS = ("scvi", "scvi_shape", "sysvi")                                         # need scvi-tools
+METHODS = {
+    "vae": ("VAE", functools.partial(ours, "VAE")),
+    "iaf": ("IAF", functools.partial(ours, "IAF")),
+    "vamp": ("VAMP", functools.partial(ours, "VAMP")),
+    "vampiaf": ("VAMPIAF", functools.partial(ours, "VAMPIAF")),
+    "ae": ("AE", functools.partial(ours, "AE")),
+    "plain_ae": ("NB autoencoder", plain_autoencoder),
+    "scvi": ("SCVI (defaults)", scvi),
+    "scvi_shape": ("SCVI (our shape)", functools.partial(scvi, our_shape=True)),
+    "sysvi": ("SysVI", sysvi),
+    "pca": ("PCA", pca),
+}
+OTHERS = ("scvi", "scvi_shape", "sysvi")  # need scvi-tools
 
 # %% ../nbs/20_peers.ipynb #judge-fit
 def judge(fit, task):
     """The numbers of a fit, with those of its embedding and of its invented cells.
 
-    Returns a dict, by the names of study.judge and beyond.judge_invented. task.cells.obs["label"], if it is there, is judged by; empty texts are cells without a label.
+    Returns a dict, by the names of study.judge and beyond.judge_invented. task.cells.obs["label"],
+    if it is there, is judged by; empty texts are cells without a label.
     """
     said = {"pcs95": metrics.n_components(fit.latent), **fit.numbers}
-    if "label" in task.cells.obs: said.update(study._by_labels(fit.latent, task.cells.obs["label"].to_numpy(), fit.halves))
-    if fit.invented is not None: said["accuracy"] = metrics.two_sample_accuracy(task.cells.X[task.split.test], fit.invented, task.seed)["accuracy"]
+    if "label" in task.cells.obs:
+        said.update(study._by_labels(fit.latent, task.cells.obs["label"].to_numpy(), fit.halves))
+    if fit.invented is not None:
+        said["accuracy"] = metrics.two_sample_accuracy(
+            task.cells.X[task.split.test], fit.invented, task.seed
+        )["accuracy"]
     return said
 
+
 def scib(latent, labels):
-    """Numbers of scib-metrics, a dict, of the labelled cells: four that it counts as bio-conservation, their mean, and the connectivity of the graph.
+    """Numbers of scib-metrics, a dict, of the labelled cells: four that it counts as
+    bio-conservation, their mean, and the connectivity of the graph.
 
     latent : (cells, units). labels : (cells,), empty texts where there is none.
     """
     import scib_metrics
     from scib_metrics.nearest_neighbors import NeighborsResults
+
     known = np.asarray(labels) != ""
-    z, labels = np.ascontiguousarray(latent[known], "float32"), np.asarray(labels)[known].astype(str)
-    near = NearestNeighbors(n_neighbors=min(90, len(z) - 1)).fit(z).kneighbors(z)               # exact, and quicker than an index for so few cells
+    z = np.ascontiguousarray(latent[known], "float32")
+    labels = np.asarray(labels)[known].astype(str)
+    # exact, and quicker than an index for so few cells
+    near = NearestNeighbors(n_neighbors=min(90, len(z) - 1)).fit(z).kneighbors(z)
     graph = NeighborsResults(indices=near[1], distances=near[0])
     clusters = scib_metrics.nmi_ari_cluster_labels_kmeans(z, labels)
-    said = {"silhouette": scib_metrics.silhouette_label(z, labels), "nmi": clusters["nmi"], "ari": clusters["ari"], "clisi": scib_metrics.clisi_knn(graph, labels)}
+    said = {
+        "silhouette": scib_metrics.silhouette_label(z, labels),
+        "nmi": clusters["nmi"],
+        "ari": clusters["ari"],
+        "clisi": scib_metrics.clisi_knn(graph, labels),
+    }
     connected = scib_metrics.graph_connectivity(graph.subset_neighbors(min(15, len(z) - 1)), labels)
-    said.update(mean=np.mean([*said.values()]), connectivity=connected)                          # which scib-metrics counts as batch correction
+    # which scib-metrics counts as batch correction
+    said.update(mean=np.mean([*said.values()]), connectivity=connected)
     return {f"scib_{name}": float(value) for name, value in said.items()}
 
 # %% ../nbs/20_peers.ipynb #main
 @contextlib.contextmanager
 def memory_rise():
-    "Within `with memory_rise() as found`, how far this process's memory rises: afterwards found[\"mb\"], in MiB, looked at 50 times a second."
-    process, found, done = psutil.Process(), {}, threading.Event()
+    """Within `with memory_rise() as found`, how far this process\'s memory rises: afterwards
+    found["mb"], in MiB, looked at 50 times a second.
+    """
+    process = psutil.Process()
+    found = {}
+    done = threading.Event()
     start = most = process.memory_info().rss
+
     def look():
         nonlocal most
-        while not done.wait(0.02): most = max(most, process.memory_info().rss)
+        while not done.wait(0.02):
+            most = max(most, process.memory_info().rss)
+
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
-    try: yield found
+    try:
+        yield found
     finally:
-        done.set(); thread.join()
+        done.set()
+        thread.join()
         found["mb"] = max(most, process.memory_info().rss) / 2**20 - start / 2**20
 
+
 def main(arguments=None):
-    "One run, in this process: METHOD CELLS.h5ad FOLDER SETTINGS. Writes latent.npy, maybe invented.npz, and at last numbers.json."
+    """One run, in this process: METHOD CELLS.h5ad FOLDER SETTINGS.
+
+    Writes latent.npy, maybe invented.npz, and at last numbers.json.
+    """
     method, path, folder, settings = arguments or sys.argv[1:]
     folder = Path(folder)
-    task = Task(ad.read_h5ad(path), **{**json.loads(settings), "hidden": tuple(json.loads(settings)["hidden"])})
-    with memory_rise() as memory: fit = METHODS[method][1](task)
+    task = Task(
+        ad.read_h5ad(path),
+        **{**json.loads(settings), "hidden": tuple(json.loads(settings)["hidden"])},
+    )
+    with memory_rise() as memory:
+        fit = METHODS[method][1](task)
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "latent.npy", np.asarray(fit.latent, "float32"))
-    if fit.invented is not None: sp.save_npz(folder / "invented.npz", fit.invented)
+    if fit.invented is not None:
+        sp.save_npz(folder / "invented.npz", fit.invented)
     _write_numbers(folder / "numbers.json", {**judge(fit, task), "memory_mb": memory["mb"]})
 
+
 def score(arguments=None):
-    "scib-metrics of all runs in FOLDER that have none yet, in this process: writes scib.json into each, empty where there are no labels."
+    """scib-metrics of all runs in FOLDER that have none yet, in this process: writes scib.json into
+    each, empty where there are no labels.
+    """
     folder = Path(*(arguments or sys.argv[1:]))
     for kept in sorted(folder.glob("*-seed*/numbers.json")):
-        if (kept.parent / "scib.json").exists(): continue
-        cells = ad.read_h5ad(folder / f"cells-seed{kept.parent.name.split('-seed')[1]}.h5ad", backed="r").obs
-        _write_numbers(kept.parent / "scib.json", scib(np.load(kept.parent / "latent.npy"), cells["label"].to_numpy()) if "label" in cells else {})
+        if (kept.parent / "scib.json").exists():
+            continue
+        cells = ad.read_h5ad(
+            folder / f"cells-seed{kept.parent.name.split('-seed')[1]}.h5ad", backed="r"
+        ).obs
+        _write_numbers(
+            kept.parent / "scib.json",
+            (
+                scib(np.load(kept.parent / "latent.npy"), cells["label"].to_numpy())
+                if "label" in cells
+                else {}
+            ),
+        )
 
-def _write_numbers(path, numbers): study._write_whole(path, json.dumps({k: v if v is None else float(v) for k, v in numbers.items()}, indent=1))
+
+def _write_numbers(path, numbers):
+    study._write_whole(
+        path, json.dumps({k: v if v is None else float(v) for k, v in numbers.items()}, indent=1)
+    )
+
 
 def _has(package):
     from importlib.util import find_spec
+
     return find_spec(package) is not None
 
 # %% ../nbs/20_peers.ipynb #environment
-HOW = "make one with: python -m venv peers && peers/bin/pip install 'vampsc[peers]', then say python=\"peers/bin/python\""
+HOW = (
+    "make one with: python -m venv peers && peers/bin/pip install 'vampsc[peers]', then say"
+    ' python="peers/bin/python"'
+)
+
 
 def environment(python="auto", methods=tuple(METHODS)):
-    """The Python that runs the methods, as text: "auto" takes this one where it has what the methods need, else .venv-benchmarks of the project.
+    """The Python that runs the methods, as text: "auto" takes this one where it has what the
+    methods need, else .venv-benchmarks of the project.
 
     ValueError : no such file, or a package that is missing there, by name, with what to do.
     """
     needed = ["vampsc", *(["scvi", "scib_metrics"] if {*methods} & {*OTHERS} else [])]
     if python == "auto":
         of_project = Path(".venv-benchmarks/bin/python")
-        python = of_project if of_project.exists() and not all(map(_has, needed)) else sys.executable
-    try: found = subprocess.run([str(python), "-c", f"from importlib.util import find_spec; print(*(p for p in {needed} if not find_spec(p)))"], capture_output=True, text=True)
-    except OSError as error: raise ValueError(f"python={str(python)!r} cannot be run ({error.strerror}); {HOW}") from None
-    if found.returncode: raise ValueError(f"python={str(python)!r} cannot be run; {HOW}")
+        python = (
+            of_project if of_project.exists() and not all(map(_has, needed)) else sys.executable
+        )
+    try:
+        found = subprocess.run(
+            [
+                str(python),
+                "-c",
+                (
+                    f"from importlib.util import find_spec; print(*(p for p in {needed} if not"
+                    " find_spec(p)))"
+                ),
+            ],
+            capture_output=True,
+            text=True,
+        )
+    except OSError as error:
+        raise ValueError(
+            f"python={str(python)!r} cannot be run ({error.strerror}); {HOW}"
+        ) from None
+    if found.returncode:
+        raise ValueError(f"python={str(python)!r} cannot be run; {HOW}")
     if missing := found.stdout.split():
-        raise ValueError(f"{missing[0].replace('scvi', 'scvi-tools').replace('_', '-')} is not installed for {str(python)!r}; {HOW}; or leave out the methods {', '.join(OTHERS)}.")
+        raise ValueError(
+            f"{missing[0].replace('scvi', 'scvi-tools').replace('_', '-')} is not installed for"
+            f" {str(python)!r}; {HOW}; or leave out the methods {', '.join(OTHERS)}."
+        )
     return str(python)
 
 # %% ../nbs/20_peers.ipynb #gather
-def gather(names, methods=tuple(METHODS), out="runs/beyond", seeds="0,1,2,3,4", python="auto", n_genes=1000, label_key="auto", jobs=None, hidden=(128,), progress=True, **settings):
+def gather(
+    names,
+    methods=tuple(METHODS),
+    out="runs/beyond",
+    seeds="0,1,2,3,4",
+    python="auto",
+    n_genes=1000,
+    label_key="auto",
+    jobs=None,
+    hidden=(128,),
+    progress=True,
+    **settings,
+):
     """Fit and judge all methods on all data sets with all seeds.
 
     Parameters
     ----------
-    names, seeds : as in beyond.gather. methods : of METHODS, a list or with commas. out : runs are in out/<data set>/peers/<method>-seed<k>. python : of
-        `environment`. jobs : runs side by side, one core each; None: as many as there are cores. progress : a line for each run.
+    names, seeds : as in beyond.gather. methods : of METHODS, a list or with commas. out : runs are
+        in out/<data set>/peers/<method>-seed<k>. python : of `environment`. jobs : runs side by
+        side, one core each; None: as many as there are cores. progress : a line for each run.
     n_genes, label_key : of `prepare`. hidden, **settings : of Task.
 
     Returns
     -------
-    DataFrame : a row for each run: data, method, variant (the name of the method, for people), seed, and the numbers of `judge` and `scib`, memory_mb, train_seconds; also written to out/<data set>/peers.csv.
+    DataFrame : a row for each run: data, method, variant (the name of the method, for people),
+        seed, and the numbers of `judge` and `scib`, memory_mb, train_seconds; also written to
+        out/<data set>/peers.csv.
 
     Raises
     ------
-    ValueError : an unknown method, an environment that lacks a package, or runs that failed, by name, after all others were done, which are in the csv.
+    ValueError : an unknown method, an environment that lacks a package, or runs that failed, by
+        name, after all others were done, which are in the csv.
     """
-    methods, seeds = beyond._once(beyond.listed(methods), "methods"), beyond._seeds(seeds)
-    if unknown := [m for m in methods if m not in METHODS]: raise ValueError(f"method {unknown[0]!r} is not known; there are {', '.join(METHODS)}.")
-    python, settings, frames, failed, n = environment(python, methods), {**settings, "hidden": [*hidden]}, [], [], 0
+    methods = beyond._once(beyond.listed(methods), "methods")
+    seeds = beyond._seeds(seeds)
+    if unknown := [m for m in methods if m not in METHODS]:
+        raise ValueError(f"method {unknown[0]!r} is not known; there are {', '.join(METHODS)}.")
+    python = environment(python, methods)
+    settings = {**settings, "hidden": [*hidden]}
+    frames = []
+    failed = []
+    n = 0
     beyond.ask(out, "peers", names)
     for data, name in beyond._data_sets(names, label_key).items():
-        adata, folder = organs.load(name), Path(out) / data
+        adata = organs.load(name)
+        folder = Path(out) / data
         _, labels = study._labels_to_judge(adata, label_key)
-        mark = study.hash_of(study.data_hash(adata), n_genes, json.dumps(settings, sort_keys=True), *([] if labels is None else labels))
-        tasks = [(m, seed, folder / "peers" / mark / f"{m}-seed{seed}") for seed in seeds for m in methods]
-        for seed in seeds: _write_cells(adata, folder / "peers" / mark / f"cells-seed{seed}.h5ad", seed, n_genes, label_key)
-        with ThreadPoolExecutor(min(jobs or cpu_count(), len(tasks))) as pool: ended = [*pool.map(lambda t: _process(python, *t, settings, progress), tasks)]
-        failed, n = failed + [f"{data}, {sentence}" for sentence in ended if isinstance(sentence, str)], n + len(tasks)
-        done = [(task, numbers) for task, numbers in zip(tasks, ended) if not isinstance(numbers, str)]
-        if not done: continue
+        mark = study.hash_of(
+            study.data_hash(adata),
+            n_genes,
+            json.dumps(settings, sort_keys=True),
+            *([] if labels is None else labels),
+        )
+        tasks = [
+            (m, seed, folder / "peers" / mark / f"{m}-seed{seed}")
+            for seed in seeds
+            for m in methods
+        ]
+        for seed in seeds:
+            _write_cells(
+                adata, folder / "peers" / mark / f"cells-seed{seed}.h5ad", seed, n_genes, label_key
+            )
+        with ThreadPoolExecutor(min(jobs or cpu_count(), len(tasks))) as pool:
+            ended = [*pool.map(lambda t: _process(python, *t, settings, progress), tasks)]
+        failed = failed + [f"{data}, {sentence}" for sentence in ended if isinstance(sentence, str)]
+        n = n + len(tasks)
+        done = [
+            (task, numbers) for task, numbers in zip(tasks, ended) if not isinstance(numbers, str)
+        ]
+        if not done:
+            continue
         divided = {seed: _division(adata, seed) for seed in seeds}
         scores = _scores(python, [run for (*_, run), _ in done], progress)
-        frame = pd.DataFrame([{"method": m, "variant": METHODS[m][0], "seed": seed, **numbers, **more, **divided[seed]} for ((m, seed, _), numbers), more in zip(done, scores)])
+        frame = pd.DataFrame(
+            [
+                {
+                    "method": m,
+                    "variant": METHODS[m][0],
+                    "seed": seed,
+                    **numbers,
+                    **more,
+                    **divided[seed],
+                }
+                for ((m, seed, _), numbers), more in zip(done, scores)
+            ]
+        )
         frame.to_csv(files.claim(folder, "peers", ["peers.csv"]) / "peers.csv", index=False)
         frames.append(frame.assign(data=data))
-    if failed: raise ValueError(beyond._told_failed(failed, n))
+    if failed:
+        raise ValueError(beyond._told_failed(failed, n))
     return pd.concat(frames, ignore_index=True)
 
 # %% ../nbs/20_peers.ipynb #processes
 def _write_cells(adata, path, seed, n_genes, label_key):
-    if path.exists(): return
+    if path.exists():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with files.whole(path) as new: prepare(adata, seed, n_genes, label_key).write_h5ad(new)
+    with files.whole(path) as new:
+        prepare(adata, seed, n_genes, label_key).write_h5ad(new)
+
 
 def _division(adata, seed):
     "How `prepare` divides the cells: the dict of study.division_of."
-    return study.division_of(study.cells_of(adata.obs_names, counts.split_cells(adata.n_obs, seed, test=TEST)))
+    return study.division_of(
+        study.cells_of(adata.obs_names, counts.split_cells(adata.n_obs, seed, test=TEST))
+    )
+
 
 def _scores(python, runs, progress):
-    "The numbers of `score`, one dict for each run, empty without scib-metrics; from one process, as its imports take longer than a run's numbers."
-    kept, log = [run / "scib.json" for run in runs], runs[0].parent / "scib-log.txt"
-    how = "from importlib.util import find_spec\nif find_spec('scib_metrics'):\n    from vampsc import peers\n    peers.score()"
+    """The numbers of `score`, one dict for each run, empty without scib-metrics; from one process,
+    as its imports take longer than a run's numbers.
+    """
+    kept = [run / "scib.json" for run in runs]
+    log = runs[0].parent / "scib-log.txt"
+    how = (
+        "from importlib.util import find_spec\nif find_spec('scib_metrics'):\n    from vampsc"
+        " import peers\n    peers.score()"
+    )
     if missing := sum(not path.exists() for path in kept):
-        if progress: print(f"scib-metrics, {missing} runs", flush=True)
-        if _call(python, [how, str(log.parent)], log): raise ValueError(f"scib-metrics failed: {_last_line(log)}")
+        if progress:
+            print(f"scib-metrics, {missing} runs", flush=True)
+        if _call(python, [how, str(log.parent)], log):
+            raise ValueError(f"scib-metrics failed: {_last_line(log)}")
     return [json.loads(path.read_text()) if path.exists() else {} for path in kept]
 
+
 def _call(python, command, log):
-    "The exit status of a command of Python, [code, arguments ...], on one core, that ends with this process; what it says is in the log."
+    """The exit status of a command of Python, [code, arguments ...], on one core, that ends with
+    this process; what it says is in the log.
+    """
     code, *arguments = command
     first = f"from vampsc import files\nfiles.end_with({os.getpid()})\n"
     environment_ = {**os.environ, **beyond.ONE_CORE, "TF_CPP_MIN_LOG_LEVEL": "3"}
     with open(log, "w") as f:
-        return subprocess.run([python, "-c", first + code, *arguments], stdout=f, stderr=subprocess.STDOUT, env=environment_).returncode
+        return subprocess.run(
+            [python, "-c", first + code, *arguments],
+            stdout=f,
+            stderr=subprocess.STDOUT,
+            env=environment_,
+        ).returncode
+
 
 def _last_line(log):
     said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return f"{said[-1] if said else 'no word of why'} ({log})"
 
+
 def _process(python, method, seed, folder, settings, progress):
     "The numbers of a run, read or made; or a text that says why there are none."
-    start, kept = time.time(), folder / "numbers.json"
+    start = time.time()
+    kept = folder / "numbers.json"
     if not kept.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        first = "import scvi; " if method in OTHERS else ""                     # before TensorFlow: both bring an LLVM, and only in this order do they get along
-        _call(python, [f"{first}from vampsc import peers; peers.main()", method, str(folder.parent / f"cells-seed{seed}.h5ad"), str(folder), json.dumps({**settings, "seed": seed})], folder / "log.txt")
+        # before TensorFlow: both bring an LLVM, and only in this order do they get along
+        first = "import scvi; " if method in OTHERS else ""
+        _call(
+            python,
+            [
+                f"{first}from vampsc import peers; peers.main()",
+                method,
+                str(folder.parent / f"cells-seed{seed}.h5ad"),
+                str(folder),
+                json.dumps({**settings, "seed": seed}),
+            ],
+            folder / "log.txt",
+        )
     name = f"{METHODS[method][0]}, seed {seed}"
-    if progress: print(f"{name}: {time.time() - start:.0f} s{'' if kept.exists() else ', failed'}", flush=True)
-    return json.loads(kept.read_text()) if kept.exists() else f"{name}: {_last_line(folder / 'log.txt')}"
+    if progress:
+        print(
+            f"{name}: {time.time() - start:.0f} s{'' if kept.exists() else ', failed'}", flush=True
+        )
+    return (
+        json.loads(kept.read_text())
+        if kept.exists()
+        else f"{name}: {_last_line(folder / 'log.txt')}"
+    )
 
 # %% ../nbs/20_peers.ipynb #better
-UPWARDS = {"test_marginal_ll": True, "asw": True, "nmi": True, "ari": True, "knn_purity": True, "scib_mean": True, "pcs95": False, "accuracy": False,
-           "train_seconds": False, "memory_mb": False}                           # is more better?
+UPWARDS = {
+    "test_marginal_ll": True,
+    "asw": True,
+    "nmi": True,
+    "ari": True,
+    "knn_purity": True,
+    "scib_mean": True,
+    "pcs95": False,
+    "accuracy": False,
+    "train_seconds": False,
+    "memory_mb": False,
+}  # is more better?
+
 
 def better(frame, ours, columns=UPWARDS, others=None):
-    """For each number, the methods that are clearly better than one of ours, and those clearly worse.
+    """For each number, the methods that are clearly better than one of ours, and those clearly
+    worse.
 
     Parameters
     ----------
-    frame : of `gather`, for one data set. ours : the name of a method, as in `variant`. columns : dict, column -> is more better? others : names; None: all others.
+    frame : of `gather`, for one data set. ours : the name of a method, as in `variant`. columns :
+        dict, column -> is more better? others : names; None: all others.
 
     Returns
     -------
-    DataFrame with a row for each column of frame that both have: better, not clear, worse: texts with the names of methods.
+    DataFrame with a row for each column of frame that both have: better, not clear, worse: texts
+    with the names of methods.
     """
-    others, rows = [v for v in frame["variant"].unique() if v != ours and (others is None or v in others)], {}
+    others = [v for v in frame["variant"].unique() if v != ours and (others is None or v in others)]
+    rows = {}
     for column, upwards in columns.items():
-        if column not in frame or frame.loc[frame.variant == ours, column].isna().all(): continue
+        if column not in frame or frame.loc[frame.variant == ours, column].isna().all():
+            continue
         row = {"better": [], "not clear": [], "worse": []}
         for other in others:
-            if frame.loc[frame.variant == other, column].isna().all(): continue
+            if frame.loc[frame.variant == other, column].isna().all():
+                continue
             found = beyond.compare(frame, other, ours, column)
-            row["not clear" if not found["clear"] else "better" if (found["mean"] > 0) == upwards else "worse"].append(other)
+            row[
+                (
+                    "not clear"
+                    if not found["clear"]
+                    else "better"
+                    if (found["mean"] > 0) == upwards
+                    else "worse"
+                )
+            ].append(other)
         rows[column] = {k: ", ".join(v) or "-" for k, v in row.items()}
     return pd.DataFrame(rows).T

@@ -7,24 +7,31 @@ __all__ = ['LOG_VAR_BOUNDS', 'PointPosterior', 'soft_clip', 'gaussian_sample', '
 
 # %% ../nbs/04_posteriors.ipynb #imports
 import math
+
 from keras import layers, ops
+
 from .networks import head
 
 # %% ../nbs/04_posteriors.ipynb #point
 class PointPosterior(layers.Layer):
-    """The autoencoder's bottleneck: h (cells, width) -> (mean,), a (cells, latent) array, and z is the mean.
+    """The autoencoder's bottleneck: h (cells, width) -> (mean,), a (cells, latent) array, and z is
+    the mean.
 
     It has no density and no KL term. seeds: from `new_seeds`.
     """
+
     exact_mean = True
 
     def __init__(self, n_latent, seeds, name="posterior"):
         super().__init__(name=name)
-        self.n_latent, self.mean = n_latent, head(n_latent, seeds, "mean")
+        self.n_latent = n_latent
+        self.mean = head(n_latent, seeds, "mean")
 
-    def build(self, shape): self.mean.build(shape)
+    def build(self, shape):
+        self.mean.build(shape)
 
-    def call(self, h): return (ops.cast(self.mean(h), "float32"),)
+    def call(self, h):
+        return (ops.cast(self.mean(h), "float32"),)
 
     def sample(self, parameters, noise):
         "z (cells, latent), and None for its log-density; the noise has no say."
@@ -33,38 +40,52 @@ class PointPosterior(layers.Layer):
 # %% ../nbs/04_posteriors.ipynb #soft-clip
 LOG_VAR_BOUNDS = math.log(1e-3), math.log(100.0)
 
+
 def soft_clip(a, low, high):
     "The identity between low and high, levelling off smoothly at both; any shape, elementwise."
-    a = ops.clip(a, low - 50, high + 50)                     # far outside, the difference below would lose its digits
+    # far outside, the difference below would lose its digits
+    a = ops.clip(a, low - 50, high + 50)
     return low + ops.softplus(a - low) - ops.softplus(a - high)
 
 # %% ../nbs/04_posteriors.ipynb #gaussian-sample
 def gaussian_sample(mean, log_var, noise):
-    "Equation (2) and the terms of equation (3): z and log q (nats) of each unit, in the shape of the arguments, (cells, latent)."
-    return mean + ops.exp(0.5 * log_var) * noise, -0.5 * (ops.square(noise) + log_var + math.log(2 * math.pi))
+    """Equation (2) and the terms of equation (3): z and log q (nats) of each unit, in the shape of
+    the arguments, (cells, latent).
+    """
+    return mean + ops.exp(0.5 * log_var) * noise, -0.5 * (
+        ops.square(noise) + log_var + math.log(2 * math.pi)
+    )
 
 # %% ../nbs/04_posteriors.ipynb #gaussian
 class GaussianPosterior(layers.Layer):
-    """Independent Gaussians: h (cells, width) -> (mean, log_var), each (cells, latent); z = mean + exp(log_var / 2) noise.
+    """Independent Gaussians: h (cells, width) -> (mean, log_var), each (cells, latent); z = mean +
+    exp(log_var / 2) noise.
 
     seeds: from `new_seeds`. log_var stays within LOG_VAR_BOUNDS.
     """
+
     exact_mean = True
 
     def __init__(self, n_latent, seeds, name="posterior"):
         super().__init__(name=name)
         self.n_latent = n_latent
-        self.mean, self.log_var = head(n_latent, seeds, "mean"), head(n_latent, seeds, "log_var")
+        self.mean = head(n_latent, seeds, "mean")
+        self.log_var = head(n_latent, seeds, "log_var")
 
     def build(self, shape):
-        self.mean.build(shape); self.log_var.build(shape)
+        self.mean.build(shape)
+        self.log_var.build(shape)
 
     def call(self, h):
-        mean, log_var = (ops.cast(v, "float32") for v in (self.mean(h), self.log_var(h)))   # also in mixed precision
+        # also in mixed precision
+        mean, log_var = (ops.cast(v, "float32") for v in (self.mean(h), self.log_var(h)))
         return mean, soft_clip(log_var, *LOG_VAR_BOUNDS)
 
     def sample_by_unit(self, parameters, noise):
-        "z and each unit's share of log q(z|x) in nats, both (cells, latent). noise: standard normal, (cells, latent)."
+        """z and each unit's share of log q(z|x) in nats, both (cells, latent).
+
+        noise: standard normal, (cells, latent).
+        """
         return gaussian_sample(*parameters[:2], noise)
 
     def sample(self, parameters, noise):
@@ -75,9 +96,13 @@ class GaussianPosterior(layers.Layer):
     def log_prob(self, z, parameters):
         "log q(z|x) (cells,), in nats, at any z (cells, latent)."
         mean, log_var = parameters[:2]
-        return -0.5 * ops.sum(ops.square(z - mean) * ops.exp(-log_var) + log_var + math.log(2 * math.pi), axis=-1)
+        return -0.5 * ops.sum(
+            ops.square(z - mean) * ops.exp(-log_var) + log_var + math.log(2 * math.pi), axis=-1
+        )
 
 # %% ../nbs/04_posteriors.ipynb #kl-to-standard-normal
 def kl_to_standard_normal(mean, log_var):
-    "KL of N(mean, exp(log_var)) from N(0, 1) for each latent unit, in nats; the shape of its arguments."
+    """KL of N(mean, exp(log_var)) from N(0, 1) for each latent unit, in nats; the shape of its
+    arguments.
+    """
     return 0.5 * (ops.square(mean) + ops.expm1(log_var) - log_var)

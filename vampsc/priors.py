@@ -8,33 +8,46 @@ __all__ = ['LOG_2PI', 'StandardNormal', 'gaussian_log_densities', 'VampPrior', '
 
 # %% ../nbs/06_priors.ipynb #imports
 import math
-import numpy as np, keras
+
+import keras
+import numpy as np
 from keras import backend, layers, ops
 from scipy import special
+
 from .networks import head
 from .posteriors import LOG_VAR_BOUNDS, GaussianPosterior, gaussian_sample, soft_clip
 
 # %% ../nbs/06_priors.ipynb #standard-normal
 LOG_2PI = math.log(2 * math.pi)
 
+
 class StandardNormal(layers.Layer):
-    """p(z) = N(0, I): log_prob(z), z (cells, D) -> (cells,), in nats; sample(n, latent, None, rng) -> (n, latent) float32.
+    """p(z) = N(0, I): log_prob(z), z (cells, D) -> (cells,), in nats; sample(n, latent, None, rng)
+    -> (n, latent) float32.
 
     It needs no components; they and `encode` are there so that all priors are called alike.
     """
-    def components(self, encode): return None
 
-    def log_prob(self, z, components=None): return ops.sum(self.log_prob_by_unit(z)[0], axis=-1)
+    def components(self, encode):
+        return None
+
+    def log_prob(self, z, components=None):
+        return ops.sum(self.log_prob_by_unit(z)[0], axis=-1)
 
     def log_prob_by_unit(self, z, components=None):
-        "log p(z) of each unit (cells, D); and of the choice of a component, of which there is one: 0."
+        """log p(z) of each unit (cells, D); and of the choice of a component, of which there is
+        one: 0.
+        """
         return -0.5 * (ops.square(z) + LOG_2PI), 0.0
 
-    def sample(self, n, latent, components, rng): return rng.standard_normal((n, latent)).astype("float32")
+    def sample(self, n, latent, components, rng):
+        return rng.standard_normal((n, latent)).astype("float32")
 
 # %% ../nbs/06_priors.ipynb #gaussian-log-densities
 def gaussian_log_densities(z, means, log_vars):
-    """log N(z_i; m_k, diag exp v_k) for all pairs: z (cells, D), means and log_vars (K, D) -> (cells, K), in nats."""
+    """log N(z_i; m_k, diag exp v_k) for all pairs: z (cells, D), means and log_vars (K, D) ->
+    (cells, K), in nats.
+    """
     constant = -0.5 * ops.sum(log_vars + LOG_2PI, axis=-1)
     return constant - 0.5 * _squared_distances(z, means, ops.exp(-log_vars))
 
@@ -43,31 +56,48 @@ def _squared_distances(z, means, precisions):
     "sum_d precision_kd (z_id - m_kd)^2 -> (cells, K)."
     if backend.backend() != "tensorflow":
         return ops.sum(precisions * ops.square(z[:, None, :] - means), axis=-1)
-    # Multiplied out, this is two matrix products and a sum instead of a (cells, K, D) array: 10 times faster on a CPU.
+    # Multiplied out, this is two matrix products and a sum instead of a (cells, K, D) array: 10
+    # times faster on a CPU.
     # The three cancel, hence float64, which JAX would silently turn into float32.
     z, m, p = (ops.cast(v, "float64") for v in (z, means, precisions))
-    cross = ops.square(z) @ ops.transpose(p) - 2.0 * (z @ ops.transpose(m * p)) + ops.sum(m * m * p, axis=-1)
+    cross = (
+        ops.square(z) @ ops.transpose(p)
+        - 2.0 * (z @ ops.transpose(m * p))
+        + ops.sum(m * m * p, axis=-1)
+    )
     return ops.cast(ops.maximum(cross, 0.0), "float32")
 
 # %% ../nbs/06_priors.ipynb #vamp-prior
 class VampPrior(layers.Layer):
     """Variational mixture of posteriors, p(z) = 1/K sum_k q(z|u_k), tied to the model's encoder.
 
-    n_components: K. n_genes: width of a pseudo-input. The pseudo-inputs (K, genes) are log-normalised expression >= 0;
-    `initialise` sets them, and raises ValueError if they do not fit. learn_weights: train the shares of the components too, instead of 1/K each.
-    Source: Tomczak & Welling (2018), equation 9; the paper, section 2.
+    n_components: K. n_genes: width of a pseudo-input. The pseudo-inputs (K, genes) are
+    log-normalised expression >= 0; `initialise` sets them, and raises ValueError if they do not
+    fit. learn_weights: train the shares of the components too, instead of 1/K each. Source: Tomczak
+    & Welling (2018), equation 9; the paper, section 2.
     """
+
     def __init__(self, n_components, n_genes, learn_weights=False, name="prior"):
         super().__init__(name=name)
-        self.pseudo_inputs = self.add_weight((n_components, n_genes), "zeros", name="pseudo_inputs",
-                                             constraint=keras.constraints.NonNeg())
-        self.logits = self.add_weight((n_components,), "zeros", name="logits") if learn_weights else None
+        self.pseudo_inputs = self.add_weight(
+            (n_components, n_genes),
+            "zeros",
+            name="pseudo_inputs",
+            constraint=keras.constraints.NonNeg(),
+        )
+        self.logits = (
+            self.add_weight((n_components,), "zeros", name="logits") if learn_weights else None
+        )
 
     def initialise(self, cells, rng, noise=0.01):
-        "Start the pseudo-inputs at `cells` (K, genes), log-normalised, each value with normal noise of this spread, at least 0."
+        """Start the pseudo-inputs at `cells` (K, genes), log-normalised, each value with normal
+        noise of this spread, at least 0.
+        """
         cells = np.asarray(cells)
         if cells.shape != tuple(self.pseudo_inputs.shape):
-            raise ValueError(f"the pseudo-inputs are {tuple(self.pseudo_inputs.shape)}, the cells {cells.shape}.")
+            raise ValueError(
+                f"the pseudo-inputs are {tuple(self.pseudo_inputs.shape)}, the cells {cells.shape}."
+            )
         self.pseudo_inputs.assign(np.maximum(cells + noise * rng.standard_normal(cells.shape), 0))
 
     def components(self, encode):
@@ -77,7 +107,8 @@ class VampPrior(layers.Layer):
     def log_weights(self):
         "Logarithms of the shares, (K,): -log K each, or learnt."
         n = self.pseudo_inputs.shape[0]
-        if self.logits is None: return ops.full((n,), -math.log(n), dtype="float32")
+        if self.logits is None:
+            return ops.full((n,), -math.log(n), dtype="float32")
         return ops.log_softmax(ops.convert_to_tensor(self.logits))
 
     def log_prob(self, z, components):
@@ -90,10 +121,14 @@ class VampPrior(layers.Layer):
         means, log_vars, log_weights = (np.asarray(c, "float64") for c in components)
         weights = np.exp(log_weights)
         k = rng.choice(len(weights), n, p=weights / weights.sum())
-        return (means[k] + np.exp(0.5 * log_vars[k]) * rng.standard_normal((n, latent))).astype("float32")
+        return (means[k] + np.exp(0.5 * log_vars[k]) * rng.standard_normal((n, latent))).astype(
+            "float32"
+        )
 
     def log_prob_by_unit(self, z, components):
-        "Equation (4): log p(z) divided among the units (cells, D), and the price of the component (cells,)."
+        """Equation (4): log p(z) divided among the units (cells, D), and the price of the component
+        (cells,).
+        """
         return mixture_by_unit(z, *components)
 
 # %% ../nbs/06_priors.ipynb #mixture-by-unit
@@ -104,7 +139,8 @@ def mixture_by_unit(z, means, log_vars, log_weights):
     Returns (cells, D) and (cells,) in float64; log p(z) is the sum of the first less the second.
     """
     z, m, v, w = (np.asarray(a, "float64") for a in (z, means, log_vars, log_weights))
-    p, squares = np.exp(-v), np.square(z)
+    p = np.exp(-v)
+    squares = np.square(z)
     joint = w - 0.5 * ((v + LOG_2PI + m * m * p).sum(1) + squares @ p.T - 2 * z @ (m * p).T)
     log_r = joint - special.logsumexp(joint, axis=1, keepdims=True)
     r = np.exp(log_r)
@@ -113,16 +149,26 @@ def mixture_by_unit(z, means, log_vars, log_weights):
 
 # %% ../nbs/06_priors.ipynb #conditional-gaussian
 class ConditionalGaussian(layers.Layer):
-    "One tanh layer, then the mean and the bounded log-variance of a Gaussian: (cells, any) -> two (cells, n_latent)."
+    """One tanh layer, then the mean and the bounded log-variance of a Gaussian: (cells, any) -> two
+    (cells, n_latent).
+    """
+
     def __init__(self, n_latent, seeds, hidden=256, l1=5e-4, l2=5e-4, name=None):
         super().__init__(name=name)
-        self.body = layers.Dense(hidden, "tanh", kernel_initializer=keras.initializers.GlorotUniform(next(seeds)),
-                                 kernel_regularizer=keras.regularizers.L1L2(l1, l2), name="body")
-        self.mean, self.log_var = head(n_latent, seeds, "mean"), head(n_latent, seeds, "log_var")
+        self.body = layers.Dense(
+            hidden,
+            "tanh",
+            kernel_initializer=keras.initializers.GlorotUniform(next(seeds)),
+            kernel_regularizer=keras.regularizers.L1L2(l1, l2),
+            name="body",
+        )
+        self.mean = head(n_latent, seeds, "mean")
+        self.log_var = head(n_latent, seeds, "log_var")
 
     def build(self, shape):
         self.body.build(shape)
-        for layer in (self.mean, self.log_var): layer.build((*shape[:-1], self.body.units))
+        for layer in (self.mean, self.log_var):
+            layer.build((*shape[:-1], self.body.units))
 
     def call(self, v):
         h = self.body(v)
@@ -131,39 +177,62 @@ class ConditionalGaussian(layers.Layer):
 
 # %% ../nbs/06_priors.ipynb #hierarchical-posterior
 class HierarchicalPosterior(GaussianPosterior):
-    """q(z2|x) q(z1|x, z2), equation (5): h -> (mean, log_var, h), the first two those of z2; z = (z1, z2).
+    """q(z2|x) q(z1|x, z2), equation (5): h -> (mean, log_var, h), the first two those of z2; z =
+    (z1, z2).
 
-    n_latent: the width of z; z1 has n_latent // 2 units and z2 the rest; ValueError below 2. E[z1|x] is estimated from samples.
+    n_latent: the width of z; z1 has n_latent // 2 units and z2 the rest; ValueError below 2.
+    E[z1|x] is estimated from samples.
     """
+
     exact_mean = False
 
     def __init__(self, n_latent, seeds, hidden=256, l1=5e-4, l2=5e-4, name="posterior"):
-        if n_latent < 2: raise ValueError(f"two levels need at least 2 latent units, not {n_latent}.")
+        if n_latent < 2:
+            raise ValueError(f"two levels need at least 2 latent units, not {n_latent}.")
         self.n_first = n_latent // 2
         super().__init__(n_latent - self.n_first, seeds, name)
-        self.n_latent, self.first = n_latent, ConditionalGaussian(self.n_first, seeds, hidden, l1, l2, name="first")
+        self.n_latent, self.first = (
+            n_latent,
+            ConditionalGaussian(self.n_first, seeds, hidden, l1, l2, name="first"),
+        )
 
     def build(self, shape):
         super().build(shape)
         self.first.build((*shape[:-1], shape[-1] + self.n_latent - self.n_first))
 
-    def call(self, h): return (*super().call(h), h)
+    def call(self, h):
+        return (*super().call(h), h)
 
     def sample_by_unit(self, parameters, noise):
         mean, log_var, h = parameters
-        second, log_q2 = gaussian_sample(mean, log_var, noise[:, self.n_first:])
-        first, log_q1 = gaussian_sample(*self.first(ops.concatenate([ops.cast(h, "float32"), second], -1)), noise[:, :self.n_first])
+        second, log_q2 = gaussian_sample(mean, log_var, noise[:, self.n_first :])
+        first, log_q1 = gaussian_sample(
+            *self.first(ops.concatenate([ops.cast(h, "float32"), second], -1)),
+            noise[:, : self.n_first],
+        )
         return ops.concatenate([first, second], -1), ops.concatenate([log_q1, log_q2], -1)
 
 # %% ../nbs/06_priors.ipynb #hierarchical-vamp-prior
 class HierarchicalVampPrior(VampPrior):
-    """p(z1|z2) times the VAMP prior of z2, equation (5), for z = (z1, z2), (cells, n_latent): log_prob -> (cells,) in nats.
+    """p(z1|z2) times the VAMP prior of z2, equation (5), for z = (z1, z2), (cells, n_latent):
+    log_prob -> (cells,) in nats.
 
-    n_latent: the width of z; z1 has n_latent // 2 units and z2 the rest. hidden: width of the network that predicts z1.
-    Source: Tomczak & Welling (2018), section 4.
+    n_latent: the width of z; z1 has n_latent // 2 units and z2 the rest. hidden: width of the
+    network that predicts z1. Source: Tomczak & Welling (2018), section 4.
     """
-    def __init__(self, n_components, n_genes, n_latent, seeds, learn_weights=False, hidden=256, l1=5e-4, l2=5e-4,
-                 name="prior"):
+
+    def __init__(
+        self,
+        n_components,
+        n_genes,
+        n_latent,
+        seeds,
+        learn_weights=False,
+        hidden=256,
+        l1=5e-4,
+        l2=5e-4,
+        name="prior",
+    ):
         super().__init__(n_components, n_genes, learn_weights, name)
         self.n_first = n_latent // 2
         self.first = ConditionalGaussian(self.n_first, seeds, hidden, l1, l2, name="first")
@@ -171,14 +240,16 @@ class HierarchicalVampPrior(VampPrior):
 
     def log_first(self, z):
         "log p(z1|z2) of each unit of z1: z (cells, n_latent) -> (cells, n_latent // 2)."
-        mean, log_var = self.first(z[:, self.n_first:])
-        return -0.5 * (ops.square(z[:, :self.n_first] - mean) * ops.exp(-log_var) + log_var + LOG_2PI)
+        mean, log_var = self.first(z[:, self.n_first :])
+        return -0.5 * (
+            ops.square(z[:, : self.n_first] - mean) * ops.exp(-log_var) + log_var + LOG_2PI
+        )
 
     def log_prob(self, z, components):
-        return ops.sum(self.log_first(z), -1) + super().log_prob(z[:, self.n_first:], components)
+        return ops.sum(self.log_first(z), -1) + super().log_prob(z[:, self.n_first :], components)
 
     def log_prob_by_unit(self, z, components):
-        second, component = super().log_prob_by_unit(z[:, self.n_first:], components)
+        second, component = super().log_prob_by_unit(z[:, self.n_first :], components)
         return np.hstack([np.asarray(self.log_first(z), "float64"), second]), component
 
     def sample(self, n, latent, components, rng):

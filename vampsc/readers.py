@@ -9,52 +9,99 @@ __all__ = ['BROKEN', 'PAGE', 'FORMULAS', 'TOLERANCE', 'JUDGED', 'NEEDED', 'FEWES
            'loom', 'kinchen', 'mtx_tar', 'cell_files_tar', 'series_matrix', 'seurat']
 
 # %% ../nbs/13_readers.ipynb #imports
-import csv, gzip, io, re, struct, tarfile, warnings, zipfile, zlib
+import csv
+import gzip
+import io
+import re
+import struct
+import tarfile
+import warnings
+import zipfile
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
-import anndata, h5py, numpy as np, pandas as pd
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
 from anndata.io import read_elem
 from scipy import sparse
 from scipy.io import mmread
+
 from .genes import DamagedError, compressed, native, other_features, sparse_of
 
 # %% ../nbs/13_readers.ipynb #reading
 class ReaderError(ValueError):
-    "A file that is not in the layout it should be in, or holds no counts: one line with the file, the place, and what to do."
+    """A file that is not in the layout it should be in, or holds no counts: one line with the file,
+    the place, and what to do.
+    """
 
-BROKEN = (EOFError, OSError, RuntimeError, OverflowError, UnicodeError, struct.error, zlib.error, zipfile.BadZipFile,
-          tarfile.TarError, csv.Error)
+
+BROKEN = (
+    EOFError,
+    OSError,
+    RuntimeError,
+    OverflowError,
+    UnicodeError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    csv.Error,
+)
 PAGE = re.compile(rb"\s*<(!doctype html|html|\?xml)", re.I)
+
 
 def _why_unreadable(path, error):
     "What is wrong with a file that cannot be read."
-    with open(path, "rb") as file: start = file.read(512)
-    if not start: return "is empty"
-    if PAGE.match(start): return "is a web page and not the data"
+    with open(path, "rb") as file:
+        start = file.read(512)
+    if not start:
+        return "is empty"
+    if PAGE.match(start):
+        return "is a web page and not the data"
     reason = (str(error) or type(error).__name__).splitlines()[0]
     return f"is damaged, not whole, or of another format ({reason})"
+
 
 @contextmanager
 def reading(path):
     "Whatever goes wrong while a file is read, as a ReaderError that names it."
     path = Path(path)
-    if not path.is_file(): raise ReaderError(f"no file '{path.name}' in '{path.parent}'")
-    try: yield path
-    except PermissionError: raise ReaderError(f"{path.name} may not be read: change its permissions") from None
+    if not path.is_file():
+        raise ReaderError(f"no file '{path.name}' in '{path.parent}'")
+    try:
+        yield path
+    except PermissionError:
+        raise ReaderError(f"{path.name} may not be read: change its permissions") from None
     except BROKEN as error:
-        raise ReaderError(f"{path.name} {_why_unreadable(path, error)}: delete it and fetch it again") from None
+        raise ReaderError(
+            f"{path.name} {_why_unreadable(path, error)}: delete it and fetch it again"
+        ) from None
 
 # %% ../nbs/13_readers.ipynb #formulas
-FORMULAS = {"X": (False, False), "X n / 10000": (False, True),        # name: (undo a logarithm?, a division?)
-            "exp(X) - 1": (True, False), "(exp(X) - 1) n / 10000": (True, True)}
-TOLERANCE, JUDGED, NEEDED, FEWEST = 0.01, 0.05, 0.999, 10
+# name: (undo a logarithm?, a division?)
+FORMULAS = {
+    "X": (False, False),
+    "X n / 10000": (False, True),
+    "exp(X) - 1": (True, False),
+    "(exp(X) - 1) n / 10000": (True, True),
+}
+TOLERANCE = 0.01
+JUDGED = 0.05
+NEEDED = 0.999
+FEWEST = 10
+
 
 def undone(x, totals, log, scaled):
-    """Published values with a logarithm and a division by the cell's total undone, and how exact they can be.
+    """Published values with a logarithm and a division by the cell's total undone, and how exact
+    they can be.
 
     Parameters
     ----------
-    x, totals : (values,) what is published, and the total of the cell of each. log, scaled : what to undo.
+    x, totals : (values,) what is published, and the total of the cell of each. log, scaled : what
+        to undo.
 
     Returns
     -------
@@ -65,7 +112,9 @@ def undone(x, totals, log, scaled):
     step = np.spacing(np.abs(x).astype("float32")).astype("float64")
     with np.errstate(over="ignore", invalid="ignore"):
         values = (np.expm1(x) if log else x) * scale
-        error = (values + scale) * (step + 2e-7) if log else np.abs(values) * 2e-7 if scaled else step
+        error = (
+            (values + scale) * (step + 2e-7) if log else np.abs(values) * 2e-7 if scaled else step
+        )
     return values, error
 
 # %% ../nbs/13_readers.ipynb #whole
@@ -80,38 +129,56 @@ def whole(values, error, tolerance=TOLERANCE):
     -------
     whole, judged : bool (values,).
     """
-    judged = ~(error > JUDGED) | (values < 0)           # NaN is judged, and is not whole; nor is what is negative
+    # NaN is judged, and is not whole; nor is what is negative
+    judged = ~(error > JUDGED) | (values < 0)
     with np.errstate(invalid="ignore"):
         nearest = np.rint(values)
-        return judged & (np.abs(values - nearest) <= np.maximum(tolerance, error)) & (nearest >= 1), judged
+        return (
+            judged & (np.abs(values - nearest) <= np.maximum(tolerance, error)) & (nearest >= 1),
+            judged,
+        )
 
 # %% ../nbs/13_readers.ipynb #value-blocks
 def _value_blocks(X, totals, size=1 << 22):
-    "The values of a CSR matrix in blocks of whole rows: (where they are, the values, the total of the cell of each)."
+    """The values of a CSR matrix in blocks of whole rows: (where they are, the values, the total of
+    the cell of each).
+    """
     firsts = np.searchsorted(X.indptr, np.arange(0, X.indptr[-1], size), side="right") - 1
     rows = np.unique(np.append(firsts, X.shape[0]))
     for a, b in zip(rows[:-1], rows[1:]):
         here = slice(X.indptr[a], X.indptr[b])
-        yield here, X.data[here], None if totals is None else np.repeat(totals[a:b], np.diff(X.indptr[a:b + 1]))
+        yield (
+            here,
+            X.data[here],
+            None if totals is None else np.repeat(totals[a:b], np.diff(X.indptr[a : b + 1])),
+        )
+
 
 def _tried(X, totals, name):
-    "(share of the judged values that a formula makes whole, how many were judged, sum); the first block decides against it."
+    """(share of the judged values that a formula makes whole, how many were judged, sum); the first
+    block decides against it.
+    """
     passed = judged = total = 0
     for _, x, n in _value_blocks(X, totals):
         values, error = undone(x, n, *FORMULAS[name])
         good, seen = whole(values, error, 1e-6 if name == "X" else TOLERANCE)
-        passed, judged, total = passed + good.sum(), judged + seen.sum(), total + values.sum()
-        if passed < 0.9 * judged: break
+        passed = passed + good.sum()
+        judged = judged + seen.sum()
+        total = total + values.sum()
+        if passed < 0.9 * judged:
+            break
     return passed / max(judged, 1), judged, total
 
 # %% ../nbs/13_readers.ipynb #recover-counts
 def recover_counts(X, totals=None, needed=NEEDED):
-    """Raw counts of a matrix that may have been normalised: the formula of FORMULAS that gives whole numbers.
+    """Raw counts of a matrix that may have been normalised: the formula of FORMULAS that gives
+    whole numbers.
 
     Parameters
     ----------
     X : (cells, genes) sparse or dense.
-    totals : (cells,) count of each cell before normalisation, over all genes that were measured, where published.
+    totals : (cells,) count of each cell before normalisation, over all genes that were measured,
+        where published.
     needed : share of the values that must come out whole.
 
     Returns
@@ -123,15 +190,28 @@ def recover_counts(X, totals=None, needed=NEEDED):
     ReaderError : no formula gives whole numbers, or fewer than ten values to tell by.
     """
     X = sparse.csr_matrix(X, copy=not sparse.issparse(X))
-    if not X.data.all(): X = X.copy(); X.eliminate_zeros()
+    if not X.data.all():
+        X = X.copy()
+        X.eliminate_zeros()
     totals = None if totals is None else np.asarray(totals, "float64")
-    tried = {name: _tried(X, totals, name) for name, (_, scaled) in FORMULAS.items() if totals is not None or not scaled}
-    passed = [name for name, (share, judged, total) in tried.items()
-              if share >= (1 if name == "X" else needed) and judged >= (name == "X" or FEWEST) and np.isfinite(total)]
-    if not X.nnz: passed = ["X"]
+    tried = {
+        name: _tried(X, totals, name)
+        for name, (_, scaled) in FORMULAS.items()
+        if totals is not None or not scaled
+    }
+    passed = [
+        name
+        for name, (share, judged, total) in tried.items()
+        if share >= (1 if name == "X" else needed)
+        and judged >= (name == "X" or FEWEST)
+        and np.isfinite(total)
+    ]
+    if not X.nnz:
+        passed = ["X"]
     if not passed:
         said = ", ".join(f"{name} makes {share:.1%} whole" for name, (share, _, _) in tried.items())
-        if X.nnz < FEWEST: said += f"; {X.nnz} values are too few to tell by"
+        if X.nnz < FEWEST:
+            said += f"; {X.nnz} values are too few to tell by"
         raise ReaderError(f"these are no counts, and no formula turns them into counts ({said})")
     best = min(passed, key=lambda name: tried[name][2])
     return _with_formula(X, totals, best), best
@@ -139,14 +219,17 @@ def recover_counts(X, totals=None, needed=NEEDED):
 # %% ../nbs/13_readers.ipynb #with-formula
 def _with_formula(X, totals, name):
     "The matrix with a formula applied, rounded, float32; shares its places with X."
-    if name == "X" and (X.data == np.rint(X.data)).all(): return X.astype("float32", copy=False)
+    if name == "X" and (X.data == np.rint(X.data)).all():
+        return X.astype("float32", copy=False)
     data = np.empty(X.nnz, "float32")
-    for here, x, n in _value_blocks(X, totals): data[here] = np.rint(undone(x, n, *FORMULAS[name])[0])
+    for here, x, n in _value_blocks(X, totals):
+        data[here] = np.rint(undone(x, n, *FORMULAS[name])[0])
     return sparse.csr_matrix((data, X.indices, X.indptr), X.shape)
 
 # %% ../nbs/13_readers.ipynb #rounded-counts
 def rounded_counts(X):
-    """Nearly whole numbers, rounded: counts of molecules that were corrected for collisions of their labels.
+    """Nearly whole numbers, rounded: counts of molecules that were corrected for collisions of
+    their labels.
 
     Parameters
     ----------
@@ -165,8 +248,10 @@ def rounded_counts(X):
     small = X.data < 3.5
     near = (np.abs(X.data - nearest) <= JUDGED) & (nearest >= 1)
     if small.any() and near[small].mean() < 0.9:
-        raise ReaderError("these are no nearly whole counts: of the values below 3.5, only "
-                          f"{near[small].mean():.1%} lie near 1, 2 or 3")
+        raise ReaderError(
+            "these are no nearly whole counts: of the values below 3.5, only "
+            f"{near[small].mean():.1%} lie near 1, 2 or 3"
+        )
     counts = sparse.csr_matrix((nearest.astype("float32"), X.indices, X.indptr), X.shape)
     counts.eliminate_zeros()
     return counts, float(np.mean(X.data != nearest)) if X.nnz else 0.0
@@ -181,13 +266,19 @@ def _counts(name, X, totals=None, rounded=False, normalised=False):
         X, formula = recover_counts(X, totals)
         return X, "as published" if formula == "X" else f"from {formula}"
     except ReaderError as error:
-        if not normalised: raise ReaderError(f"{name}: {error}; another source has to give them") from None
-        return sparse.csr_matrix(X, dtype="float64").expm1().astype("float32"), "normalised: exp(X) - 1, not counts"
+        if not normalised:
+            raise ReaderError(f"{name}: {error}; another source has to give them") from None
+        return (
+            sparse.csr_matrix(X, dtype="float64").expm1().astype("float32"),
+            "normalised: exp(X) - 1, not counts",
+        )
+
 
 def _assembled(counts, cells, symbols, ensembl=None, obs=None):
     "The AnnData of a reader, from what _counts returns; Ensembl identifiers lose their version."
     var = pd.DataFrame(index=pd.Index(np.asarray(symbols, object), dtype=object))
-    if ensembl is not None: var["ensembl"] = [name.partition(".")[0] for name in ensembl]
+    if ensembl is not None:
+        var["ensembl"] = [name.partition(".")[0] for name in ensembl]
     names = pd.Index(np.asarray(cells, object), dtype=object)
     obs = pd.DataFrame(index=names) if obs is None else obs.set_axis(names)
     counts[0].sort_indices()
@@ -198,23 +289,35 @@ def _assembled(counts, cells, symbols, ensembl=None, obs=None):
 # %% ../nbs/13_readers.ipynb #opened
 @contextmanager
 def opened(path):
-    """A file as a stream of bytes, unpacked on the way if it is gzip, or a zip of one file, whatever it is called.
+    """A file as a stream of bytes, unpacked on the way if it is gzip, or a zip of one file,
+    whatever it is called.
 
-    EOFError : it is empty, or a web page (within `reading`, a ReaderError that says so). ReaderError : a zip of several files.
+    EOFError : it is empty, or a web page (within `reading`, a ReaderError that says so).
+        ReaderError : a zip of several files.
     """
     path = Path(path)
-    with open(path, "rb") as file: start = file.read(512)
-    if not start or PAGE.match(start): raise EOFError
+    with open(path, "rb") as file:
+        start = file.read(512)
+    if not start or PAGE.match(start):
+        raise EOFError
     if start.startswith(b"PK\x03\x04"):
         with zipfile.ZipFile(path) as archive:
-            names = [n for n in archive.namelist() if not n.endswith("/") and not n.startswith("__MACOSX")]
+            names = [
+                n
+                for n in archive.namelist()
+                if not n.endswith("/") and not n.startswith("__MACOSX")
+            ]
             if len(names) != 1:
-                raise ReaderError(f"{path.name} holds {len(names)} files instead of one ({', '.join(names[:4])}): "
-                                  "put the right one in its place, under its name")
-            with archive.open(names[0]) as inner: yield io.BufferedReader(inner, 1 << 20)
+                raise ReaderError(
+                    f"{path.name} holds {len(names)} files instead of one ({', '.join(names[:4])}):"
+                    " put the right one in its place, under its name"
+                )
+            with archive.open(names[0]) as inner:
+                yield io.BufferedReader(inner, 1 << 20)
     else:
         unpack = gzip.open if start.startswith(b"\x1f\x8b") else open
-        with unpack(path, "rb") as inner: yield io.BufferedReader(inner, 1 << 20)
+        with unpack(path, "rb") as inner:
+            yield io.BufferedReader(inner, 1 << 20)
 
 # %% ../nbs/13_readers.ipynb #fields
 def _bounds(text, sep):
@@ -222,10 +325,15 @@ def _bounds(text, sep):
     cuts = np.flatnonzero(np.frombuffer(text, "uint8") == ord(sep))
     return np.append(0, cuts + 1), np.append(cuts, len(text))
 
+
 def _whole_fields(text, starts, ends):
-    "(float64 values, bool) of fields: those of up to 15 digits and nothing else are converted, the bool says which."
-    length, codes = ends - starts, np.frombuffer(text, "uint8")
-    values, plain = np.zeros(len(starts)), (length > 0) & (length < 16)
+    """(float64 values, bool) of fields: those of up to 15 digits and nothing else are converted,
+    the bool says which.
+    """
+    length = ends - starts
+    codes = np.frombuffer(text, "uint8")
+    values = np.zeros(len(starts))
+    plain = (length > 0) & (length < 16)
     for place in range(int(length[plain].max(initial=0))):
         live = np.flatnonzero(plain & (length > place))
         digit = codes[starts[live] + place].astype("int64") - ord("0")
@@ -233,29 +341,40 @@ def _whole_fields(text, starts, ends):
         values[live] = 10 * values[live] + digit
     return values, plain
 
+
 def _number(field):
     "A field that is not plain digits as a number; NaN where the value is missing."
     word = field.strip(b' "').lower()
-    if word in (b"na", b"nan"): return np.nan
-    if not word: raise ValueError("an empty field")
-    try: value = float("x" if b"_" in word else word)
-    except ValueError: raise ValueError(f"'{field.decode(errors='replace')[:20]}' is no number") from None
-    if not 0 <= value < np.inf: raise ValueError(f"'{word.decode()}' is no count")
+    if word in (b"na", b"nan"):
+        return np.nan
+    if not word:
+        raise ValueError("an empty field")
+    try:
+        value = float("x" if b"_" in word else word)
+    except ValueError:
+        raise ValueError(f"'{field.decode(errors='replace')[:20]}' is no number") from None
+    if not 0 <= value < np.inf:
+        raise ValueError(f"'{word.decode()}' is no count")
     return value
 
 # %% ../nbs/13_readers.ipynb #row-of-table
 def _numbers(text, starts, ends):
-    "(columns, values, how many were missing) of those fields that are not zero; ValueError names the first bad column."
+    """(columns, values, how many were missing) of those fields that are not zero; ValueError names
+    the first bad column.
+    """
     codes = np.frombuffer(text + b"\n", "uint8")
     kept = np.flatnonzero((ends - starts != 1) | (codes[starts] != ord("0")))
     values, plain = _whole_fields(text, starts[kept], ends[kept])
     for k in np.flatnonzero(~plain):
         column = kept[k]
-        try: values[k] = _number(text[starts[column]:ends[column]])
-        except ValueError as error: raise ValueError(f"{error} (number {column + 1} of the row)") from None
+        try:
+            values[k] = _number(text[starts[column] : ends[column]])
+        except ValueError as error:
+            raise ValueError(f"{error} (number {column + 1} of the row)") from None
     missing = int(np.isnan(values).sum())
     there = np.nan_to_num(values) != 0
     return kept[there].astype("int32"), values[there].astype("float32"), missing
+
 
 def _cut_name(line, sep):
     "The first field of a line without its quotes, and the rest of the line."
@@ -264,12 +383,15 @@ def _cut_name(line, sep):
 
 # %% ../nbs/13_readers.ipynb #read-table
 def read_table(path, sep="\t", lead=1, blocks=1, block=0, until=None):
-    """A dense text table, genes by cells, read line by line. Missing values (NA, NaN) are taken as 0, with a warning.
+    """A dense text table, genes by cells, read line by line. Missing values (NA, NaN) are taken as
+    0, with a warning.
 
     Parameters
     ----------
-    path : text, gzip, or a zip of one text. The header may lack the names of the leading fields, as R writes it.
-    sep : character between fields. lead : leading fields of a row that hold no numbers; the first is the gene.
+    path : text, gzip, or a zip of one text. The header may lack the names of the leading fields, as
+        R writes it.
+    sep : character between fields. lead : leading fields of a row that hold no numbers; the first
+        is the gene.
     blocks, block : how many blocks of a number for each cell a row has, and which one to take.
     until : the row whose name begins like this, and what follows, is left out.
 
@@ -279,25 +401,39 @@ def read_table(path, sep="\t", lead=1, blocks=1, block=0, until=None):
 
     Raises
     ------
-    ReaderError : a row with too few or too many fields, or something that is no number; with its line.
+    ReaderError : a row with too few or too many fields, or something that is no number; with its
+        line.
     """
-    rows, genes, cells, missing = [], [], None, 0
+    rows = []
+    genes = []
+    cells = None
+    missing = 0
     with reading(path) as path, opened(path) as lines:
         header = _words(lines.readline(), sep)
         for number, line in enumerate(lines, 2):
             gene, rest = _cut_name(line.rstrip(b"\r\n"), sep.encode())
-            if until and gene.startswith(until): break
-            if not gene and not rest: continue
-            starts, ends = (bound[lead - 1:] for bound in _bounds(rest, sep))
-            if cells is None: cells = _cell_names(path, header, len(starts), lead, blocks)
-            n, part = blocks * len(cells), slice(block * len(cells), (block + 1) * len(cells))
+            if until and gene.startswith(until):
+                break
+            if not gene and not rest:
+                continue
+            starts, ends = (bound[lead - 1 :] for bound in _bounds(rest, sep))
+            if cells is None:
+                cells = _cell_names(path, header, len(starts), lead, blocks)
+            n = blocks * len(cells)
+            part = slice(block * len(cells), (block + 1) * len(cells))
             try:
-                if len(starts) != n: raise ValueError(f"{len(starts)} numbers instead of {n}")
+                if len(starts) != n:
+                    raise ValueError(f"{len(starts)} numbers instead of {n}")
                 columns, values, lacking = _numbers(rest, starts[part], ends[part])
-            except ValueError as error: raise ReaderError(f"{path.name}, line {number} ({gene[:30]}): {error}") from None
-            rows.append((columns, values)); genes.append(gene); missing += lacking
-    if not rows: raise ReaderError(f"{path.name} has no rows below its header")
-    if missing: warnings.warn(f"{path.name}: {missing:,} missing values taken as 0", stacklevel=2)
+            except ValueError as error:
+                raise ReaderError(f"{path.name}, line {number} ({gene[:30]}): {error}") from None
+            rows.append((columns, values))
+            genes.append(gene)
+            missing += lacking
+    if not rows:
+        raise ReaderError(f"{path.name} has no rows below its header")
+    if missing:
+        warnings.warn(f"{path.name}: {missing:,} missing values taken as 0", stacklevel=2)
     return _stacked(rows, len(cells)), cells, genes
 
 # %% ../nbs/13_readers.ipynb #read-table-parts
@@ -306,12 +442,17 @@ def _words(line, sep):
     text = line.decode("utf-8-sig", errors="replace").rstrip("\r\n")
     return next(csv.reader([text], delimiter=sep), [])
 
+
 def _cell_names(path, header, fields, lead, blocks):
     "The cells that the header names, given the fields with numbers of the first row."
     n, left = divmod(fields, blocks)
     if left or not n or not 0 <= len(header) - n <= lead:
-        raise ReaderError(f"{path.name}, line 2: {fields} numbers below a header of {len(header)}; is this the right file?")
-    return header[len(header) - n:]
+        raise ReaderError(
+            f"{path.name}, line 2: {fields} numbers below a header of {len(header)}; is this the"
+            " right file?"
+        )
+    return header[len(header) - n :]
+
 
 def _stacked(rows, n_cells):
     "Rows of (columns, values) as a matrix of cells by genes; the list of rows is emptied."
@@ -327,8 +468,10 @@ def read_labels(path, sep="\t", index=0):
 
     Parameters
     ----------
-    path : text, gzip, or a zip of one text; quoted or not. The header may lack the name of the first column.
-    sep : character between fields. index : position or name of the column that names the rows; None: there is none.
+    path : text, gzip, or a zip of one text; quoted or not. The header may lack the name of the
+        first column.
+    sep : character between fields. index : position or name of the column that names the rows;
+        None: there is none.
 
     Returns
     -------
@@ -339,26 +482,41 @@ def read_labels(path, sep="\t", index=0):
     ReaderError : a row with another number of fields than the first, with its line; no such column.
     """
     with reading(path) as path, opened(path) as lines:
-        rows = csv.reader(io.TextIOWrapper(lines, "utf-8-sig", errors="replace", newline=""), delimiter=sep)
-        header, body = next(rows, []), []
+        rows = csv.reader(
+            io.TextIOWrapper(lines, "utf-8-sig", errors="replace", newline=""), delimiter=sep
+        )
+        header = next(rows, [])
+        body = []
         for row in rows:
-            if not row: continue
+            if not row:
+                continue
             body.append(row)
             if len(row) != len(body[0]):
-                raise ReaderError(f"{path.name}, line {rows.line_num}: {len(row)} fields instead of {len(body[0])}")
-    if not body: raise ReaderError(f"{path.name} has no rows below its header")
-    width, lacking = len(body[0]), len(body[0]) - len(header)
+                raise ReaderError(
+                    f"{path.name}, line {rows.line_num}: {len(row)} fields instead of"
+                    f" {len(body[0])}"
+                )
+    if not body:
+        raise ReaderError(f"{path.name} has no rows below its header")
+    width = len(body[0])
+    lacking = len(body[0]) - len(header)
     if lacking not in (0, 1):
-        raise ReaderError(f"{path.name}, line 2: {width} fields below a header of {len(header)}; is this the right file?")
+        raise ReaderError(
+            f"{path.name}, line 2: {width} fields below a header of {len(header)}; is this the"
+            " right file?"
+        )
     frame = pd.DataFrame(body, columns=["cell"] * lacking + header)
     frame = frame.loc[:, ~frame.columns.duplicated()]
-    if index is None: return frame
+    if index is None:
+        return frame
     name = frame.columns[index] if isinstance(index, int) else index
     return frame.set_index(_column(frame, name, path)).drop(columns=name)
 
+
 def _column(frame, name, path):
     "A column of a table, or a ReaderError with those that there are."
-    if name in frame: return frame[name]
+    if name in frame:
+        return frame[name]
     columns = ", ".join(map(str, frame.columns[:40])) or "none"
     raise ReaderError(f"{Path(path).name} has no column '{name}'; it has: {columns}")
 
@@ -369,34 +527,51 @@ def labels_of(path, cells, sep="\t", index=0, key=None):
     Parameters
     ----------
     path, sep, index : as in read_labels. cells : names of cells.
-    key : regular expression whose first group is what the table knows a cell by; the whole name if None.
+    key : regular expression whose first group is what the table knows a cell by; the whole name if
+        None.
 
     Returns
     -------
-    pandas.DataFrame (cells, columns); missing values where the table lacks a cell, of rows with the same name the first.
+    pandas.DataFrame (cells, columns); missing values where the table lacks a cell, of rows with the
+    same name the first.
 
     Raises
     ------
     ReaderError : the table knows none of the cells.
     """
-    told, names = read_labels(path, sep, index), pd.Index(cells, dtype=object)
-    if key: names = names.str.extract(key, expand=False)
+    told = read_labels(path, sep, index)
+    names = pd.Index(cells, dtype=object)
+    if key:
+        names = names.str.extract(key, expand=False)
     if not names.isin(told.index).any():
-        raise ReaderError(f"{Path(path).name} knows none of the cells: they are called '{cells[0]}', its rows "
-                          f"'{told.index[0]}'")
+        raise ReaderError(
+            f"{Path(path).name} knows none of the cells: they are called '{cells[0]}', its rows "
+            f"'{told.index[0]}'"
+        )
     return told.loc[~told.index.duplicated()].reindex(names)
 
 # %% ../nbs/13_readers.ipynb #table
-def table(files, sep="\t", gene=None, cell=None, labels_sep="\t", labels_index=0, labels_key=None, labelled_only=False,
-          rounded=False):
+def table(
+    files,
+    sep="\t",
+    gene=None,
+    cell=None,
+    labels_sep="\t",
+    labels_index=0,
+    labels_key=None,
+    labelled_only=False,
+    rounded=False,
+):
     """A dense text table, genes by cells, and perhaps a table of labels.
 
     Parameters
     ----------
-    files : {"counts": path, "labels": path}, labels perhaps left out. sep : between the fields of the counts.
+    files : {"counts": path, "labels": path}, labels perhaps left out. sep : between the fields of
+        the counts.
     gene : regular expression of a row's name with the groups `symbol` and, perhaps, `ensembl`.
     cell : regular expression of a cell's name, whose named groups become columns of obs.
-    labels_sep, labels_index, labels_key : as in labels_of. labelled_only : leave out the cells that have no row there.
+    labels_sep, labels_index, labels_key : as in labels_of. labelled_only : leave out the cells that
+        have no row there.
     rounded : the values are nearly whole numbers (see rounded_counts).
 
     Returns
@@ -410,15 +585,23 @@ def table(files, sep="\t", gene=None, cell=None, labels_sep="\t", labels_index=0
     X, cells, names = read_table(files["counts"], sep)
     cells, obs, kept = np.asarray(cells, object), pd.DataFrame(index=range(len(cells))), slice(None)
     if "labels" in files:
-        obs = labels_of(files["labels"], cells, labels_sep, labels_index, labels_key).reset_index(drop=True)
-        if labelled_only: kept = obs.notna().any(axis=1).to_numpy()
-    if cell: obs = pd.concat([obs, pd.Series(cells).str.extract(cell)], axis=1)
+        obs = labels_of(files["labels"], cells, labels_sep, labels_index, labels_key).reset_index(
+            drop=True
+        )
+        if labelled_only:
+            kept = obs.notna().any(axis=1).to_numpy()
+    if cell:
+        obs = pd.concat([obs, pd.Series(cells).str.extract(cell)], axis=1)
     counts = _counts(Path(files["counts"]).name, X[kept], rounded=rounded)
     return _assembled(counts, cells[kept], *_gene_names(names, gene), obs[kept])
 
+
 def _gene_names(names, gene):
-    "(symbols, identifiers or None) of the names of a table's rows; a name that does not match is a symbol."
-    if not gene: return names, None
+    """(symbols, identifiers or None) of the names of a table's rows; a name that does not match is
+    a symbol.
+    """
+    if not gene:
+        return names, None
     parts = pd.Series(names, dtype=object).str.extract(gene)
     symbols = parts["symbol"].fillna(pd.Series(names))
     return symbols, parts["ensembl"].fillna("") if "ensembl" in parts else None
@@ -429,26 +612,33 @@ def _gene_keys(part, by_id):
     names = part.var["ensembl"].to_numpy() if by_id else part.var_names.to_numpy()
     return pd.MultiIndex.from_arrays([names, pd.Series(names).groupby(names).cumcount()])
 
+
 def _joined(parts):
     """One AnnData of several, {part: AnnData}, on their common genes; obs['part'] says which.
 
     The part's name goes before the names of the cells if one of these repeats.
     """
-    if len(parts) == 1: return next(iter(parts.values()))
+    if len(parts) == 1:
+        return next(iter(parts.values()))
     by_id = all("ensembl" in part.var for part in parts.values())
     keys = [_gene_keys(part, by_id) for part in parts.values()]
     common = keys[0][np.all([keys[0].isin(other) for other in keys], axis=0)]
-    if not len(common): raise ReaderError(f"{' and '.join(parts)} have no gene in common")
-    X = sparse.vstack([part.X[:, key.get_indexer(common)] for part, key in zip(parts.values(), keys)]).tocsr()
+    if not len(common):
+        raise ReaderError(f"{' and '.join(parts)} have no gene in common")
+    X = sparse.vstack(
+        [part.X[:, key.get_indexer(common)] for part, key in zip(parts.values(), keys)]
+    ).tocsr()
     obs = pd.concat([part.obs.assign(part=name) for name, part in parts.items()])
-    if obs.index.has_duplicates: obs.index = obs["part"] + "_" + obs.index
+    if obs.index.has_duplicates:
+        obs.index = obs["part"] + "_" + obs.index
     first = next(iter(parts.values())).var.iloc[keys[0].get_indexer(common)]
     said = "; ".join(dict.fromkeys(part.uns["counts"] for part in parts.values()))
     return _assembled((X, said), obs.index, first.index, first["ensembl"] if by_id else None, obs)
 
 # %% ../nbs/13_readers.ipynb #tables
 def tables(files, **settings):
-    """Several dense text tables of one study, one for each group of cells, as one AnnData on their common genes.
+    """Several dense text tables of one study, one for each group of cells, as one AnnData on their
+    common genes.
 
     Parameters
     ----------
@@ -466,7 +656,8 @@ def tables(files, **settings):
 
 # %% ../nbs/13_readers.ipynb #rpkm-and-counts
 def rpkm_and_counts(files):
-    """A table with a block of RPKM and a block of counts, down to the first spike-in, and the SDRF of its cells.
+    """A table with a block of RPKM and a block of counts, down to the first spike-in, and the SDRF
+    of its cells.
 
     Parameters
     ----------
@@ -478,75 +669,111 @@ def rpkm_and_counts(files):
 
     Raises
     ------
-    ReaderError : malformed rows, with their line; values that are no counts; an SDRF of other cells.
+    ReaderError : malformed rows, with their line; values that are no counts; an SDRF of other
+        cells.
     """
     X, cells, symbols = read_table(files["counts"], lead=2, blocks=2, block=1, until="ERCC-")
     told = labels_of(files["labels"], cells, index="Source Name")
     told.columns = [re.sub(r"^Characteristics ?\[(.*)\]$", r"\1", name) for name in told.columns]
-    return _assembled(_counts(Path(files["counts"]).name, X), cells, symbols, obs=told.loc[:, ~told.columns.duplicated()])
+    return _assembled(
+        _counts(Path(files["counts"]).name, X),
+        cells,
+        symbols,
+        obs=told.loc[:, ~told.columns.duplicated()],
+    )
 
 # %% ../nbs/13_readers.ipynb #hdf5-parts
 @contextmanager
 def _hdf5(path):
     "(path, open file) of an HDF5 file; what it lacks is named."
-    with reading(path) as path, _laid_out(path, "an HDF5 file"), h5py.File(path) as file: yield path, file
+    with reading(path) as path, _laid_out(path, "an HDF5 file"), h5py.File(path) as file:
+        yield path, file
+
 
 @contextmanager
 def _laid_out(path, kind):
     "What goes wrong with the parts of a file that could be opened, as a ReaderError that names it."
-    try: yield
-    except (ReaderError, *BROKEN): raise
-    except DamagedError as error: raise ReaderError(f"{path.name}: {error}") from None
-    except Exception as error:                               # h5py and anndata raise any kind for a file that is damaged
+    try:
+        yield
+    except (ReaderError, *BROKEN):
+        raise
+    except DamagedError as error:
+        raise ReaderError(f"{path.name}: {error}") from None
+    # h5py and anndata raise any kind for a file that is damaged
+    except Exception as error:
         said = str(error.args[0] if error.args else error) or type(error).__name__
-        raise ReaderError(f"{path.name} is {kind} of another layout: {said.splitlines()[0]}") from None
+        raise ReaderError(
+            f"{path.name} is {kind} of another layout: {said.splitlines()[0]}"
+        ) from None
+
 
 def _check_sizes(path, shape, cells, genes):
     """ReaderError unless a file's lists are as long as its matrix is large.
 
-    shape : (cells, genes) of the matrix. cells, genes : {name in the file: list} of what there is for each cell or gene.
+    shape : (cells, genes) of the matrix. cells, genes : {name in the file: list} of what there is
+        for each cell or gene.
     """
     for n, lists in zip(shape, (cells, genes)):
         wrong = [name for name, values in lists.items() if len(values) != n]
-        if not wrong: continue
-        raise ReaderError(f"{path.name}: {wrong[0]} has {len(lists[wrong[0]]):,} entries, but the matrix is {shape[0]:,} cells "
-                          f"x {shape[1]:,} genes: delete the file and fetch it again")
+        if not wrong:
+            continue
+        raise ReaderError(
+            f"{path.name}: {wrong[0]} has {len(lists[wrong[0]]):,} entries, but the matrix is"
+            f" {shape[0]:,} cells x {shape[1]:,} genes: delete the file and fetch it again"
+        )
+
 
 def _text(values):
     "Bytes as text, other values as they are."
     values = np.atleast_1d(values)
-    if values.dtype.kind == "S": return np.char.decode(values, "utf-8", "replace").astype(object)
-    if values.dtype.kind != "O": return values
-    return np.array([v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values], object)
+    if values.dtype.kind == "S":
+        return np.char.decode(values, "utf-8", "replace").astype(object)
+    if values.dtype.kind != "O":
+        return values
+    return np.array(
+        [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values], object
+    )
+
 
 def _frame(file, key):
     "obs or var of an .h5ad file of any age."
     node = file[key]
-    if isinstance(node, h5py.Group): return read_elem(node)
+    if isinstance(node, h5py.Group):
+        return read_elem(node)
     rows = node[:]
     index = "index" if "index" in rows.dtype.names else rows.dtype.names[0]
-    frame = pd.DataFrame({name: _text(rows[name]) for name in rows.dtype.names if name != index}, index=_text(rows[index]))
+    frame = pd.DataFrame(
+        {name: _text(rows[name]) for name in rows.dtype.names if name != index},
+        index=_text(rows[index]),
+    )
     for name in frame:
         if (kinds := file.get(f"uns/{name}_categories")) is not None:
             frame[name] = pd.Categorical.from_codes(frame[name], _text(kinds[()]))
     return frame
 
+
 def _sparse_form(node):
     "(csr or csc, shape) of a sparse matrix in an .h5ad file of any age."
     told = node.attrs
     kind = told.get("encoding-type", told.get("h5sparse_format", "csr"))
-    kind = (kind.decode() if isinstance(kind, bytes) else str(kind))[:3]       # old files hold bytes
+    # old files hold bytes
+    kind = (kind.decode() if isinstance(kind, bytes) else str(kind))[:3]
     return kind, told["shape"] if "shape" in told else told["h5sparse_shape"]
+
 
 def _matrix(node, block=4096):
     "X of an .h5ad file of any age as CSR; a dense one is read in blocks of rows."
     if isinstance(node, h5py.Group):
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Element .* was written without encoding metadata")       # older files
+            # older files
+            warnings.filterwarnings("ignore", "Element .* was written without encoding metadata")
             kind, shape = _sparse_form(node)
             return sparse.csr_matrix(sparse_of(node, kind, shape))
-    blocks = [sparse.csr_matrix(native(node[i:i + block])) for i in range(0, node.shape[0], block)]
+    blocks = [
+        sparse.csr_matrix(native(node[i : i + block])) for i in range(0, node.shape[0], block)
+    ]
     return sparse.vstack(blocks).tocsr() if blocks else sparse.csr_matrix(node.shape)
+
 
 def _matching(obs, where, path):
     "Which rows of a table have values that match: {column: regular expression of the whole value}."
@@ -557,38 +784,78 @@ def _matching(obs, where, path):
 
 # %% ../nbs/13_readers.ipynb #h5ad-one
 def _genes_of(file, key, symbols, ensembl, path):
-    "(symbols, identifiers or None) of the genes of X or raw; a column that raw lacks is looked up in var."
-    var, main = _frame(file, key), _frame(file, "var")
+    """(symbols, identifiers or None) of the genes of X or raw; a column that raw lacks is looked up
+    in var.
+    """
+    var = _frame(file, key)
+    main = _frame(file, "var")
+
     def named(name):
-        if name in (None, "index"): return var.index.astype(str)
-        if name in var: return var[name].astype(str)
-        return _column(main, name, path).astype(str).reindex(var.index).fillna(pd.Series(var.index, var.index))
+        if name in (None, "index"):
+            return var.index.astype(str)
+        if name in var:
+            return var[name].astype(str)
+        return (
+            _column(main, name, path)
+            .astype(str)
+            .reindex(var.index)
+            .fillna(pd.Series(var.index, var.index))
+        )
+
     return named(symbols), None if ensembl is None else named(ensembl)
 
+
 def _of_genes(counts, obs, names, var, path):
-    "The AnnData of counts with their (symbols, identifiers or None), without the features that var says are no genes."
+    """The AnnData of counts with their (symbols, identifiers or None), without the features that
+    var says are no genes.
+    """
     genes = np.equal(other_features(var), None)
-    if not genes.any(): raise ReaderError(f"{path.name} has no genes among its {len(genes):,} features")
+    if not genes.any():
+        raise ReaderError(f"{path.name} has no genes among its {len(genes):,} features")
     X, said = counts
-    return _assembled((X if genes.all() else X[:, genes], said), obs.index, *(None if n is None else n[genes] for n in names), obs)
+    return _assembled(
+        (X if genes.all() else X[:, genes], said),
+        obs.index,
+        *(None if n is None else n[genes] for n in names),
+        obs,
+    )
+
 
 def _h5ad(path, totals, symbols, ensembl, where, normalised):
     "One .h5ad file as an AnnData; None if it has no cell that matches."
     reasons = []
     with _hdf5(path) as (path, file):
         if not {"X", "obs", "var"} <= set(file):
-            raise ReaderError(f"{path.name} is no .h5ad file: it holds {', '.join(file) or 'nothing'}")
+            raise ReaderError(
+                f"{path.name} is no .h5ad file: it holds {', '.join(file) or 'nothing'}"
+            )
         obs = _frame(file, "obs")
         kept = _matching(obs, where, path)
-        if not kept.any(): return None
+        if not kept.any():
+            return None
         n = _column(obs, totals, path).to_numpy("float64")[kept] if totals else None
-        places = [(x, v) for x, v in (("raw/X", "raw/var"), ("raw.X", "raw.var"), ("X", "var")) if x in file]
+        places = [
+            (x, v)
+            for x, v in (("raw/X", "raw/var"), ("raw.X", "raw.var"), ("X", "var"))
+            if x in file
+        ]
         for last, (x, v) in enumerate(places, 1 - len(places)):
             X = _matrix(file[x])
             _check_sizes(path, X.shape, {"obs": obs}, {v: _frame(file, v)})
-            try: counts = _counts(path.name, X if kept.all() else X[kept], n, normalised=normalised and last == 0)
-            except ReaderError as error: reasons.append(error)
-            else: return _of_genes(counts, obs[kept], _genes_of(file, v, symbols, ensembl, path), _frame(file, v), path)
+            try:
+                counts = _counts(
+                    path.name, X if kept.all() else X[kept], n, normalised=normalised and last == 0
+                )
+            except ReaderError as error:
+                reasons.append(error)
+            else:
+                return _of_genes(
+                    counts,
+                    obs[kept],
+                    _genes_of(file, v, symbols, ensembl, path),
+                    _frame(file, v),
+                    path,
+                )
     raise reasons[-1]
 
 # %% ../nbs/13_readers.ipynb #h5ad
@@ -598,10 +865,14 @@ def h5ad(files, totals=None, symbols=None, ensembl=None, where=None, normalised=
     Parameters
     ----------
     files : {part: path}; with several, obs["part"] says which.
-    totals : column of obs with the count of each cell before normalisation, for values that were normalised.
-    symbols, ensembl : columns of var, or "index"; symbols are the index if not said, identifiers unknown.
-    where : {column of obs: regular expression} that the whole value must match; a file without such cells is left out.
-    normalised : take values that no formula turns into counts as exp(X) - 1, and say so in uns["counts"].
+    totals : column of obs with the count of each cell before normalisation, for values that were
+        normalised.
+    symbols, ensembl : columns of var, or "index"; symbols are the index if not said, identifiers
+        unknown.
+    where : {column of obs: regular expression} that the whole value must match; a file without such
+        cells is left out.
+    normalised : take values that no formula turns into counts as exp(X) - 1, and say so in
+        uns["counts"].
 
     Returns
     -------
@@ -611,13 +882,18 @@ def h5ad(files, totals=None, symbols=None, ensembl=None, where=None, normalised=
     ------
     ReaderError : no such column, no such cell, no counts.
     """
-    read = {part: _h5ad(path, totals, symbols, ensembl, where or {}, normalised) for part, path in files.items()}
+    read = {
+        part: _h5ad(path, totals, symbols, ensembl, where or {}, normalised)
+        for part, path in files.items()
+    }
     found = {part: adata for part, adata in read.items() if adata is not None}
-    if found: return _joined(found)
+    if found:
+        return _joined(found)
     raise ReaderError(f"{', '.join(Path(p).name for p in files.values())}: no cell where {where}")
 
 # %% ../nbs/13_readers.ipynb #tenx-h5
 TENX = "barcodes", "features/feature_type", "features/id", "features/name"
+
 
 def tenx_h5(files):
     """The HDF5 file of Cell Ranger 3 and later; of its features, the genes.
@@ -636,7 +912,10 @@ def tenx_h5(files):
     """
     with _hdf5(files["counts"]) as (path, file):
         if "matrix/features" not in file:
-            raise ReaderError(f"{path.name} is no file of Cell Ranger 3 or later: it holds {', '.join(file) or 'nothing'}")
+            raise ReaderError(
+                f"{path.name} is no file of Cell Ranger 3 or later: it holds"
+                f" {', '.join(file) or 'nothing'}"
+            )
         group = file["matrix"]
         told = {name: _text(group[name][:]) for name in TENX}
         cells, kind, ids, names = told.values()
@@ -644,12 +923,15 @@ def tenx_h5(files):
         _check_sizes(path, shape, {TENX[0]: cells}, {name: told[name] for name in TENX[1:]})
         X = sparse_of(group, "csr", shape).astype("float32")
     genes = np.flatnonzero(kind == "Gene Expression")
-    if not len(genes): raise ReaderError(f"{path.name} has no genes among its {len(kind):,} features")
-    if len(genes) < len(kind): X = X[:, genes]
+    if not len(genes):
+        raise ReaderError(f"{path.name} has no genes among its {len(kind):,} features")
+    if len(genes) < len(kind):
+        X = X[:, genes]
     return _assembled(_counts(path.name, X), cells, names[genes], ids[genes])
 
 # %% ../nbs/13_readers.ipynb #loom
 LOOM = "matrix", "row_attrs/Gene", "row_attrs/Accession", "col_attrs/CellID"
+
 
 def loom(files, where=None, min_counts=0, block=512):
     """A loom file of the Human Cell Atlas.
@@ -670,42 +952,65 @@ def loom(files, where=None, min_counts=0, block=512):
     """
     with _hdf5(files["counts"]) as (path, file):
         lacking = [name for name in LOOM if name not in file]
-        if lacking: raise ReaderError(f"{path.name} is no loom file of the Human Cell Atlas: it lacks {', '.join(lacking)}")
-        told = {f"col_attrs/{name}": node for name, node in file["col_attrs"].items() if getattr(node, "ndim", 0) == 1}
+        if lacking:
+            raise ReaderError(
+                f"{path.name} is no loom file of the Human Cell Atlas: it lacks"
+                f" {', '.join(lacking)}"
+            )
+        told = {
+            f"col_attrs/{name}": node
+            for name, node in file["col_attrs"].items()
+            if getattr(node, "ndim", 0) == 1
+        }
         told["col_attrs/CellID"] = file["col_attrs/CellID"]
         named = {name: file[name] for name in LOOM if name.startswith("row_attrs/")}
         n_genes, n_cells = file["matrix"].shape
         _check_sizes(path, (n_cells, n_genes), told, named)
         wanted = _loom_wanted(path, file["col_attrs"], where or {}, n_cells)
-        obs = pd.DataFrame({name.removeprefix("col_attrs/"): _text(node[:][wanted]) for name, node in told.items()})
+        obs = pd.DataFrame(
+            {name.removeprefix("col_attrs/"): _text(node[:][wanted]) for name, node in told.items()}
+        )
         X = _loom_cells(file["matrix"], wanted, block)
         symbols, ids = (_text(node[:]) for node in named.values())
     enough = np.asarray(X.sum(1)).ravel() >= min_counts
-    return _assembled(_counts(path.name, X[enough]), obs["CellID"][enough], symbols, ids, obs[enough])
+    return _assembled(
+        _counts(path.name, X[enough]), obs["CellID"][enough], symbols, ids, obs[enough]
+    )
+
 
 def _loom_wanted(path, told, where, n):
     "Which of the n cells of a loom file match."
     lacking = [name for name in where if name not in told]
-    if lacking: raise ReaderError(f"{path.name} does not say '{lacking[0]}' of its cells; it says: {', '.join(told)}")
+    if lacking:
+        raise ReaderError(
+            f"{path.name} does not say '{lacking[0]}' of its cells; it says: {', '.join(told)}"
+        )
     obs = pd.DataFrame({name: _text(told[name][:]) for name in where}, index=range(n))
     wanted = np.flatnonzero(_matching(obs, where, path))
-    if not len(wanted): raise ReaderError(f"{path.name}: no cell where {where}")
+    if not len(wanted):
+        raise ReaderError(f"{path.name}: no cell where {where}")
     return wanted
+
 
 def _loom_cells(matrix, wanted, block):
     "Columns of a dense genes x cells matrix in a file, as CSR cells x genes."
     found = []
     for start in range(0, matrix.shape[1], block):
         mine = wanted[(wanted >= start) & (wanted < start + block)] - start
-        if len(mine): found.append(sparse.csr_matrix(matrix[:, start:start + block][:, mine].T.astype("float32")))
+        if len(mine):
+            found.append(
+                sparse.csr_matrix(matrix[:, start : start + block][:, mine].T.astype("float32"))
+            )
     return sparse.vstack(found).tocsr()
 
 # %% ../nbs/13_readers.ipynb #kinchen
 DISEASE = "donor_organism.diseases.ontology_label"
 GROUPS = {"healthy": "normal", "colitis": "ulcerative colitis (disease)"}
 
+
 def kinchen(files, min_counts=250):
-    """The loom file of Kinchen et al. (2018) and their two tables of labels; droplets that are cells, and labelled.
+    """The loom file of Kinchen et al. (2018) and their two tables of labels; droplets that are
+    cells, and labelled.
 
     Parameters
     ----------
@@ -721,24 +1026,34 @@ def kinchen(files, min_counts=250):
     """
     adata = loom({"counts": files["counts"]}, {"emptydrops_is_cell": "t"}, min_counts)
     disease = _column(adata.obs, DISEASE, files["counts"])
-    groups = {role: _labelled(adata[(disease == value).to_numpy()], files[role]) for role, value in GROUPS.items()}
+    groups = {
+        role: _labelled(adata[(disease == value).to_numpy()], files[role])
+        for role, value in GROUPS.items()
+    }
     return _joined(groups)
 
+
 def _labelled(group, path):
-    "The cells of a group whose barcode is there once, and is known to the table of labels, with their rows of it."
+    """The cells of a group whose barcode is there once, and is known to the table of labels, with
+    their rows of it.
+    """
     told = read_labels(path, index=None)
     told.index = _column(told, "Barcode", path).str.partition("-")[0]
     told = told[~told.index.duplicated(keep=False)]
     barcodes = group.obs["barcode"]
     kept = (~barcodes.duplicated(keep=False) & barcodes.isin(told.index)).to_numpy()
-    if not kept.any(): raise ReaderError(f"{Path(path).name} knows none of the {group.n_obs} cells of its group")
+    if not kept.any():
+        raise ReaderError(f"{Path(path).name} knows none of the {group.n_obs} cells of its group")
     rows = told.loc[barcodes[kept]].set_axis(group.obs_names[kept])
     obs = pd.concat([rows, group.obs[kept].drop(columns=rows.columns, errors="ignore")], axis=1)
-    return _assembled((group.X[kept], group.uns["counts"]), obs.index, group.var_names, group.var["ensembl"], obs)
+    return _assembled(
+        (group.X[kept], group.uns["counts"]), obs.index, group.var_names, group.var["ensembl"], obs
+    )
 
 # %% ../nbs/13_readers.ipynb #mtx-tar
 def mtx_tar(files):
-    """A tar of Cell Ranger's triplets SAMPLE_matrix.mtx.gz, SAMPLE_features.tsv.gz and SAMPLE_barcodes.tsv.gz.
+    """A tar of Cell Ranger's triplets SAMPLE_matrix.mtx.gz, SAMPLE_features.tsv.gz and
+    SAMPLE_barcodes.tsv.gz.
 
     Parameters
     ----------
@@ -746,7 +1061,8 @@ def mtx_tar(files):
 
     Returns
     -------
-    AnnData (cells, genes) with identifiers; the sample is in obs["sample"], and before the barcode in the cell's name.
+    AnnData (cells, genes) with identifiers; the sample is in obs["sample"], and before the barcode
+    in the cell's name.
 
     Raises
     ------
@@ -754,45 +1070,74 @@ def mtx_tar(files):
     """
     with reading(files["counts"]) as path, tarfile.open(path) as archive:
         found = {member.name.rsplit("/", 1)[-1]: member for member in _members(path, archive)}
-        samples = sorted(name.removesuffix("_matrix.mtx.gz") for name in found if name.endswith("_matrix.mtx.gz"))
+        samples = sorted(
+            name.removesuffix("_matrix.mtx.gz") for name in found if name.endswith("_matrix.mtx.gz")
+        )
         if not samples:
-            raise ReaderError(f"{path.name} holds no SAMPLE_matrix.mtx.gz but {', '.join(list(found)[:3]) or 'nothing'}")
+            raise ReaderError(
+                f"{path.name} holds no SAMPLE_matrix.mtx.gz but"
+                f" {', '.join(list(found)[:3]) or 'nothing'}"
+            )
         return _joined({sample: _triplet(path, archive, found, sample) for sample in samples})
 
+
 def _members(path, archive):
-    "The files of a tar, after a look at whether the mark of its end is there; a broken download lacks it."
+    """The files of a tar, after a look at whether the mark of its end is there; a broken download
+    lacks it.
+    """
     found = [member for member in archive if member.isfile()]
     archive.fileobj.seek(archive.offset)
     if archive.fileobj.read(512) != bytes(512):
-        raise ReaderError(f"{path.name} breaks off after {len(found)} files: delete it and fetch it again")
+        raise ReaderError(
+            f"{path.name} breaks off after {len(found)} files: delete it and fetch it again"
+        )
     return found
+
 
 def _unpacked(path, archive, member):
     "The bytes of a gzip member of a tar."
-    try: return gzip.decompress(archive.extractfile(member).read())
+    try:
+        return gzip.decompress(archive.extractfile(member).read())
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ReaderError(f"{path.name}, {member.name}: {error}; delete the archive and fetch it again") from None
+        raise ReaderError(
+            f"{path.name}, {member.name}: {error}; delete the archive and fetch it again"
+        ) from None
+
 
 def _triplet(path, archive, found, sample):
     "One sample of mtx_tar."
     names = [f"{sample}_{part}" for part in ("matrix.mtx.gz", "features.tsv.gz", "barcodes.tsv.gz")]
     for name in names:
-        if name not in found: raise ReaderError(f"{path.name} lacks {name}")
+        if name not in found:
+            raise ReaderError(f"{path.name} lacks {name}")
     matrix, features, barcodes = (_unpacked(path, archive, found[name]) for name in names)
-    try: X = sparse.csr_matrix(mmread(io.BytesIO(matrix), spmatrix=False).T).astype("float32")
-    except Exception as error: raise ReaderError(f"{path.name}, {names[0]}: {error}") from None
+    try:
+        X = sparse.csr_matrix(mmread(io.BytesIO(matrix), spmatrix=False).T).astype("float32")
+    except Exception as error:
+        raise ReaderError(f"{path.name}, {names[0]}: {error}") from None
     genes = [line.split("\t") for line in features.decode(errors="replace").splitlines() if line]
     cells = [f"{sample}_{line}" for line in barcodes.decode(errors="replace").split()]
     if X.shape != (len(cells), len(genes)) or min(map(len, genes), default=0) < 2:
-        raise ReaderError(f"{path.name}, {names[0]}: {X.shape[1]} genes x {X.shape[0]} cells, but {len(genes)} features and "
-                          f"{len(cells)} barcodes")
-    found = [k for k, gene in enumerate(genes) if gene[2:3] in ([], ["Gene Expression"])]           # the third field came with Cell Ranger 3
-    if not found: raise ReaderError(f"{path.name}, {names[1]}: no genes among {len(genes):,} features")
+        raise ReaderError(
+            f"{path.name}, {names[0]}: {X.shape[1]} genes x {X.shape[0]} cells, but {len(genes)}"
+            f" features and {len(cells)} barcodes"
+        )
+    # the third field came with Cell Ranger 3
+    found = [k for k, gene in enumerate(genes) if gene[2:3] in ([], ["Gene Expression"])]
+    if not found:
+        raise ReaderError(f"{path.name}, {names[1]}: no genes among {len(genes):,} features")
     obs = pd.DataFrame({"sample": [sample] * len(cells)})
-    return _assembled(_counts(path.name, X[:, found]), cells, [genes[k][1] for k in found], [genes[k][0] for k in found], obs)
+    return _assembled(
+        _counts(path.name, X[:, found]),
+        cells,
+        [genes[k][1] for k in found],
+        [genes[k][0] for k in found],
+        obs,
+    )
 
 # %% ../nbs/13_readers.ipynb #cell-files-tar
 SUMMARY = {"no_feature", "ambiguous", "too_low_aQual", "not_aligned", "alignment_not_unique"}
+
 
 def cell_files_tar(files, first=1, last=-6, title=None):
     """A tar with a small table, gene and count, for each cell, and the series matrix of the study.
@@ -811,38 +1156,58 @@ def cell_files_tar(files, first=1, last=-6, title=None):
     ------
     ReaderError : a malformed table, or one that lists other genes than the first.
     """
-    rows, cells, genes = [], [], None
+    rows = []
+    cells = []
+    genes = None
     with reading(files["counts"]) as path, tarfile.open(path) as archive:
         for member in _members(path, archive):
             names, values = _cell_file(path, archive, member, first, last)
             if genes not in (None, names):
-                raise ReaderError(f"{path.name}, {member.name}: other genes than in the files before it")
-            kept, genes = np.flatnonzero(values), names
+                raise ReaderError(
+                    f"{path.name}, {member.name}: other genes than in the files before it"
+                )
+            kept = np.flatnonzero(values)
+            genes = names
             rows.append((kept.astype("int32"), values[kept].astype("float32")))
             cells.append(member.name.rsplit("/", 1)[-1].partition("_")[0])
-    if not rows: raise ReaderError(f"{path.name} holds no files")
+    if not rows:
+        raise ReaderError(f"{path.name} holds no files")
     told = series_matrix(files["labels"]).reindex(cells)
     if told.isna().all(axis=None):
-        raise ReaderError(f"{Path(files['labels']).name} knows none of the cells (the first is {cells[0]})")
-    if title: told = told.join(told["title"].str.extract(title))
+        raise ReaderError(
+            f"{Path(files['labels']).name} knows none of the cells (the first is {cells[0]})"
+        )
+    if title:
+        told = told.join(told["title"].str.extract(title))
     X = _stacked(rows, len(genes)).T.tocsr()
-    return _assembled(_counts(path.name, X), cells, [gene.decode(errors="replace").strip() for gene in genes], obs=told)
+    return _assembled(
+        _counts(path.name, X),
+        cells,
+        [gene.decode(errors="replace").strip() for gene in genes],
+        obs=told,
+    )
+
 
 def _cell_file(path, archive, member, first, last):
     "(genes, values) of the table of one cell; genes as bytes, since they are only compared."
     lines = _unpacked(path, archive, member).splitlines()[first:last]
     fields = b"\t".join(lines).split(b"\t")
     try:
-        if len(fields) != 2 * len(lines): raise ValueError
+        if len(fields) != 2 * len(lines):
+            raise ValueError
         values = np.array(list(map(float, fields[1::2])))
     except ValueError:
         fine = [re.fullmatch(rb"[^\t]*\t\s*[\d.e+]+\s*", line) is not None for line in lines]
         bad = first + 1 + (fine.index(False) if False in fine else 0)
-        raise ReaderError(f"{path.name}, {member.name}, line {bad}: not a gene, a tab, and a count") from None
+        raise ReaderError(
+            f"{path.name}, {member.name}, line {bad}: not a gene, a tab, and a count"
+        ) from None
     sums = SUMMARY & {name.decode(errors="replace").strip("_ ") for name in fields[-24::2]}
     if sums:
-        raise ReaderError(f"{path.name}, {member.name}: {', '.join(sorted(sums))} among the genes; its sums are not the last "
-                          f"{-last} rows")
+        raise ReaderError(
+            f"{path.name}, {member.name}: {', '.join(sorted(sums))} among the genes; its sums are"
+            f" not the last {-last} rows"
+        )
     return fields[::2], values
 
 # %% ../nbs/13_readers.ipynb #series-matrix
@@ -853,30 +1218,42 @@ def series_matrix(path):
 
     Returns
     -------
-    pandas.DataFrame (samples, title and one column for each characteristic `key: value`), by accession.
+    pandas.DataFrame (samples, title and one column for each characteristic `key: value`), by
+    accession.
 
     Raises
     ------
     ReaderError : it names no samples.
     """
-    columns, ids = {}, None
+    columns = {}
+    ids = None
     with reading(path) as path, opened(path) as lines:
         for line in lines:
             name, *values = _words(line, "\t") or [""]
-            if name == "!Sample_title": columns["title"] = values
-            elif name == "!Sample_geo_accession" or name == "ID_REF": ids = values
-            elif name == "!Sample_characteristics_ch1": _add_characteristics(columns, values)
-    if not ids: raise ReaderError(f"{path.name} is no series matrix: it names no samples")
+            if name == "!Sample_title":
+                columns["title"] = values
+            elif name == "!Sample_geo_accession" or name == "ID_REF":
+                ids = values
+            elif name == "!Sample_characteristics_ch1":
+                _add_characteristics(columns, values)
+    if not ids:
+        raise ReaderError(f"{path.name} is no series matrix: it names no samples")
     wrong = [name for name, values in columns.items() if len(values) != len(ids)]
-    if wrong: raise ReaderError(f"{path.name}: {len(columns[wrong[0]])} values of '{wrong[0]}' for {len(ids)} samples")
+    if wrong:
+        raise ReaderError(
+            f"{path.name}: {len(columns[wrong[0]])} values of '{wrong[0]}' for {len(ids)} samples"
+        )
     return pd.DataFrame(columns, index=pd.Index(ids, dtype=object))
+
 
 def _add_characteristics(columns, values):
     "One line of `key: value`; a key may be spread over several lines."
     pairs = [value.partition(": ") for value in values]
     for key in dict.fromkeys(key for key, colon, _ in pairs if colon):
         known = columns.get(key, [""] * len(values))
-        columns[key] = [value if name == key else old for (name, _, value), old in zip(pairs, known)]
+        columns[key] = [
+            value if name == key else old for (name, _, value), old in zip(pairs, known)
+        ]
 
 # %% ../nbs/13_readers.ipynb #seurat
 def seurat(files):
@@ -896,28 +1273,52 @@ def seurat(files):
     """
     with reading(files["counts"]) as path, _laid_out(path, "a file of R's"):
         raw, told = _seurat_slots(path)
-        X = compressed(np.asarray(raw.x, "float32"), np.asarray(raw.i), np.asarray(raw.p), "csr", raw.Dim[::-1])
+        X = compressed(
+            np.asarray(raw.x, "float32"), np.asarray(raw.i), np.asarray(raw.p), "csr", raw.Dim[::-1]
+        )
         genes, cells = (np.asarray(names, object) for names in raw.Dimnames)
         _check_sizes(path, X.shape, {"Dimnames[[2]]": cells}, {"Dimnames[[1]]": genes})
         obs = told.reindex(cells)
     return _assembled(_counts(path.name, X), cells, genes, obs=obs)
 
+
 def _seurat_slots(path):
     "(raw.data, meta.data) of the first object of an .rdata file that has them."
-    try: import rdata
+    try:
+        import rdata
     except ImportError:
-        raise ReaderError(f"{path.name} is a file of R's, which takes the package rdata: pip install rdata") from None
+        raise ReaderError(
+            f"{path.name} is a file of R's, which takes the package rdata: pip install rdata"
+        ) from None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")                 # classes without a Python counterpart
+            warnings.simplefilter("ignore")  # classes without a Python counterpart
             found = rdata.read_rda(path)
-    except (*BROKEN, MemoryError): raise
-    except Exception as error: raise OSError(f"rdata says: {error}") from None
+    except (*BROKEN, MemoryError):
+        raise
+    except Exception as error:
+        raise OSError(f"rdata says: {error}") from None
     for value in found.values():
         slots = [getattr(value, slot, None) for slot in ("raw.data", "meta.data")]
-        if slots[0] is not None and slots[1] is not None: return slots
-    raise ReaderError(f"{path.name} holds no Seurat object of version 2 but {', '.join(found) or 'nothing'}")
+        if slots[0] is not None and slots[1] is not None:
+            return slots
+    raise ReaderError(
+        f"{path.name} holds no Seurat object of version 2 but {', '.join(found) or 'nothing'}"
+    )
 
 # %% ../nbs/13_readers.ipynb #readers
-READERS = {f.__name__: f for f in (h5ad, tenx_h5, loom, kinchen, table, tables, rpkm_and_counts, cell_files_tar, mtx_tar,
-                                   seurat)}
+READERS = {
+    f.__name__: f
+    for f in (
+        h5ad,
+        tenx_h5,
+        loom,
+        kinchen,
+        table,
+        tables,
+        rpkm_and_counts,
+        cell_files_tar,
+        mtx_tar,
+        seurat,
+    )
+}

@@ -9,9 +9,27 @@ __all__ = ['IN_A_RUN', 'COLUMNS', 'TEMPLATE', 'KINDS', 'KERNEL', 'IN_A_REPORT', 
            'findings', 'refuse_unknown', 'report', 'to_html', 'find_runs', 'settings_of', 'run_page']
 
 # %% ../nbs/14_study.ipynb #imports
-import base64, contextlib, dataclasses, hashlib, html, io, json, os, re, signal, subprocess, sys, threading, time, warnings
+import base64
+import contextlib
+import dataclasses
+import hashlib
+import html
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
 from pathlib import Path
-import anndata as ad, nbformat, numpy as np, pandas as pd
+
+import nbformat
+import numpy as np
+import pandas as pd
+
 from . import counts, downloads, figures, files, genes, metrics, models, organs, training
 
 # %% ../nbs/14_study.ipynb #embed-in-halves
@@ -20,31 +38,49 @@ def embed(model, n_mc_samples=25, indices=None):
 
     Returns
     -------
-    embedding : (cells, latent units). halves : None where this is exact, else two independent estimates of that shape, each from
-        `n_mc_samples` draws, whose mean it is.
+    embedding : (cells, latent units). halves : None where this is exact, else two independent
+        estimates of that shape, each from `n_mc_samples` draws, whose mean it is.
     """
-    if model.network.posterior.exact_mean: return model.get_latent_representation(indices=indices), None
-    halves = [model.get_latent_representation(indices=indices, n_mc_samples=n_mc_samples, seed=seed) for seed in (1, 2)]
+    if model.network.posterior.exact_mean:
+        return model.get_latent_representation(indices=indices), None
+    halves = [
+        model.get_latent_representation(indices=indices, n_mc_samples=n_mc_samples, seed=seed)
+        for seed in (1, 2)
+    ]
     return (halves[0] + halves[1]) / 2, halves
 
 # %% ../nbs/14_study.ipynb #compactness
 def without_noise(z, halves):
-    "Active units and PCs95 free of sampling noise, a dict of whole numbers. z, halves : of `embed`, (cells, latent units)."
-    if halves is None: return {"active_units": metrics.active_units(z), "pcs95": metrics.n_components(z)}
-    return {"active_units": metrics.active_units_split_half(*halves), "pcs95": metrics.n_components_split_half(*halves)}
+    """Active units and PCs95 free of sampling noise, a dict of whole numbers.
+
+    z, halves : of `embed`, (cells, latent units).
+    """
+    if halves is None:
+        return {"active_units": metrics.active_units(z), "pcs95": metrics.n_components(z)}
+    return {
+        "active_units": metrics.active_units_split_half(*halves),
+        "pcs95": metrics.n_components_split_half(*halves),
+    }
+
 
 def compactness(model, z, halves):
-    """Active units and PCs95, free of sampling noise, and the plain 10-sample figures beside them where they differ.
+    """Active units and PCs95, free of sampling noise, and the plain 10-sample figures beside them
+    where they differ.
 
-    model : trained. z, halves : of `embed`, (cells, latent units). Returns a dict: whole numbers, and where the embedding is
+    model : trained. z, halves : of `embed`, (cells, latent units). Returns a dict: whole numbers,
+        and where the embedding is
     sampled co_variation_split_half, a correlation, None where fewer than 2 units are active.
     """
-    if halves is None: return without_noise(z, halves)
+    if halves is None:
+        return without_noise(z, halves)
     plain = model.get_latent_representation(n_mc_samples=10, seed=3)
     together = metrics.co_variation_split_half(*halves)
-    return {**without_noise(z, halves),
-            "active_units_10_samples": metrics.active_units(plain), "pcs95_10_samples": metrics.n_components(plain),
-            "co_variation_split_half": together if np.isfinite(together) else None}
+    return {
+        **without_noise(z, halves),
+        "active_units_10_samples": metrics.active_units(plain),
+        "pcs95_10_samples": metrics.n_components(plain),
+        "co_variation_split_half": together if np.isfinite(together) else None,
+    }
 
 # %% ../nbs/14_study.ipynb #judge
 def judge(model, labels=None, unlabelled=None):
@@ -52,82 +88,141 @@ def judge(model, labels=None, unlabelled=None):
 
     Parameters
     ----------
-    model : trained, with its split. labels : (cells,), missing where there is none; None: nothing is judged by cell types.
+    model : trained, with its split. labels : (cells,), missing where there is none; None: nothing
+        is judged by cell types.
     unlabelled : more words for a missing label, as in `run`.
 
     Returns
     -------
-    dict of numbers, by the keys of the table above; losses, KL and bounds in nats. embedding : (cells, latent units).
+    dict of numbers, by the keys of the table above; losses, KL and bounds in nats. embedding :
+    (cells, latent units).
     """
     z, halves = embed(model)
     result = compactness(model, z, halves)
     test = model.split.test
     loss = model.get_reconstruction_error(indices=test)
-    result.update(test_loss_per_gene=loss["per_gene"], test_nats_per_cell=loss["per_cell"],
-                  test_loss_per_gene_at_mean=loss["per_gene_at_mean"])
+    result.update(
+        test_loss_per_gene=loss["per_gene"],
+        test_nats_per_cell=loss["per_cell"],
+        test_loss_per_gene_at_mean=loss["per_gene_at_mean"],
+    )
     if model.network.prior is not None:
         elbo = model.get_elbo(indices=test)
-        result.update(test_kl=elbo["kl"], test_elbo=elbo["elbo"], test_elbo_standard_error=elbo["standard_error"],
-                      test_marginal_ll=model.get_marginal_ll(indices=test, n_mc_samples=50)["marginal_ll"])
-    return {**result, **(_by_labels(z, labels, halves, unlabelled) if labels is not None else {})}, z
+        result.update(
+            test_kl=elbo["kl"],
+            test_elbo=elbo["elbo"],
+            test_elbo_standard_error=elbo["standard_error"],
+            test_marginal_ll=model.get_marginal_ll(indices=test, n_mc_samples=50)["marginal_ll"],
+        )
+    return {
+        **result,
+        **(_by_labels(z, labels, halves, unlabelled) if labels is not None else {}),
+    }, z
+
 
 def _by_labels(z, labels, halves=None, unlabelled=None):
-    "The part of these numbers that judges an embedding (cells, units) by labels (cells,); halves as of `embed`."
+    """The part of these numbers that judges an embedding (cells, units) by labels (cells,); halves
+    as of `embed`.
+    """
     none = dict(unlabelled=unlabelled)
     n = metrics.n_labelled(labels, **none)
-    found = {"asw": metrics.silhouette(z, labels, **none), **metrics.nmi_ari(z, labels, **none), "n_labelled": n,
-             "knn_purity": metrics.knn_purity(z, labels, k=min(15, n - 1), **none)}
-    return found if halves is None else {**found, "asw_split_half": metrics.silhouette_split_half(*halves, labels, **none)}
+    found = {
+        "asw": metrics.silhouette(z, labels, **none),
+        **metrics.nmi_ari(z, labels, **none),
+        "n_labelled": n,
+        "knn_purity": metrics.knn_purity(z, labels, k=min(15, n - 1), **none),
+    }
+    return (
+        found
+        if halves is None
+        else {**found, "asw_split_half": metrics.silhouette_split_half(*halves, labels, **none)}
+    )
 
 # %% ../nbs/14_study.ipynb #data-hash
 def hash_of(*lines):
     "A short hash of texts or numbers: the first 16 hexadecimal digits of their SHA-256."
     return hashlib.sha256("\n".join(map(str, lines)).encode()).hexdigest()[:16]
 
+
 def data_hash(adata, layer=None, use_raw=False):
-    """A short hash (16 hexadecimal digits) of counts, gene names and cell names; of a file, without reading all of it at once.
+    """A short hash (16 hexadecimal digits) of counts, gene names and cell names; of a file, without
+    reading all of it at once.
 
     adata : AnnData (cells, genes). layer, use_raw : where the counts are, if not in X.
     """
-    source, digest = genes.raw_of(adata) if use_raw else adata, hashlib.sha256()
+    source = genes.raw_of(adata) if use_raw else adata
+    digest = hashlib.sha256()
     for _, rows, _ in counts.Counts(genes.values_of(source, layer)).blocks():
         parts = rows.data, rows.indices.astype("int32"), np.diff(rows.indptr).astype("int64")
-        for part in parts: digest.update(np.ascontiguousarray(part))
-    for names in (source.var_names, adata.obs_names): digest.update("\n".join(names).encode())
+        for part in parts:
+            digest.update(np.ascontiguousarray(part))
+    for names in (source.var_names, adata.obs_names):
+        digest.update("\n".join(names).encode())
     return digest.hexdigest()[:16]
 
 # %% ../nbs/14_study.ipynb #run-record
 @dataclasses.dataclass
 class Run:
-    "One finished run: its configuration, metrics, history and embedding (cells, latent units), and the folder that holds them."
+    """One finished run: its configuration, metrics, history and embedding (cells, latent units),
+    and the folder that holds them.
+    """
+
     folder: Path
     config: dict
     metrics: dict
     history: pd.DataFrame
     embedding: np.ndarray
-    cells: pd.DataFrame              # a row for each cell: label (if there are labels) and part of the split
+    # a row for each cell: label (if there are labels) and part of the split
+    cells: pd.DataFrame
 
     @property
-    def name(self): return self.config["model"]
+    def name(self):
+        return self.config["model"]
+
 
 def read_run(folder):
-    "The finished run in a folder, as a Run. ValueError where a file of it is missing or damaged; it says which."
+    """The finished run in a folder, as a Run.
+
+    ValueError where a file of it is missing or damaged; it says which.
+    """
     folder = downloads.user_path(folder)
+
     def read(name, how):
-        try: return how(folder / name)
+        try:
+            return how(folder / name)
         except (OSError, ValueError, EOFError, KeyError) as error:
-            raise ValueError(f"{folder / name} is missing or damaged ({error}); remove {folder} to run it again.") from None
-    from_json = lambda path: json.loads(path.read_text())
-    cells = lambda path: pd.read_csv(path, dtype=str, keep_default_na=False).set_index("cell")
-    return Run(folder, read("config.json", from_json), read("metrics.json", from_json),
-               read("history.csv", lambda path: pd.read_csv(path, index_col="epoch")), read("latent.npy", np.load), read("cells.csv", cells))
+            raise ValueError(
+                f"{folder / name} is missing or damaged ({error}); remove {folder} to run it again."
+            ) from None
+
+    def from_json(path):
+        return json.loads(path.read_text())
+
+    def cells(path):
+        return pd.read_csv(path, dtype=str, keep_default_na=False).set_index("cell")
+
+    return Run(
+        folder,
+        read("config.json", from_json),
+        read("metrics.json", from_json),
+        read("history.csv", lambda path: pd.read_csv(path, index_col="epoch")),
+        read("latent.npy", np.load),
+        read("cells.csv", cells),
+    )
+
 
 def _write_whole(path, content):
-    "A file, of text or bytes, is there whole or as it was. OSError, with its name, where it cannot be written."
+    """A file, of text or bytes, is there whole or as it was.
+
+    OSError, with its name, where it cannot be written.
+    """
     content = content.encode() if isinstance(content, str) else content
     try:
-        with files.whole(path) as new: new.write_bytes(content)
-    except OSError as error: raise OSError(error.errno, error.strerror, str(path)) from None
+        with files.whole(path) as new:
+            new.write_bytes(content)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
 
 def _as_npy(array):
     "An array as the content of an .npy file."
@@ -139,54 +234,121 @@ def _as_npy(array):
 def configuration(adata, model, profile, seed, label_key, settings, unlabelled=None):
     """What decides a run's result, as a dict that is ready for JSON.
 
-    adata : AnnData. model : its name. profile : training.Profile. seed, label_key, unlabelled : as in `run`. settings : dict of the model's.
+    adata : AnnData. model : its name. profile : training.Profile. seed, label_key, unlabelled : as
+        in `run`. settings : dict of the model's.
     """
     from vampsc import __version__
+
     settings = {"n_genes": profile.n_genes, **settings}
-    plain = json.loads(json.dumps({"model": model, "seed": seed, "label_key": label_key, "vampsc": __version__,
-                                   "training": dataclasses.asdict(profile), "settings": settings}, default=_by_content))
+    plain = json.loads(
+        json.dumps(
+            {
+                "model": model,
+                "seed": seed,
+                "label_key": label_key,
+                "vampsc": __version__,
+                "training": dataclasses.asdict(profile),
+                "settings": settings,
+            },
+            default=_by_content,
+        )
+    )
     space = settings.get("gene_space")
     if isinstance(space, (str, Path)) and downloads.user_path(space).is_file():
         plain["gene_space"] = hash_of(downloads.user_path(space).read_bytes())
     for what, key in (("labels", label_key), ("batches", settings.get("batch_key"))):
-        if key is not None and key in adata.obs: plain[what] = hash_of(*adata.obs[key])
-    if words := genes.unlabelled_words(unlabelled): plain["unlabelled"] = words
+        if key is not None and key in adata.obs:
+            plain[what] = hash_of(*adata.obs[key])
+    if words := genes.unlabelled_words(unlabelled):
+        plain["unlabelled"] = words
     column = settings["n_genes"]
-    if isinstance(column, str) and column in adata.var: plain["genes"] = hash_of(*adata.var[column])
-    return {**plain, "data": data_hash(adata, settings.get("layer"), settings.get("use_raw", False))}
+    if isinstance(column, str) and column in adata.var:
+        plain["genes"] = hash_of(*adata.var[column])
+    return {
+        **plain,
+        "data": data_hash(adata, settings.get("layer"), settings.get("use_raw", False)),
+    }
+
 
 def _by_content(value):
     "A setting that JSON has no word for: a Split or a GeneSpace by what is in it."
-    if hasattr(value, "to_dict"): return f"{type(value).__name__} {hash_of(json.dumps(value.to_dict()))}"
-    return value.tolist() if hasattr(value, "tolist") else str(value)       # of numpy and pandas, as Python's
+    if hasattr(value, "to_dict"):
+        return f"{type(value).__name__} {hash_of(json.dumps(value.to_dict()))}"
+    # of numpy and pandas, as Python's
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
 
 def difference(old, new):
-    "The first setting in which two configurations differ, in words, or None. The version of the package is not one."
-    used = lambda settings: {k: v for k, v in settings.items() if v is not False}                    # False is what not saying means
-    flat = lambda c: {**c, **training.with_defaults(c.get("training", {})), **used(c.get("settings", {})), "training": None, "settings": None, "vampsc": None}
-    old, new = flat(old), flat(new)
-    return next((f"{k} was {old.get(k)} and is {new.get(k)}" for k in {**new, **old} if old.get(k) != new.get(k)), None)
+    """The first setting in which two configurations differ, in words, or None.
+
+    The version of the package is not one.
+    """
+
+    # False is what not saying means
+    def used(settings):
+        return {k: v for k, v in settings.items() if v is not False}
+
+    def flat(c):
+        return {
+            **c,
+            **training.with_defaults(c.get("training", {})),
+            **used(c.get("settings", {})),
+            "training": None,
+            "settings": None,
+            "vampsc": None,
+        }
+
+    old = flat(old)
+    new = flat(new)
+    return next(
+        (
+            f"{k} was {old.get(k)} and is {new.get(k)}"
+            for k in {**new, **old}
+            if old.get(k) != new.get(k)
+        ),
+        None,
+    )
 
 # %% ../nbs/14_study.ipynb #preset
 def preset(name):
-    "The model class of that name, in any case: ae, vae, iaf, vamp, vampiaf, hvamp. ValueError for any other name."
+    """The model class of that name, in any case: ae, vae, iaf, vamp, vampiaf, hvamp.
+
+    ValueError for any other name.
+    """
     if name.upper() not in models.PRESETS:
-        raise ValueError(f"model {name!r} is not known; take one of {', '.join(models.PRESETS).lower()}.")
+        raise ValueError(
+            f"model {name!r} is not known; take one of {', '.join(models.PRESETS).lower()}."
+        )
     return models.PRESETS[name.upper()]
 
 # %% ../nbs/14_study.ipynb #run
-def run(adata, model, out, profile="quick", seed=0, label_key=None, progress=True, overwrite=False, unlabelled=None, **settings):
-    """One run: build, train, judge, record in the folder out/<model>-seed<seed>; read back if it is there already.
+def run(
+    adata,
+    model,
+    out,
+    profile="quick",
+    seed=0,
+    label_key=None,
+    progress=True,
+    overwrite=False,
+    unlabelled=None,
+    **settings,
+):
+    """One run: build, train, judge, record in the folder out/<model>-seed<seed>; read back if it is
+    there already.
 
-    If it was stopped before its end, the same call goes on from its checkpoint, also with more epochs.
+    If it was stopped before its end, the same call goes on from its checkpoint, also with more
+    epochs.
 
     Parameters
     ----------
     adata : AnnData of raw counts. model : "ae", "vae", "iaf", "vamp", "vampiaf" or "hvamp".
-    profile : name or training.Profile. label_key : the column of obs with cell types, None, or "auto": cell_type if there is one.
-    overwrite : replace what the folder holds of a run with other settings or data, or files of these names that are not a run's.
-    unlabelled : labels that stand for none, such as "unknown,unassigned", or a list of them; a warning tells which
-        look like that.
+    profile : name or training.Profile. label_key : the column of obs with cell types, None, or
+        "auto": cell_type if there is one.
+    overwrite : replace what the folder holds of a run with other settings or data, or files of
+        these names that are not a run's.
+    unlabelled : labels that stand for none, such as "unknown,unassigned", or a list of them; a
+        warning tells which look like that.
     **settings : of the model, such as gene_space, n_genes, keep_genes, layer or batch_key.
 
     Returns
@@ -195,128 +357,221 @@ def run(adata, model, out, profile="quick", seed=0, label_key=None, progress=Tru
 
     Raises
     ------
-    FileExistsError : the folder holds a finished run of other settings or data, or files that are not a run's.
-    ValueError : unsuitable data or settings; a checkpoint of other settings. KeyboardInterrupt : Ctrl-C stopped it.
+    FileExistsError : the folder holds a finished run of other settings or data, or files that are
+        not a run's.
+    ValueError : unsuitable data or settings; a checkpoint of other settings. KeyboardInterrupt :
+        Ctrl-C stopped it.
     """
     preset(model)
-    model, seed = model.lower(), counts.whole_number("seed", seed)
+    model = model.lower()
+    seed = counts.whole_number("seed", seed)
     folder = ask_run(Path(out).expanduser() / f"{model}-seed{seed}", overwrite)
     label_key, labels = _labels_to_judge(adata, label_key, unlabelled)
     profile = _to_judge(profile)
     config = configuration(adata, model, profile, seed, label_key, settings, unlabelled)
-    if done := _as_wanted(folder, config, overwrite): return done
-    net = preset(model)(adata, seed=seed, **{"n_genes": profile.n_genes, **settings})                    # first, since it may fail
+    if done := _as_wanted(folder, config, overwrite):
+        return done
+    # first, since it may fail
+    net = preset(model)(adata, seed=seed, **{"n_genes": profile.n_genes, **settings})
     return _alone_in(folder, net, config, profile, labels, progress, overwrite)
 
-def transfer(source, adata, out, profile="quick", seed=None, label_key=None, progress=True, overwrite=False, unfrozen=False,
-             unlabelled=None):
-    """One run that begins with the weights of a trained model, on other cells; judged and recorded as `run` does.
+
+def transfer(
+    source,
+    adata,
+    out,
+    profile="quick",
+    seed=None,
+    label_key=None,
+    progress=True,
+    overwrite=False,
+    unfrozen=False,
+    unlabelled=None,
+):
+    """One run that begins with the weights of a trained model, on other cells; judged and recorded
+    as `run` does.
 
     As in `model.transfer`, only the weights of new batches are trained, unless unfrozen is true.
 
     Parameters
     ----------
-    source : folder of a run, or of a saved model; it decides model, genes, where the counts are, and the column of batches.
-    adata : AnnData of raw counts. out : the run goes into out/<model>-seed<seed>. seed : that of the model if not given.
+    source : folder of a run, or of a saved model; it decides model, genes, where the counts are,
+        and the column of batches.
+    adata : AnnData of raw counts. out : the run goes into out/<model>-seed<seed>. seed : that of
+        the model if not given.
     profile, label_key, progress, overwrite, unlabelled : as in `run`. unfrozen : train all weights.
 
     Returns
     -------
-    Run, finished. Raises what `run` raises; ValueError : out would replace the run that it begins with; nothing is new, so that there is
+    Run, finished. Raises what `run` raises; ValueError : out would replace the run that it begins
+    with; nothing is new, so that there is
         nothing to train.
     """
-    source, profile = Path(source).expanduser(), _to_judge(profile)
+    source = Path(source).expanduser()
+    profile = _to_judge(profile)
     saved = source / "model" if (source / "model").is_dir() else source
     origin = models.load(saved)
-    model, seed = type(origin).__name__.lower(), origin.seed if seed is None else seed
+    model = type(origin).__name__.lower()
+    seed = origin.seed if seed is None else seed
     folder = Path(out).expanduser() / f"{model}-seed{seed}"
     if folder.resolve() in (source.resolve(), saved.resolve().parent):
-        raise ValueError(f"{folder} is the run that this one begins with; choose another folder (out), or another seed.")
+        raise ValueError(
+            f"{folder} is the run that this one begins with; choose another folder (out), or"
+            " another seed."
+        )
     ask_run(folder, overwrite)
     label_key, labels = _labels_to_judge(adata, label_key, unlabelled)
-    settings = {"layer": origin.layer, "use_raw": origin.use_raw, "batch_key": origin.batch_key, "n_genes": len(origin.genes)}
-    if not unfrozen: settings["trains only"] = "new batches"
+    settings = {
+        "layer": origin.layer,
+        "use_raw": origin.use_raw,
+        "batch_key": origin.batch_key,
+        "n_genes": len(origin.genes),
+    }
+    if not unfrozen:
+        settings["trains only"] = "new batches"
     begins_with = hash_of((saved / models.CHECKSUMS).read_text())
-    config = {**configuration(adata, model, profile, seed, label_key, settings, unlabelled), "begins_with": begins_with}
-    if done := _as_wanted(folder, config, overwrite): return done
-    net = origin.transfer(adata, profile, seed=seed, progress=False, unfrozen=unfrozen, max_epochs=0, kl_warmup=0)   # first: it may fail
+    config = {
+        **configuration(adata, model, profile, seed, label_key, settings, unlabelled),
+        "begins_with": begins_with,
+    }
+    if done := _as_wanted(folder, config, overwrite):
+        return done
+    # first: it may fail
+    net = origin.transfer(
+        adata, profile, seed=seed, progress=False, unfrozen=unfrozen, max_epochs=0, kl_warmup=0
+    )
     if not unfrozen and net.batches == origin.batches:
-        raise ValueError(f"{source} is not trained further: no batch of these cells is new to it. `vampsc embed` embeds them as they are; "
-                         "--unfrozen (unfrozen=True) trains all weights.")
+        raise ValueError(
+            f"{source} is not trained further: no batch of these cells is new to it. `vampsc embed`"
+            " embeds them as they are; --unfrozen (unfrozen=True) trains all weights."
+        )
     return _alone_in(folder, net, config, profile, labels, progress, overwrite)
+
 
 def _to_judge(profile):
     "The training.Profile; ValueError where it trains nothing that could be judged."
     profile = training.get_profile(profile)
-    if profile.max_epochs == 0: raise ValueError(f"max_epochs must be at least 1 for a run that is judged, not {profile.max_epochs}.")
+    if profile.max_epochs == 0:
+        raise ValueError(
+            f"max_epochs must be at least 1 for a run that is judged, not {profile.max_epochs}."
+        )
     return profile
+
 
 def _alone_in(folder, net, config, profile, labels, progress, overwrite):
     "Train and record where nobody else does."
     folder.mkdir(parents=True, exist_ok=True)
-    with files.alone(folder):                                                                            # whoever waited here finds it done
-        return _as_wanted(folder, config, overwrite) or _train_and_record(net, folder, config, profile, labels, progress, overwrite)
+    # whoever waited here finds it done
+    with files.alone(folder):
+        return _as_wanted(folder, config, overwrite) or _train_and_record(
+            net, folder, config, profile, labels, progress, overwrite
+        )
+
 
 IN_A_RUN = ("config.json", "history.csv", "latent.npy", "cells.csv", "metrics.json", "checkpoint")
 
+
 def ask_run(folder, overwrite=False):
-    """Stop where a run would replace what is not a run's; what is of a run is another question, and is asked later.
+    """Stop where a run would replace what is not a run's; what is of a run is another question, and
+    is asked later.
 
     folder : of the run. overwrite : files of these names may be replaced. Returns the folder.
-    FileExistsError : a file is there that no run has written, or the folder of its model holds something else.
+    FileExistsError : a file is there that no run has written, or the folder of its model holds
+        something else.
     """
     folder = Path(folder)
-    ours = (folder / "model" / models.CHECKSUMS).is_file() or _is_configuration(folder / "config.json") or _is_checkpoint(folder / "checkpoint")
-    for name in IN_A_RUN: files.ask(folder / name, ours, overwrite)
+    ours = (
+        (folder / "model" / models.CHECKSUMS).is_file()
+        or _is_configuration(folder / "config.json")
+        or _is_checkpoint(folder / "checkpoint")
+    )
+    for name in IN_A_RUN:
+        files.ask(folder / name, ours, overwrite)
     files.only(folder / "model", models.FILES, "part of a saved model", models._is_saved)
     return folder
 
+
 def _is_configuration(path):
-    try: said = json.loads(path.read_text())
-    except (OSError, ValueError): return False
+    try:
+        said = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
     return isinstance(said, dict) and {"model", "seed", "training"} <= said.keys()
+
 
 def _is_checkpoint(path):
     "Is this the checkpoint of a run, of which a full disk may have left nothing else?"
-    try: training.read_checkpoint(path)
-    except (OSError, ValueError): return False
+    try:
+        training.read_checkpoint(path)
+    except (OSError, ValueError):
+        return False
     return True
 
+
 def _labels_to_judge(adata, label_key, unlabelled=None):
-    "(the column of obs to judge by, its labels), None where there is none. label_key : as in `run`. ValueError : no such column, or labels that nothing can be judged by."
+    """(the column of obs to judge by, its labels), None where there is none.
+
+    label_key : as in `run`. ValueError : no such column, or labels that nothing can be judged by.
+    """
     label_key = organs.label_key(adata, label_key)
-    if label_key is None: return None, None
+    if label_key is None:
+        return None, None
     labels = organs.labels(adata, label_key, unlabelled)
     genes.check_words(adata.obs[label_key], unlabelled)
     metrics.check_labels(labels, f"Judging by {label_key!r}", unlabelled="")
     return label_key, labels
 
+
 def _as_wanted(folder, config, overwrite):
-    "The finished run in a folder if it is of this configuration; None where there is none, or it may be replaced."
+    """The finished run in a folder if it is of this configuration; None where there is none, or it
+    may be replaced.
+    """
     done = _finished(folder)
-    if not done: return None
+    if not done:
+        return None
     other = difference(done.config, config)
-    if other is None: return done
-    if overwrite: return None
-    raise FileExistsError(f"{folder} holds a finished run of something else: {other}. Choose another folder (out), or overwrite it (--overwrite, overwrite=True).")
+    if other is None:
+        return done
+    if overwrite:
+        return None
+    raise FileExistsError(
+        f"{folder} holds a finished run of something else: {other}. Choose another folder (out), or"
+        " overwrite it (--overwrite, overwrite=True)."
+    )
+
 
 def _finished(folder):
-    "The run in a folder, or None where it is not finished. A damaged one counts as unfinished, and that is said."
-    if not (folder / "metrics.json").exists(): return None
-    try: return read_run(folder)
-    except ValueError as error: warnings.warn(f"{error} It is run again now.", stacklevel=3)
+    """The run in a folder, or None where it is not finished.
+
+    A damaged one counts as unfinished, and that is said.
+    """
+    if not (folder / "metrics.json").exists():
+        return None
+    try:
+        return read_run(folder)
+    except ValueError as error:
+        warnings.warn(f"{error} It is run again now.", stacklevel=3)
 
 # %% ../nbs/14_study.ipynb #train-and-record
 def _train_and_record(net, folder, config, profile, labels, progress, overwrite):
     checkpoint = folder / "checkpoint"
-    if overwrite: checkpoint.unlink(missing_ok=True)
+    if overwrite:
+        checkpoint.unlink(missing_ok=True)
     (folder / "metrics.json").unlink(missing_ok=True)
     _write_whole(folder / "config.json", json.dumps(config, indent=1))
     net.train(profile, progress=progress, checkpoint=checkpoint, resume=True)
-    if net.interrupted: raise KeyboardInterrupt(f"stopped after epoch {len(net.history)}; the same call goes on from there")
-    result, z = judge(net, labels, "")                    # which labels are none was settled before
-    result.update(epochs=len(net.history), best_epoch=int(net.history["val_loss"][profile.kl_warmup:].idxmin()),
-                  train_seconds=round(net.history["seconds"].sum(), 1), n_cells=len(z), n_genes=len(net.genes))
+    if net.interrupted:
+        raise KeyboardInterrupt(
+            f"stopped after epoch {len(net.history)}; the same call goes on from there"
+        )
+    result, z = judge(net, labels, "")  # which labels are none was settled before
+    result.update(
+        epochs=len(net.history),
+        best_epoch=int(net.history["val_loss"][profile.kl_warmup :].idxmin()),
+        train_seconds=round(net.history["seconds"].sum(), 1),
+        n_cells=len(z),
+        n_genes=len(net.genes),
+    )
     net.save(folder / "model", overwrite=True)
     _write_whole(folder / "history.csv", net.history.to_csv())
     _write_whole(folder / "latent.npy", _as_npy(z))
@@ -325,84 +580,159 @@ def _train_and_record(net, folder, config, profile, labels, progress, overwrite)
     checkpoint.unlink(missing_ok=True)
     return read_run(folder)
 
+
 def cells_of(names, split, labels=None):
     """A row for each cell: its label, if there are labels, and the part of the split that it is in.
 
-    names : (cells,). split : counts.Split. labels : (cells,), missing where there is none, or None. Returns a DataFrame (cells, 1 or 2).
+    names : (cells,). split : counts.Split. labels : (cells,), missing where there is none, or None.
+        Returns a DataFrame (cells, 1 or 2).
     """
     cells = pd.DataFrame({"split": "none"}, index=pd.Index(names, name="cell"))
-    for part in ("train", "validation", "test"): cells.iloc[getattr(split, part), 0] = part
-    if labels is not None: cells["label"] = pd.Series(labels, dtype=object).fillna("").astype(str).to_numpy()
+    for part in ("train", "validation", "test"):
+        cells.iloc[getattr(split, part), 0] = part
+    if labels is not None:
+        cells["label"] = pd.Series(labels, dtype=object).fillna("").astype(str).to_numpy()
     return cells
 
+
 def division_of(cells):
-    """How a run's cells were divided, as a dict: n_train, n_test, and test_cells, a short hash of the names, "" without any.
+    """How a run's cells were divided, as a dict: n_train, n_test, and test_cells, a short hash of
+    the names, "" without any.
 
     cells : of `cells_of` or of a Run.
     """
     test = cells.index[cells["split"] == "test"]
     n_train = int((cells["split"] == "train").sum())
-    return {"n_train": n_train, "n_test": len(test), "test_cells": hash_of(*test) if len(test) else ""}
+    return {
+        "n_train": n_train,
+        "n_test": len(test),
+        "test_cells": hash_of(*test) if len(test) else "",
+    }
 
 # %% ../nbs/14_study.ipynb #table
-COLUMNS = {"active_units": "active units", "pcs95": "PCs for 95 %", "asw": "ASW cell type", "nmi": "NMI", "ari": "ARI", "knn_purity": "kNN purity",
-           "test_loss_per_gene": "test loss per gene", "test_nats_per_cell": "test nats per cell",
-           "test_kl": "KL", "test_elbo": "ELBO", "test_marginal_ll": "log p(x), bound", "active_units_10_samples": "active units (10 samples)",
-           "pcs95_10_samples": "PCs (10 samples)", "asw_split_half": "ASW (split-half)", "epochs": "epochs", "train_seconds": "seconds"}
+COLUMNS = {
+    "active_units": "active units",
+    "pcs95": "PCs for 95 %",
+    "asw": "ASW cell type",
+    "nmi": "NMI",
+    "ari": "ARI",
+    "knn_purity": "kNN purity",
+    "test_loss_per_gene": "test loss per gene",
+    "test_nats_per_cell": "test nats per cell",
+    "test_kl": "KL",
+    "test_elbo": "ELBO",
+    "test_marginal_ll": "log p(x), bound",
+    "active_units_10_samples": "active units (10 samples)",
+    "pcs95_10_samples": "PCs (10 samples)",
+    "asw_split_half": "ASW (split-half)",
+    "epochs": "epochs",
+    "train_seconds": "seconds",
+}
+
 
 def table(runs, of="mean"):
     """The metrics of several runs, a row for each model.
 
-    runs : list of Run. of : "mean" over the seeds of a model, or "std", their standard deviation (NaN for one seed).
-    Returns a DataFrame (models, metrics) with the names of COLUMNS; a metric that no run has is left out.
+    runs : list of Run. of : "mean" over the seeds of a model, or "std", their standard deviation
+        (NaN for one seed).
+    Returns a DataFrame (models, metrics) with the names of COLUMNS; a metric that no run has is
+    left out.
     """
-    frame = pd.DataFrame([r.metrics for r in runs], index=pd.Index([r.name.upper() for r in runs], name="model"))
+    frame = pd.DataFrame(
+        [r.metrics for r in runs], index=pd.Index([r.name.upper() for r in runs], name="model")
+    )
     frame = frame.reindex(columns=COLUMNS).rename(columns=COLUMNS).dropna(axis=1, how="all")
     return frame.groupby(level=0, sort=False).agg(of)
 
+
 def show_table(frame, spread=None):
-    "The table with sensible digits and a dash where a model has no such number; with `spread`, a table too, as mean ± spread."
-    digits = {**dict.fromkeys(("ASW cell type", "ASW (split-half)", "NMI", "ARI", "kNN purity"), "{:.3f}"), "test loss per gene": "{:.5f}",
-              **dict.fromkeys(("test nats per cell", "KL", "ELBO", "log p(x), bound"), "{:.1f}")}
-    told = lambda c, v: "-" if pd.isna(v) else digits.get(c, "{:.0f}").format(v)
-    around = lambda c, model: "" if spread is None or pd.isna(spread.loc[model, c]) else f" ± {told(c, spread.loc[model, c])}"
-    text = {c: [told(c, frame.loc[model, c]) + around(c, model) for model in frame.index] for c in frame}
+    """The table with sensible digits and a dash where a model has no such number; with `spread`, a
+    table too, as mean ± spread.
+    """
+    digits = {
+        **dict.fromkeys(
+            ("ASW cell type", "ASW (split-half)", "NMI", "ARI", "kNN purity"), "{:.3f}"
+        ),
+        "test loss per gene": "{:.5f}",
+        **dict.fromkeys(("test nats per cell", "KL", "ELBO", "log p(x), bound"), "{:.1f}"),
+    }
+
+    def told(c, v):
+        return "-" if pd.isna(v) else digits.get(c, "{:.0f}").format(v)
+
+    def around(c, model):
+        return (
+            ""
+            if spread is None or pd.isna(spread.loc[model, c])
+            else f" ± {told(c, spread.loc[model, c])}"
+        )
+
+    text = {
+        c: [told(c, frame.loc[model, c]) + around(c, model) for model in frame.index] for c in frame
+    }
     return pd.DataFrame(text, index=frame.index).rename_axis(None)
 
 # %% ../nbs/14_study.ipynb #findings
 def findings(frame):
-    "The order of the generative models by compactness and by ELBO, and of all by ASW, as a list of sentences. frame : of `table`."
+    """The order of the generative models by compactness and by ELBO, and of all by ASW, as a list
+    of sentences. frame : of `table`.
+    """
     generative = frame.drop(index="AE", errors="ignore")
-    rank = lambda column, up: generative[column].sort_values(ascending=up)
-    chain = lambda s, digits: ", ".join(f"{name} {value:.{digits}f}" for name, value in s.items())
+
+    def rank(column, up):
+        return generative[column].sort_values(ascending=up)
+
+    def chain(s, digits):
+        return ", ".join(f"{name} {value:.{digits}f}" for name, value in s.items())
+
     said = []
     if len(generative) > 1:
-        said.append("PCs for 95 % of the variance, fewest first: " + chain(rank("PCs for 95 %", True), 0) + ".")
+        said.append(
+            "PCs for 95 % of the variance, fewest first: "
+            + chain(rank("PCs for 95 %", True), 0)
+            + "."
+        )
         for name, plain in frame.get("PCs (10 samples)", pd.Series(dtype=float)).dropna().items():
-            said.append(f"Judged by a plain mean of 10 samples, {name} would seem to need {plain:.0f}; "
-                        f"all but {frame.loc[name, 'PCs for 95 %']:.0f} of them hold sampling noise.")
+            said.append(
+                f"Judged by a plain mean of 10 samples, {name} would seem to need {plain:.0f}; "
+                f"all but {frame.loc[name, 'PCs for 95 %']:.0f} of them hold sampling noise."
+            )
         said.append("ELBO in nats per cell, best first: " + chain(rank("ELBO", False), 1) + ".")
     if "ASW cell type" in frame:
         without_noise = frame.get("ASW (split-half)", pd.Series(dtype=float)).dropna()
-        said.append("Silhouette by cell type, best first: "
-                    + chain(without_noise.combine_first(frame["ASW cell type"]).sort_values(ascending=False), 3) + ".")
+        said.append(
+            "Silhouette by cell type, best first: "
+            + chain(
+                without_noise.combine_first(frame["ASW cell type"]).sort_values(ascending=False), 3
+            )
+            + "."
+        )
         for name in without_noise.index:
-            said.append(f"That of {name} is without sampling noise; the noise of its embedding lowers it to {frame.loc[name, 'ASW cell type']:.3f}.")
+            said.append(
+                f"That of {name} is without sampling noise; the noise of its embedding lowers it to"
+                f" {frame.loc[name, 'ASW cell type']:.3f}."
+            )
     return said
 
 # %% ../nbs/14_study.ipynb #refuse-unknown
 def refuse_unknown(given, known):
     "Raise a one-line error for the first name in `given` that is not among the `known` parameters."
     if unknown := sorted(set(given) - set(known)):
-        raise ValueError(f"parameter {unknown[0]!r} is not known{genes.nearest(unknown[0], known)}; there are {', '.join(known)}.")
+        raise ValueError(
+            f"parameter {unknown[0]!r} is not known{genes.nearest(unknown[0], known)}; there are"
+            f" {', '.join(known)}."
+        )
 
 # %% ../nbs/14_study.ipynb #report
 TEMPLATE = Path(counts.__file__).parent / "analysis" / "organ.ipynb"
-# The kernel keeps what libraries write to the error stream out of the notebook, and its own advice to itself.
-KINDS = {kind.__name__: kind for kind in (FloatingPointError, KeyboardInterrupt, FileExistsError)}       # a report ends as a run does
+# The kernel keeps what libraries write to the error stream out of the notebook, and its own advice
+# to itself.
+# a report ends as a run does
+KINDS = {kind.__name__: kind for kind in (FloatingPointError, KeyboardInterrupt, FileExistsError)}
 KERNEL = ["--IPKernelApp.capture_fd_output=False", "--IPKernelApp.log_level=40"]
 
 IN_A_REPORT = ("table.csv", "metrics.json", "umap.png", "covariance.png", "curves.png")
+
 
 def report(out, overwrite=False, **parameters):
     """Run the organ notebook with these parameters into out/report.ipynb and out/report.html.
@@ -415,138 +745,237 @@ def report(out, overwrite=False, **parameters):
 
     Raises
     ------
-    ValueError : a parameter that the notebook does not have, or whatever it could not do, in one line. FloatingPointError,
-        FileExistsError, KeyboardInterrupt : as in `run`.
+    ValueError : a parameter that the notebook does not have, or whatever it could not do, in one
+        line. FloatingPointError, FileExistsError, KeyboardInterrupt : as in `run`.
     """
     out = downloads.user_path(out)
-    if overwrite: parameters["overwrite"] = True
-    return _fill_in(TEMPLATE, out / "report.ipynb", {**parameters, "out": out.as_posix()}, others=IN_A_REPORT, overwrite=overwrite)
+    if overwrite:
+        parameters["overwrite"] = True
+    return _fill_in(
+        TEMPLATE,
+        out / "report.ipynb",
+        {**parameters, "out": out.as_posix()},
+        others=IN_A_REPORT,
+        overwrite=overwrite,
+    )
+
 
 def _fill_in(template, target, parameters, leave_out=(), others=(), overwrite=False):
-    """Run a notebook with these parameters, a dict, into target, an .ipynb, and the page beside it, without the cells of the ids in leave_out.
+    """Run a notebook with these parameters, a dict, into target, an .ipynb, and the page beside it,
+    without the cells of the ids in leave_out.
 
-    others : names of further files that the notebook writes into that folder. overwrite : replace what is not ours.
+    others : names of further files that the notebook writes into that folder. overwrite : replace
+        what is not ours.
     Returns the page's path; raises as `report`.
     """
     import papermill
+
     refuse_unknown(parameters, papermill.inspect_notebook(str(template)))
     names = (target.name, target.with_suffix(".html").name, *others)
     files.claim(target.parent, target.stem, names, overwrite, ours=_is_of(template, target))
     try:
         with _kernels_of_this_python() as kernels:
-            papermill.execute_notebook(str(template), str(target), parameters, stdout_file=sys.stdout, progress_bar=False, kernel_name="python3",
-                                       extra_arguments=KERNEL, kernel_manager_class=kernels)
+            papermill.execute_notebook(
+                str(template),
+                str(target),
+                parameters,
+                stdout_file=sys.stdout,
+                progress_bar=False,
+                kernel_name="python3",
+                extra_arguments=KERNEL,
+                kernel_manager_class=kernels,
+            )
     except papermill.PapermillExecutionError as error:
         raise KINDS.get(error.ename, ValueError)(error.evalue) from None
-    except RuntimeError as error:                                        # Jupyter's, of a process that is no more
-        raise ValueError(f"the process that ran the notebook ended before its time ({error}); perhaps for want of memory. {sys.executable} ran it.") from None
+    # Jupyter's, of a process that is no more
+    except RuntimeError as error:
+        raise ValueError(
+            f"the process that ran the notebook ended before its time ({error}); perhaps for want"
+            f" of memory. {sys.executable} ran it."
+        ) from None
     done = nbformat.read(target, 4)
     done.cells = [cell for cell in done.cells if cell.id not in leave_out]
     nbformat.write(done, target)
-    return to_html(target, overwrite=True)                               # which was asked above
+    return to_html(target, overwrite=True)  # which was asked above
+
 
 @contextlib.contextmanager
 def _kernels_of_this_python():
     """A class of Jupyter kernels that are this very Python, whatever is installed by their name.
 
-    They end with this context, however it ends, and what they have started ends with them; SIGTERM ends it, too.
+    They end with this context, however it ends, and what they have started ends with them; SIGTERM
+    ends it, too.
     """
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
+
     started = []
+
     class OfThisPython(AsyncKernelManager):
         @property
         def kernel_spec(self):
-            return KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], display_name="Python 3", language="python")
+            return KernelSpec(
+                argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+                display_name="Python 3",
+                language="python",
+            )
+
         async def _async_launch_kernel(self, *args, **kwargs):
             await super()._async_launch_kernel(*args, **kwargs)
             started.append(self.provisioner.process)
+
     with _sigterm_ends(started):
-        try: yield OfThisPython
+        try:
+            yield OfThisPython
         finally:
-            for process in started: _end_group(process)
+            for process in started:
+                _end_group(process)
+
 
 def _end_group(process, patience=5.0):
-    "End a process that leads a group, and with it the group: first asked, then not. One that has ended is left alone, since its number may be another's."
+    """End a process that leads a group, and with it the group: first asked, then not.
+
+    One that has ended is left alone, since its number may be another's.
+    """
     for number in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
-        if process.poll() is not None: return
+        if process.poll() is not None:
+            return
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            if hasattr(os, "killpg"): os.killpg(process.pid, number)
-            else: process.send_signal(number)
-        with contextlib.suppress(subprocess.TimeoutExpired): process.wait(patience)
+            if hasattr(os, "killpg"):
+                os.killpg(process.pid, number)
+            else:
+                process.send_signal(number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+
 
 @contextlib.contextmanager
 def _sigterm_ends(processes):
-    "Within, SIGTERM ends these, a list that may grow, and then this process. Where somebody else handles it, it is left to them."
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    """Within, SIGTERM ends these, a list that may grow, and then this process.
+
+    Where somebody else handles it, it is left to them.
+    """
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    )
+
     def stop(number, _):
-        for process in processes: _end_group(process)
+        for process in processes:
+            _end_group(process)
         raise SystemExit(128 + number)
-    if ours: signal.signal(signal.SIGTERM, stop)
-    try: yield
+
+    if ours:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
     finally:
-        if ours: signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
 
 def _is_of(template, target):
-    "Was this notebook made of that template? Then what lies beside it by the names of its files is ours."
-    if not target.is_file(): return False
-    try: return nbformat.read(target, 4).cells[0].id == nbformat.read(template, 4).cells[0].id
-    except Exception: return False                                      # no notebook, whatever it is
+    """Was this notebook made of that template?
+
+    Then what lies beside it by the names of its files is ours.
+    """
+    if not target.is_file():
+        return False
+    try:
+        return nbformat.read(target, 4).cells[0].id == nbformat.read(template, 4).cells[0].id
+    # no notebook, whatever it is
+    except Exception:
+        return False
 
 # %% ../nbs/14_study.ipynb #to-html
 NO_ALT = "No description has been provided for this image"
 
+
 def to_html(notebook, overwrite=False):
-    """Render an executed notebook without its code, as a self-contained page beside it. Returns the page's path.
+    """Render an executed notebook without its code, as a self-contained page beside it. Returns the
+    page's path.
 
     overwrite : replace a file of that name that is no page of ours; else FileExistsError.
     """
     from nbconvert import HTMLExporter
+
     path = Path(notebook).with_suffix(".html")
     files.ask(path, files.is_page(path), overwrite)
     read = nbformat.read(notebook, 4)
-    read.cells[0].source = re.sub(r"(?m)^- [\w-]+: .*$", "", read.cells[0].source)                   # settings for the site
-    page, _ = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(
-        read, {"metadata": {"name": Path(notebook).stem}})
+    # settings for the site
+    read.cells[0].source = re.sub(r"(?m)^- [\w-]+: .*$", "", read.cells[0].source)
+    page, _ = HTMLExporter(
+        exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True
+    ).from_notebook_node(read, {"metadata": {"name": Path(notebook).stem}})
     texts = iter(_figure_texts(read))
-    page = re.sub(f'alt="{NO_ALT}"', lambda _: f'alt="{html.escape(next(texts, "a figure"))}"', page)
+    page = re.sub(
+        f'alt="{NO_ALT}"', lambda _: f'alt="{html.escape(next(texts, "a figure"))}"', page
+    )
     _write_whole(path, page.replace("<head>", f"<head>{files.MARK}", 1))
     return path
+
 
 def _figure_texts(notebook):
     "What the cells say about their figures, `#| fig-alt: ...`, once for each figure, in order."
     for cell in notebook.cells:
         told = re.search(r'^#\| fig-alt: "(.*)"$', cell.source, re.M)
         for output in cell.get("outputs", []):
-            if any(mime.startswith("image/") for mime in output.get("data", {})): yield told[1] if told else "a figure"
+            if any(mime.startswith("image/") for mime in output.get("data", {})):
+                yield told[1] if told else "a figure"
 
 # %% ../nbs/14_study.ipynb #meanings
 MEANINGS = {
-    "active units": "latent units whose mean varies between cells (variance over 0.01). More is not better: noise can pass for activity",
-    "PCs for 95 %": "principal components that hold 95 % of the embedding's variance. Fewer: more compact",
-    "ASW cell type": "mean silhouette by cell type, from -1 to 1. Higher: cell types are further apart",
+    "active units": (
+        "latent units whose mean varies between cells (variance over 0.01). More is not better:"
+        " noise can pass for activity"
+    ),
+    "PCs for 95 %": (
+        "principal components that hold 95 % of the embedding's variance. Fewer: more compact"
+    ),
+    "ASW cell type": (
+        "mean silhouette by cell type, from -1 to 1. Higher: cell types are further apart"
+    ),
     "NMI": "agreement of k-means clusters with cell types, 0 to 1. Higher is better",
     "ARI": "the same, corrected for chance. Higher is better",
     "kNN purity": "share of a cell's neighbours that are of its type. Higher is better",
-    "test loss per gene": "reconstruction loss of held-out cells, nats per cell and gene: the paper's Table 2. Lower is better",
+    "test loss per gene": (
+        "reconstruction loss of held-out cells, nats per cell and gene: the paper's Table 2. Lower"
+        " is better"
+    ),
     "test nats per cell": "the same, summed over genes. Lower is better",
     "KL": "nats per held-out cell that the embedding costs beyond the prior",
     "ELBO": "lower bound on the log-probability of held-out cells, nats per cell. Higher is better",
     "log p(x), bound": "a tighter bound on the same, from 50 draws. Higher is better",
     "active units (10 samples)": "as above, of a plain mean of 10 samples: noise is counted too",
     "PCs (10 samples)": "as above, of a plain mean of 10 samples",
-    "ASW (split-half)": "the ASW of an embedding that is a mean of samples, without their noise: the one to set beside the others",
-    "epochs": "passes over the training cells", "seconds": "training took so long"}
+    "ASW (split-half)": (
+        "the ASW of an embedding that is a mean of samples, without their noise: the one to set"
+        " beside the others"
+    ),
+    "epochs": "passes over the training cells",
+    "seconds": "training took so long",
+}
 
 # %% ../nbs/14_study.ipynb #find-runs
 def find_runs(folder):
-    "A list of the finished runs in a folder, or the one that the folder is, in the order of the models. ValueError where there is none."
+    """A list of the finished runs in a folder, or the one that the folder is, in the order of the
+    models. ValueError where there is none.
+    """
     folder = downloads.user_path(folder)
-    finished = lambda f: all((f / name).exists() for name in ("metrics.json", "config.json", "cells.csv"))
+
+    def finished(f):
+        return all((f / name).exists() for name in ("metrics.json", "config.json", "cells.csv"))
+
     found = list(filter(finished, [folder, *(f for f in folder.iterdir() if f.is_dir())]))
-    if not found: raise ValueError(f"{folder} holds no finished run (config.json, metrics.json and cells.csv, in it or in its folders).")
+    if not found:
+        raise ValueError(
+            f"{folder} holds no finished run (config.json, metrics.json and cells.csv, in it or in"
+            " its folders)."
+        )
     order = list(models.PRESETS)
-    return sorted(map(read_run, found), key=lambda r: (order.index(r.name.upper()), r.config["seed"]))
+    return sorted(
+        map(read_run, found), key=lambda r: (order.index(r.name.upper()), r.config["seed"])
+    )
 
 # %% ../nbs/14_study.ipynb #page-parts
 STYLE = """
@@ -559,66 +988,142 @@ h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
 th, td { text-align: right; padding: .3rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top }
 th:first-child, td:first-child, .words { text-align: left } .words { color: var(--soft); min-width: 14rem }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 4px } code { font-size: .9em; overflow-wrap: anywhere }
-"""
+"""  # noqa: E501
+
 
 def _table(rows, heads=()):
     "An HTML table; every cell is escaped. The last column of a table with heads is in words."
-    kind = lambda i, row: ' class="words"' if i == len(row) - 1 else ""
-    head = "<tr>" + "".join(f"<th{kind(i, heads)}>{html.escape(str(h))}</th>" for i, h in enumerate(heads)) + "</tr>" if heads else ""
-    body = "".join("<tr>" + "".join(f"<td{kind(i, row)}>{html.escape(str(v))}</td>" for i, v in enumerate(row)) + "</tr>" for row in rows)
+
+    def kind(i, row):
+        return ' class="words"' if i == len(row) - 1 else ""
+
+    head = (
+        "<tr>"
+        + "".join(f"<th{kind(i, heads)}>{html.escape(str(h))}</th>" for i, h in enumerate(heads))
+        + "</tr>"
+        if heads
+        else ""
+    )
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td{kind(i, row)}>{html.escape(str(v))}</td>" for i, v in enumerate(row))
+        + "</tr>"
+        for row in rows
+    )
     return f'<div class="wide"><table>{head}{body}</table></div>'
 
+
 def _image(figure, words):
-    return f'<img alt="{html.escape(words)}" src="data:image/png;base64,{base64.b64encode(figure._repr_png_()).decode()}">'
+    return (
+        f'<img alt="{html.escape(words)}"'
+        f' src="data:image/png;base64,{base64.b64encode(figure._repr_png_()).decode()}">'
+    )
+
 
 def settings_of(run):
     "What a run's model is made of, as (name, value) pairs for people."
-    model, split = json.loads((run.folder / "model" / "model.json").read_text()), run.cells["split"].value_counts()
+    model = json.loads((run.folder / "model" / "model.json").read_text())
+    split = run.cells["split"].value_counts()
     training_of = ", ".join(f"{k} {v}" for k, v in run.config["training"].items() if k != "n_genes")
     a = model["architecture"]
-    shape = f"{a['posterior']} posterior, {a['prior']} prior, {a['n_latent']} latent units, hidden {' and '.join(map(str, a['hidden']))}"
-    return [("model", run.name.upper()), ("made of", shape), ("genes", f"{run.metrics['n_genes']:,} of {model['genes']['name']}"),
-            ("cells", f"{split.get('train', 0):,} for training, {split.get('validation', 0):,} validation, {split.get('test', 0):,} test"),
-            *([("batches", f"{len(model['batch']['names'])} of {model['batch']['key']}")] if model.get("batch") else []),
-            ("training", f"{training_of}; best epoch {run.metrics['best_epoch']} of {run.metrics['epochs']}"), ("seed", run.config["seed"]),
-            ("labels", run.config["label_key"] or "none"), ("data", f"hash {run.config['data']}"),
-            ("versions", ", ".join(f"{k} {v}" for k, v in model["versions"].items()))]
+    shape = (
+        f"{a['posterior']} posterior, {a['prior']} prior, {a['n_latent']} latent units, hidden"
+        f" {' and '.join(map(str, a['hidden']))}"
+    )
+    return [
+        ("model", run.name.upper()),
+        ("made of", shape),
+        ("genes", f"{run.metrics['n_genes']:,} of {model['genes']['name']}"),
+        (
+            "cells",
+            (
+                f"{split.get('train', 0):,} for training, {split.get('validation', 0):,}"
+                f" validation, {split.get('test', 0):,} test"
+            ),
+        ),
+        *(
+            [("batches", f"{len(model['batch']['names'])} of {model['batch']['key']}")]
+            if model.get("batch")
+            else []
+        ),
+        (
+            "training",
+            f"{training_of}; best epoch {run.metrics['best_epoch']} of {run.metrics['epochs']}",
+        ),
+        ("seed", run.config["seed"]),
+        ("labels", run.config["label_key"] or "none"),
+        ("data", f"hash {run.config['data']}"),
+        ("versions", ", ".join(f"{k} {v}" for k, v in model["versions"].items())),
+    ]
 
 # %% ../nbs/14_study.ipynb #run-page
 def run_page(folder, path=None, overwrite=False):
     """Write one self-contained HTML page about the finished run(s) in a folder; nothing is trained.
 
-    path : of the page, an .html; if None folder/report.html, or folder/runs.html where report.html is that of a notebook. overwrite : replace
+    path : of the page, an .html; if None folder/report.html, or folder/runs.html where report.html
+        is that of a notebook. overwrite : replace
     a file that is no page of ours. Returns the path.
-    Raises ValueError where there is no finished run, or the path is not that of a page, FileExistsError where something else is there.
+    Raises ValueError where there is no finished run, or the path is not that of a page,
+    FileExistsError where something else is there.
     """
     folder = downloads.user_path(folder)
-    path = folder / ("runs.html" if (folder / "report.ipynb").exists() else "report.html") if path is None else downloads.user_path(path)
-    if path.is_dir(): raise IsADirectoryError(f"{path} is a folder; name the page, such as {path / 'report.html'}.")
-    if path.suffix not in (".html", ".htm"): raise ValueError(f"{path}: a page's ending must be .html.")
+    path = (
+        folder / ("runs.html" if (folder / "report.ipynb").exists() else "report.html")
+        if path is None
+        else downloads.user_path(path)
+    )
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"{path} is a folder; name the page, such as {path / 'report.html'}."
+        )
+    if path.suffix not in (".html", ".htm"):
+        raise ValueError(f"{path}: a page's ending must be .html.")
     files.ask(path, files.is_page(path), overwrite)
     runs = find_runs(folder)
-    names = [r.name.upper() if [o.name.upper() for o in runs].count(r.name.upper()) == 1 else r.folder.name for r in runs]
+    names = [
+        (
+            r.name.upper()
+            if [o.name.upper() for o in runs].count(r.name.upper()) == 1
+            else r.folder.name
+        )
+        for r in runs
+    ]
     frame = show_table(table(runs))
     rows = [(name, *frame[name], MEANINGS.get(name, "")) for name in frame]
-    parts = ["<h2>How good it is</h2>", _table(rows, ("", *names, "what it says")), "<h2>Settings</h2>", _table(_settings_rows(names, runs)),
-             "<h2>Training</h2>", _image(figures.training_curves({n: r.history for n, r in zip(names, runs)}),
-                                         "Loss and KL over epochs, for training and validation cells"),
-             "<h2>The embedding</h2>", *_embedding_figures(dict(zip(names, runs)))]
+    parts = [
+        "<h2>How good it is</h2>",
+        _table(rows, ("", *names, "what it says")),
+        "<h2>Settings</h2>",
+        _table(_settings_rows(names, runs)),
+        "<h2>Training</h2>",
+        _image(
+            figures.training_curves({n: r.history for n, r in zip(names, runs)}),
+            "Loss and KL over epochs, for training and validation cells",
+        ),
+        "<h2>The embedding</h2>",
+        *_embedding_figures(dict(zip(names, runs))),
+    ]
     title = f"vampsc: {', '.join(names)}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_whole(path, f'<!doctype html><html lang="en"><meta charset="utf-8">{files.MARK}'
-                       '<meta name="viewport" content="width=device-width, initial-scale=1">'
-                       f"<title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>{''.join(parts)}</html>")
+    _write_whole(
+        path,
+        f'<!doctype html><html lang="en"><meta charset="utf-8">{files.MARK}'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>{''.join(parts)}</html>",
+    )
     return path
+
 
 def _settings_rows(names, runs):
     "What all runs share once, and the rest for each run."
     each = [dict(settings_of(r)) for r in runs]
     for key in dict.fromkeys(k for settings in each for k in settings):
         values = [settings.get(key, "none") for settings in each]
-        if len(set(values)) == 1: yield key, values[0]
-        elif key != "model": yield from ((f"{name}: {key}", value) for name, value in zip(names, values))
+        if len(set(values)) == 1:
+            yield key, values[0]
+        elif key != "model":
+            yield from ((f"{name}: {key}", value) for name, value in zip(names, values))
+
 
 def _embedding_figures(runs):
     "UMAPs by label, or by split where there are no labels, and the covariance of the units."
@@ -626,15 +1131,24 @@ def _embedding_figures(runs):
         cells = next(iter(group.values())).cells
         column = "label" if "label" in cells else "split"
         words = "cell type" if column == "label" else "part of the split"
-        yield _image(figures.umap_grid({n: r.embedding for n, r in group.items()}, cells[column]),
-                     f"UMAP of the embedding, each cell coloured by its {words}")
+        yield _image(
+            figures.umap_grid({n: r.embedding for n, r in group.items()}, cells[column]),
+            f"UMAP of the embedding, each cell coloured by its {words}",
+        )
     embeddings = {n: r.embedding for n, r in runs.items()}
-    yield "<p>Each point is a cell. UMAP keeps neighbours together; distances between far groups mean little.</p>"
+    yield (
+        "<p>Each point is a cell. UMAP keeps neighbours together; distances between far groups mean"
+        " little.</p>"
+    )
     yield _image(figures.covariance_grid(embeddings), "Covariance matrix of the latent units")
     yield "<p>The covariance of the latent units: a compact embedding varies along few of them.</p>"
 
+
 def _of_the_same_cells(runs):
-    "Runs in groups that share a legend: the same cells, in the same order, with the same labels and split."
+    """Runs in groups that share a legend: the same cells, in the same order, with the same labels
+    and split.
+    """
     groups = {}
-    for name, run in runs.items(): groups.setdefault(hash_of(run.cells.to_csv()), {})[name] = run
+    for name, run in runs.items():
+        groups.setdefault(hash_of(run.cells.to_csv()), {})[name] = run
     return groups.values()

@@ -13,26 +13,38 @@ __all__ = ['PAPER_MODELS', 'GENERATIVE', 'METRICS', 'IN_TABLE_1', 'IN_TABLE_2', 
            'over_organs', 'why_no_verdict', 'figure_1', 'figure_2', 'make']
 
 # %% ../nbs/16_tables.ipynb #imports
-import dataclasses, html, itertools, json, re
+import dataclasses
+import html
+import itertools
+import json
+import re
 from pathlib import Path
-import numpy as np, pandas as pd
+
+import numpy as np
+import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy import stats
+
 from . import downloads, figures, metrics, models, study, training
 
 # %% ../nbs/16_tables.ipynb #what-is-measured
 PAPER_MODELS = ("AE", "VAE", "IAF", "VAMP")
 GENERATIVE = PAPER_MODELS[1:]
 
+
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    "What a number is called, whether higher is better, its printed digits, and its step if it is a count."
+    """What a number is called, whether higher is better, its printed digits, and its step if it is
+    a count.
+    """
+
     title: str
     higher: bool
     digits: int
     step: float = 0.0
+
 
 METRICS = {
     "active_units": Metric("active units", True, 1, 1),
@@ -44,21 +56,31 @@ METRICS = {
     "share_active": Metric("share of active units", True, 3, 1 / 128),
     "inactive_units": Metric("inactive units", False, 1, 1),
     "inactive_units_10_samples": Metric("inactive units (10 samples)", False, 1, 1),
-    "co_variation": Metric("mean |correlation| of active units", True, 3)}
-IN_TABLE_1, IN_TABLE_2 = tuple(METRICS)[:4], tuple(METRICS)[4:6]
+    "co_variation": Metric("mean |correlation| of active units", True, 3),
+}
+IN_TABLE_1 = tuple(METRICS)[:4]
+IN_TABLE_2 = tuple(METRICS)[4:6]
+
 
 def printed(value, metric):
     "The number as the tables print it; a dash where there is none."
-    if pd.isna(value): return "-"
+    if pd.isna(value):
+        return "-"
     text = f"{value:.{METRICS[metric].digits}f}"
-    if float(text) == 0: text = text.lstrip("-")
+    if float(text) == 0:
+        text = text.lstrip("-")
     return text.removesuffix(".0") if METRICS[metric].step else text
 
 # %% ../nbs/16_tables.ipynb #paper-tables
 def paper_tables():
-    "The paper's Tables 1 and 2: organ, model, active_units, pcs95, test_loss_per_gene, asw (NaN where none is printed)."
-    # Dony, König, Fischer and Theis (2020), Variational autoencoders with flexible priors ..., Tables 1 and 2
-    one, two = (pd.read_csv(Path(study.__file__).parent / "data" / f"paper_table{k}.csv") for k in (1, 2))
+    """The paper's Tables 1 and 2: organ, model, active_units, pcs95, test_loss_per_gene, asw (NaN
+    where none is printed).
+    """
+    # Dony, König, Fischer and Theis (2020), Variational autoencoders with flexible priors ...,
+    # Tables 1 and 2
+    one, two = (
+        pd.read_csv(Path(study.__file__).parent / "data" / f"paper_table{k}.csv") for k in (1, 2)
+    )
     return one.merge(two, on=["organ", "model"], validate="one_to_one")
 
 # %% ../nbs/16_tables.ipynb #co-variation
@@ -68,7 +90,8 @@ def co_variation(z, n_active=None):
     Parameters
     ----------
     z : (cells, units) embedding.
-    n_active : how many units count, those of largest variance; None for all whose variance is above 0.01.
+    n_active : how many units count, those of largest variance; None for all whose variance is above
+        0.01.
 
     Returns
     -------
@@ -78,25 +101,43 @@ def co_variation(z, n_active=None):
     n_active = metrics.active_units(z) if n_active is None else int(n_active)
     active = np.argsort(-activity, kind="stable")[:n_active]
     active = active[activity[active] > 0]
-    if len(active) < 2: return float("nan")
+    if len(active) < 2:
+        return float("nan")
     correlation = np.corrcoef(np.asarray(z, "float64")[:, active].T)
     return float(np.abs(correlation[~np.eye(len(active), dtype=bool)]).mean())
 
 # %% ../nbs/16_tables.ipynb #profile-of
 def profile_of(settings):
-    "The named profile nearest to the training settings of a run, and what differs: 'quick', or 'quick, max_epochs 4'."
+    """The named profile nearest to the training settings of a run, and what differs: 'quick', or
+    'quick, max_epochs 4'.
+    """
     settings = training.with_defaults(settings)
-    differing = {name: [f"{k} {settings.get(k)}" for k, v in dataclasses.asdict(profile).items() if settings.get(k) != v]
-                 for name, profile in training.PROFILES.items()}
+    differing = {
+        name: [
+            f"{k} {settings.get(k)}"
+            for k, v in dataclasses.asdict(profile).items()
+            if settings.get(k) != v
+        ]
+        for name, profile in training.PROFILES.items()
+    }
     name = min(differing, key=lambda n: len(differing[n]))
     return ", ".join([name, *differing[name]])
 
+
 def unlike_the_paper(settings):
     "The training settings of a run that are not the paper's, in words; empty where all are."
-    settings, theirs = training.with_defaults(settings), dataclasses.asdict(training.PROFILES["paper"])
-    def in_words(name, value): return value if value is not None else "all" if name == "n_genes" else "none"
+    settings = training.with_defaults(settings)
+    theirs = dataclasses.asdict(training.PROFILES["paper"])
 
-    return ", ".join(f"{k} {in_words(k, settings.get(k))} instead of {in_words(k, v)}" for k, v in theirs.items() if settings.get(k) != v)
+    def in_words(name, value):
+        return value if value is not None else "all" if name == "n_genes" else "none"
+
+    return ", ".join(
+        f"{k} {in_words(k, settings.get(k))} instead of {in_words(k, v)}"
+        for k, v in theirs.items()
+        if settings.get(k) != v
+    )
+
 
 def paper_organ(name):
     "The organ of the paper that a name stands for, or None: 'blood-facs' is blood."
@@ -104,7 +145,8 @@ def paper_organ(name):
     return first if first in set(paper_tables()["organ"]) else None
 
 # %% ../nbs/16_tables.ipynb #training-end
-ENOUGH_PATIENCE = 45             # epochs
+ENOUGH_PATIENCE = 45  # epochs
+
 
 def training_end(settings, history, n_train, width=128, has_kl=True):
     """Why a training was not at its end, in words; an empty text where it was.
@@ -112,32 +154,48 @@ def training_end(settings, history, n_train, width=128, has_kl=True):
     Parameters
     ----------
     settings : dict, those of the training of a recorded run, also of an older version.
-    history : DataFrame with a row for each epoch. n_train, width, has_kl : as in `Profile.epochs`, which says how many are needed.
+    history : DataFrame with a row for each epoch. n_train, width, has_kl : as in `Profile.epochs`,
+        which says how many are needed.
     """
     known = {f.name for f in dataclasses.fields(training.Profile)}
     whole = training.with_defaults(settings)
     profile = training.Profile(**{name: value for name, value in whole.items() if name in known})
-    if not len(history): return "its history is empty"
-    if profile.steps is None: return _end_of_patience(profile, history)
-    if n_train < 1: return "it is not known how many cells it was trained on"
+    if not len(history):
+        return "its history is empty"
+    if profile.steps is None:
+        return _end_of_patience(profile, history)
+    if n_train < 1:
+        return "it is not known how many cells it was trained on"
     return _end_of_steps(profile, len(history), n_train, width, has_kl)
+
 
 def _end_of_steps(profile, done, n_train, width, has_kl):
     def epochs(steps):
-        return dataclasses.replace(profile, steps=steps, max_epochs=None, kl_warmup=0).epochs(n_train, width, has_kl)
+        return dataclasses.replace(profile, steps=steps, max_epochs=None, kl_warmup=0).epochs(
+            n_train, width, has_kl
+        )
 
-    own, rule = epochs(profile.steps), epochs("auto")
+    own = epochs(profile.steps)
+    rule = epochs("auto")
     cut = f" by max_epochs {profile.max_epochs}" if profile.max_epochs == done else ""
-    if done < own: return f"ended{cut} after {done} of {own} epochs"
-    return f"steps {profile.steps}, {own} epochs, where steps 'auto' are {rule}" if own < rule else ""
+    if done < own:
+        return f"ended{cut} after {done} of {own} epochs"
+    return (
+        f"steps {profile.steps}, {own} epochs, where steps 'auto' are {rule}" if own < rule else ""
+    )
+
 
 def _end_of_patience(profile, history):
-    if profile.patience is None: return f"ended by max_epochs {profile.max_epochs}, with neither steps nor patience"
-    if profile.patience < ENOUGH_PATIENCE: return f"patience {profile.patience}, below {ENOUGH_PATIENCE}"
-    watched = history["val_loss"].to_numpy()[profile.kl_warmup:] if "val_loss" in history else ()
-    if not len(watched): return "its history has no validation loss"
+    if profile.patience is None:
+        return f"ended by max_epochs {profile.max_epochs}, with neither steps nor patience"
+    if profile.patience < ENOUGH_PATIENCE:
+        return f"patience {profile.patience}, below {ENOUGH_PATIENCE}"
+    watched = history["val_loss"].to_numpy()[profile.kl_warmup :] if "val_loss" in history else ()
+    if not len(watched):
+        return "its history has no validation loss"
     since = len(watched) - 1 - int(np.argmin(watched))
-    if since >= profile.patience: return ""
+    if since >= profile.patience:
+        return ""
     return f"ended by max_epochs {profile.max_epochs}, {since} epochs after its best"
 
 # %% ../nbs/16_tables.ipynb #cells-of-an-organ
@@ -145,54 +203,100 @@ def _cells_of(folder, problems):
     "What is known of an organ, as columns: what cells.json says, else the name of its folder."
     path = folder / "cells.json"
     name = folder.resolve().name
-    try: return _described(name, json.loads(path.read_text()) if path.exists() else {})
+    try:
+        return _described(name, json.loads(path.read_text()) if path.exists() else {})
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        problems.append(f"{path.as_posix()} is damaged ({error}); {name} is described by its runs alone.")
+        problems.append(
+            f"{path.as_posix()} is damaged ({error}); {name} is described by its runs alone."
+        )
         return _described(name, {})
+
 
 def _described(organ, said):
     "The columns of an organ from the content of its cells.json."
-    studies, types, labelled = said.get("studies") or {}, said.get("cell_types"), said.get("n_labelled")
+    studies = said.get("studies") or {}
+    types = said.get("cell_types")
+    labelled = said.get("n_labelled")
     title = str(said.get("title") or organ)
-    if re.search(r"[/\\]", title): title = organ                         # the path of a file is no title
-    columns = {"organ": organ, "title": title,
-               "paper_organ": paper_organ(organ) or paper_organ(said.get("organ")),
-               "papers_data": said.get("paper") if isinstance(said.get("paper"), bool) else None,
-               "studies": ", ".join(f"{name} ({n:,} cells)" for name, n in studies.items()),
-               "cell_types": None if types is None else len(types) if isinstance(types, (list, dict)) else int(types)}
+    # the path of a file is no title
+    if re.search(r"[/\\]", title):
+        title = organ
+    columns = {
+        "organ": organ,
+        "title": title,
+        "paper_organ": paper_organ(organ) or paper_organ(said.get("organ")),
+        "papers_data": said.get("paper") if isinstance(said.get("paper"), bool) else None,
+        "studies": ", ".join(f"{name} ({n:,} cells)" for name, n in studies.items()),
+        "cell_types": (
+            None if types is None else len(types) if isinstance(types, (list, dict)) else int(types)
+        ),
+    }
     return columns if labelled is None else {**columns, "n_labelled": int(labelled)}
 
 # %% ../nbs/16_tables.ipynb #one-run
-READ = (*IN_TABLE_1, *IN_TABLE_2, "asw_split_half", "n_cells", "n_genes", "n_labelled", "epochs", "train_seconds")
+READ = (
+    *IN_TABLE_1,
+    *IN_TABLE_2,
+    "asw_split_half",
+    "n_cells",
+    "n_genes",
+    "n_labelled",
+    "epochs",
+    "train_seconds",
+)
+
 
 def _row(folder):
     "One run as a row. ValueError where it is not what its folder says."
     run = study.read_run(folder)
-    config, path, sizes = run.config, folder.as_posix(), (len(run.embedding), len(run.cells), run.metrics["n_cells"])
+    config = run.config
+    path = folder.as_posix()
+    sizes = (len(run.embedding), len(run.cells), run.metrics["n_cells"])
     name = f"{config['model']}-seed{config['seed']}"
-    if folder.name != name: raise ValueError(f"{path} holds the run {name}.")
-    if len(set(sizes)) > 1: raise ValueError(f"{path}: latent.npy, cells.csv and metrics.json are about {sizes} cells.")
+    if folder.name != name:
+        raise ValueError(f"{path} holds the run {name}.")
+    if len(set(sizes)) > 1:
+        raise ValueError(f"{path}: latent.npy, cells.csv and metrics.json are about {sizes} cells.")
     numbers = _numbers_of(run.metrics)
     labels = run.cells["label"] if "label" in run.cells else pd.Series(dtype=str)
     units = _of_the_units(run.embedding, numbers, run.metrics.get("co_variation_split_half"))
     why_not = _why_not_at_its_end(run)
-    return {"model": run.name.upper(), "seed": int(config["seed"]), **numbers, **units, **study.division_of(run.cells),
-            "at_its_end": not why_not, "why_not_at_its_end": why_not,
-            "found_types": labels[labels != ""].nunique(), "profile": profile_of(config["training"]),
-            "unlike_the_paper": unlike_the_paper(config["training"]), "data": config["data"], "folder": path}
+    return {
+        "model": run.name.upper(),
+        "seed": int(config["seed"]),
+        **numbers,
+        **units,
+        **study.division_of(run.cells),
+        "at_its_end": not why_not,
+        "why_not_at_its_end": why_not,
+        "found_types": labels[labels != ""].nunique(),
+        "profile": profile_of(config["training"]),
+        "unlike_the_paper": unlike_the_paper(config["training"]),
+        "data": config["data"],
+        "folder": path,
+    }
+
 
 def _why_not_at_its_end(run):
-    "The words of `training_end`. The widest hidden layer is that of the saved model, or the default."
+    """The words of `training_end`.
+
+    The widest hidden layer is that of the saved model, or the default.
+    """
     saved = run.folder / "model" / "model.json"
     said = run.config.get("settings") or {}
-    if saved.is_file(): said = json.loads(saved.read_text()).get("architecture", {})
+    if saved.is_file():
+        said = json.loads(saved.read_text()).get("architecture", {})
     hidden = said.get("hidden", models.Architecture.__dataclass_fields__["hidden"].default)
     n_train = study.division_of(run.cells)["n_train"]
     has_kl = run.name != "ae"
-    return training_end(run.config["training"], run.history, n_train, max(np.atleast_1d(hidden), default=0), has_kl)
+    return training_end(
+        run.config["training"], run.history, n_train, max(np.atleast_1d(hidden), default=0), has_kl
+    )
+
 
 def _numbers_of(found):
-    """The numbers of a run, NaN where there is none; those of 10 samples are the exact ones where nothing is sampled.
+    """The numbers of a run, NaN where there is none; those of 10 samples are the exact ones where
+    nothing is sampled.
 
     The ASW is that without sampling noise, where the run has it; asw_noisy: it has not.
     """
@@ -200,22 +304,41 @@ def _numbers_of(found):
     numbers = {key: value if np.isfinite(value) else np.nan for key, value in numbers.items()}
     numbers["sampled"] = not np.isnan(numbers["active_units_10_samples"])
     without_noise = numbers.pop("asw_split_half")
-    numbers["asw_noisy"] = numbers["sampled"] and np.isnan(without_noise) and not np.isnan(numbers["asw"])
-    if not np.isnan(without_noise): numbers["asw"] = without_noise
-    exact = {} if numbers["sampled"] else {f"{key}_10_samples": numbers[key] for key in ("active_units", "pcs95")}
+    numbers["asw_noisy"] = (
+        numbers["sampled"] and np.isnan(without_noise) and not np.isnan(numbers["asw"])
+    )
+    if not np.isnan(without_noise):
+        numbers["asw"] = without_noise
+    exact = (
+        {}
+        if numbers["sampled"]
+        else {f"{key}_10_samples": numbers[key] for key in ("active_units", "pcs95")}
+    )
     return {**numbers, **exact}
 
+
 def _of_the_units(z, numbers, by_halves=None):
-    """What the claims need beyond the tables: how many units there are, how many are inactive, how they vary together.
+    """What the claims need beyond the tables: how many units there are, how many are inactive, how
+    they vary together.
 
     by_halves : co_variation without sampling noise, where the run has it.
     """
-    active, units = numbers["active_units"], z.shape[1]
-    together = co_variation(z, None if np.isnan(active) else active) if by_halves is None else float(by_halves)
+    active = numbers["active_units"]
+    units = z.shape[1]
+    together = (
+        co_variation(z, None if np.isnan(active) else active)
+        if by_halves is None
+        else float(by_halves)
+    )
     noisy = numbers["sampled"] and by_halves is None and not np.isnan(together)
-    return {"units": units, "share_active": active / units, "inactive_units": units - active,
-            "inactive_units_10_samples": units - numbers["active_units_10_samples"],
-            "co_variation": together, "co_variation_noisy": noisy}
+    return {
+        "units": units,
+        "share_active": active / units,
+        "inactive_units": units - active,
+        "inactive_units_10_samples": units - numbers["active_units_10_samples"],
+        "co_variation": together,
+        "co_variation_noisy": noisy,
+    }
 
 # %% ../nbs/16_tables.ipynb #gather
 def gather(folder, organs=None):
@@ -223,92 +346,153 @@ def gather(folder, organs=None):
 
     Parameters
     ----------
-    folder : holds a folder for each organ, which holds a folder `<model>-seed<k>` for each run; or these folders themselves, as
-        `vampsc fit` leaves them, and then it counts as an organ by its own name.
+    folder : holds a folder for each organ, which holds a folder `<model>-seed<k>` for each run; or
+        these folders themselves, as `vampsc fit` leaves them, and then it counts as an organ by its
+        own name.
     organs : names of these folders, a list or with commas; None for all.
 
     Returns
     -------
-    (DataFrame with a row for each run, list of problems as sentences). Columns: organ, model, seed, the numbers of
-        `METRICS`, what is known of the cells, the profile of the training, whether it was at its end (at_its_end) and if not why
-        (why_not_at_its_end, in words), and the run's folder. asw_noisy and co_variation_noisy: of a run that was judged before
-        sampling noise was taken out of these.
+    (DataFrame with a row for each run, list of problems as sentences). Columns: organ, model, seed,
+    the numbers of
+        `METRICS`, what is known of the cells, the profile of the training, whether it was at its
+        end (at_its_end) and if not why (why_not_at_its_end, in words), and the run's folder.
+        asw_noisy and co_variation_noisy: of a run that was judged before sampling noise was taken
+        out of these.
 
     Raises
     ------
     ValueError : no such folder or organ; no finished run in it.
     """
-    rows, problems = [], []
+    rows = []
+    problems = []
     for name, path in _organ_folders(downloads.user_path(folder), organs).items():
         cells = _cells_of(path, problems)
         for run in _run_folders(path):
-            try: rows.append({**_row(run), **cells})
-            except Exception as error: problems.append(_left_out(run, error))    # whatever is wrong with it, the others count
-        if not rows or rows[-1]["organ"] != name: problems.append(f"{name} has no finished run.")
-    if not rows: raise ValueError(" ".join([NO_RUNS.format(Path(folder).as_posix()), *problems[:1]]))
+            try:
+                rows.append({**_row(run), **cells})
+            # whatever is wrong with it, the others count
+            except Exception as error:
+                problems.append(_left_out(run, error))
+        if not rows or rows[-1]["organ"] != name:
+            problems.append(f"{name} has no finished run.")
+    if not rows:
+        raise ValueError(" ".join([NO_RUNS.format(Path(folder).as_posix()), *problems[:1]]))
     runs = _in_order(pd.DataFrame(rows))
     return runs, [*problems, *_not_alike(runs), *_without_numbers(runs)]
 
 # %% ../nbs/16_tables.ipynb #problems
 NO_RUNS = "{} holds no finished run in folders <organ>/<model>-seed<k>."
 
+
 def _left_out(folder, error):
     "A sentence about a run that does not count."
-    if not (folder / "metrics.json").exists(): return f"{folder.as_posix()} is not finished; it is left out."
-    words = str(error) if isinstance(error, ValueError) else f"{folder.as_posix()} is damaged ({error!r})."
+    if not (folder / "metrics.json").exists():
+        return f"{folder.as_posix()} is not finished; it is left out."
+    words = (
+        str(error)
+        if isinstance(error, ValueError)
+        else f"{folder.as_posix()} is damaged ({error!r})."
+    )
     return " ".join(f"{words} It is left out.".split())
+
 
 def _not_alike(runs):
     "Sentences about organs whose runs differ in what they should share."
     shared = {"data": "data", "n_genes": "numbers of genes", "profile": "training settings"}
     for organ, group in runs.groupby("organ", sort=False):
         for column, words in shared.items():
-            if group[column].nunique(dropna=False) == 1: continue
-            kinds = "" if column == "data" else f" ({'; '.join(str(v) for v in group[column].unique())})"
-            yield f"{organ}: its runs differ in their {words}{kinds}, so a comparison of its models may be about that."
+            if group[column].nunique(dropna=False) == 1:
+                continue
+            kinds = (
+                ""
+                if column == "data"
+                else f" ({'; '.join(str(v) for v in group[column].unique())})"
+            )
+            yield (
+                f"{organ}: its runs differ in their {words}{kinds}, so a comparison of its models"
+                " may be about that."
+            )
         if seeds := _tested_otherwise(group):
-            yield (f"{organ}: its models were not tested on the same cells with seed {', '.join(map(str, seeds))}, "
-                   "so their test losses are not compared.")
-        if 0 < group["asw"].notna().sum() < len(group): yield f"{organ}: not all of its runs were judged by cell types."
+            yield (
+                f"{organ}: its models were not tested on the same cells with seed"
+                f" {', '.join(map(str, seeds))}, so their test losses are not compared."
+            )
+        if 0 < group["asw"].notna().sum() < len(group):
+            yield f"{organ}: not all of its runs were judged by cell types."
+
 
 def _tested_otherwise(group):
     "The seeds whose models were not all tested on the same cells."
     kinds = group.groupby("seed")["test_cells"].nunique()
     return list(kinds.index[kinds > 1])
 
+
 def _without_numbers(runs):
     for key in ("active_units", "pcs95", "test_loss_per_gene"):
-        for folder in runs[runs[key].isna()]["folder"]: yield f"{folder} has no number for {METRICS[key].title}."
+        for folder in runs[runs[key].isna()]["folder"]:
+            yield f"{folder} has no number for {METRICS[key].title}."
 
 # %% ../nbs/16_tables.ipynb #folders
-def _is_named_as_a_run(folder): return folder.is_dir() and re.fullmatch(r"[a-z]+-seed\d+", folder.name) is not None
+def _is_named_as_a_run(folder):
+    return folder.is_dir() and re.fullmatch(r"[a-z]+-seed\d+", folder.name) is not None
+
 
 def _run_folders(folder):
     "The folders in an organ's folder that are meant to be runs."
-    others = {f for f in folder.iterdir() if f.is_dir() and not _is_named_as_a_run(f) and any(map(_is_named_as_a_run, f.iterdir()))}
-    meant = lambda f: _is_named_as_a_run(f) or (f.is_dir() and (f / "metrics.json").exists() and f not in others)
+    others = {
+        f
+        for f in folder.iterdir()
+        if f.is_dir() and not _is_named_as_a_run(f) and any(map(_is_named_as_a_run, f.iterdir()))
+    }
+
+    def meant(f):
+        return _is_named_as_a_run(f) or (
+            f.is_dir() and (f / "metrics.json").exists() and f not in others
+        )
+
     return sorted(filter(meant, folder.iterdir()))
+
 
 def _organ_folders(folder, organs):
     "The folders of the chosen organs, or of all."
-    if not folder.is_dir(): raise ValueError(f"there is no folder {folder.as_posix()}.")
-    found = {f.name: f for f in sorted(folder.iterdir()) if f.is_dir() and (_run_folders(f) or (f / "cells.json").exists())}
-    if any(_is_named_as_a_run(f) for f in folder.iterdir()): found[folder.resolve().name] = folder        # as `vampsc fit` leaves them
-    if isinstance(organs, str): organs = [o.strip() for o in organs.split(",")]
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder.as_posix()}.")
+    found = {
+        f.name: f
+        for f in sorted(folder.iterdir())
+        if f.is_dir() and (_run_folders(f) or (f / "cells.json").exists())
+    }
+    # as `vampsc fit` leaves them
+    if any(_is_named_as_a_run(f) for f in folder.iterdir()):
+        found[folder.resolve().name] = folder
+    if isinstance(organs, str):
+        organs = [o.strip() for o in organs.split(",")]
     if unknown := [o for o in organs or () if o not in found]:
-        raise ValueError(f"organ {unknown[0]!r} has no runs in {folder.as_posix()}; there are {', '.join(found) or 'none'}.")
+        raise ValueError(
+            f"organ {unknown[0]!r} has no runs in {folder.as_posix()}; there are"
+            f" {', '.join(found) or 'none'}."
+        )
     return {o: found[o] for o in (found if organs is None else organs)}
 
+
 def _in_order(runs):
-    "Organs as they came, the paper's models in its order and then the others, seeds from the smallest."
+    """Organs as they came, the paper's models in its order and then the others, seeds from the
+    smallest.
+    """
     models = [*PAPER_MODELS, "VAMPIAF", "HVAMP", *sorted(runs["model"].unique())]
-    key = runs[["seed"]].assign(organ=pd.factorize(runs["organ"])[0], model=runs["model"].map(models.index))
+    key = runs[["seed"]].assign(
+        organ=pd.factorize(runs["organ"])[0], model=runs["model"].map(models.index)
+    )
     return runs.loc[key.sort_values(["organ", "model", "seed"]).index].reset_index(drop=True)
 
 # %% ../nbs/16_tables.ipynb #missing
 def missing(runs):
-    "A dict from organ to the names of the runs it lacks: each of the paper's models, and its own, at each seed of the study."
-    seeds, lacking = sorted(runs["seed"].unique()), {}
+    """A dict from organ to the names of the runs it lacks: each of the paper's models, and its own,
+    at each seed of the study.
+    """
+    seeds = sorted(runs["seed"].unique())
+    lacking = {}
     for organ, group in runs.groupby("organ", sort=False):
         there = set(zip(group["model"], group["seed"]))
         wanted = itertools.product(dict.fromkeys([*PAPER_MODELS, *group["model"]]), seeds)
@@ -319,76 +503,151 @@ def missing(runs):
 PAPER_GENES = 19_986
 PAPERS_DATA = {True: "probably (a guess)", False: "no"}
 
+
 def overview(runs):
     "What was run, in words: a DataFrame with a row for each organ. runs : of `gather`."
     lacking = missing(runs)
-    return pd.DataFrame([{"organ": group["title"].iloc[0], **_cells_in_words(group), **_runs_in_words(group),
-                          "missing runs": ", ".join(lacking[organ]) or "none"}
-                         for organ, group in runs.groupby("organ", sort=False)])
+    return pd.DataFrame(
+        [
+            {
+                "organ": group["title"].iloc[0],
+                **_cells_in_words(group),
+                **_runs_in_words(group),
+                "missing runs": ", ".join(lacking[organ]) or "none",
+            }
+            for organ, group in runs.groupby("organ", sort=False)
+        ]
+    )
+
 
 def _cells_in_words(group):
-    first, count = group.iloc[0], lambda c: " or ".join(f"{int(v):,}" for v in group[c].dropna().unique()) or "-"
-    types = int(first["cell_types"] if pd.notna(first["cell_types"]) else group["found_types"].max())
-    return {"cells": count("n_cells"), "with a label": count("n_labelled") if group["n_labelled"].max() > 0 else "none",
-            "cell types": str(types or "-"), "genes": count("n_genes"), "studies": first["studies"] or "not said",
-            "the paper's data": PAPERS_DATA.get(first["papers_data"], "not known")}
+    first = group.iloc[0]
+
+    def count(c):
+        return " or ".join(f"{int(v):,}" for v in group[c].dropna().unique()) or "-"
+
+    types = int(
+        first["cell_types"] if pd.notna(first["cell_types"]) else group["found_types"].max()
+    )
+    return {
+        "cells": count("n_cells"),
+        "with a label": count("n_labelled") if group["n_labelled"].max() > 0 else "none",
+        "cell types": str(types or "-"),
+        "genes": count("n_genes"),
+        "studies": first["studies"] or "not said",
+        "the paper's data": PAPERS_DATA.get(first["papers_data"], "not known"),
+    }
+
 
 def _runs_in_words(group):
     seeds = group.groupby("model", sort=False)["seed"].agg(lambda s: ", ".join(map(str, s)))
     alike = {text: ", ".join(seeds.index[seeds == text]) for text in seeds.unique()}
-    return {"runs": "; ".join(f"{names}: seed{'s' if ',' in text else ''} {text}" for text, names in alike.items()),
-            "training": "; ".join(group["profile"].unique())}
+    return {
+        "runs": "; ".join(
+            f"{names}: seed{'s' if ',' in text else ''} {text}" for text, names in alike.items()
+        ),
+        "training": "; ".join(group["profile"].unique()),
+    }
 
 # %% ../nbs/16_tables.ipynb #caveats
-CAVEATS = {"probably (a guess)": "probably the paper's data. Which studies it used is not published, so this is a guess.",
-           "no": "not the paper's data. The order of the models can be compared with the paper's, digits cannot.",
-           "not known": "it is not recorded whether these are the paper's data. They are treated as other data."}
+CAVEATS = {
+    "probably (a guess)": (
+        "probably the paper's data. Which studies it used is not published, so this is a guess."
+    ),
+    "no": (
+        "not the paper's data. The order of the models can be compared with the paper's, digits"
+        " cannot."
+    ),
+    "not known": (
+        "it is not recorded whether these are the paper's data. They are treated as other data."
+    ),
+}
+
 
 def caveats(runs):
-    "A list of sentences about what keeps the numbers of a study from being the paper's. runs : of `gather`."
-    names = lambda mask: ", ".join(runs[mask]["title"].unique())
+    """A list of sentences about what keeps the numbers of a study from being the paper's.
+
+    runs : of `gather`.
+    """
+
+    def names(mask):
+        return ", ".join(runs[mask]["title"].unique())
+
     known = runs["papers_data"].map(lambda v: PAPERS_DATA.get(v, "not known"))
-    said = [f"{names(runs['unlike_the_paper'] == words)}: not trained as in the paper: {words}."
-            for words in runs["unlike_the_paper"].unique() if words]
+    said = [
+        f"{names(runs['unlike_the_paper'] == words)}: not trained as in the paper: {words}."
+        for words in runs["unlike_the_paper"].unique()
+        if words
+    ]
     said += _not_at_their_end(runs, names)
-    said += [f"{names(known == kind)}: {CAVEATS[kind]}" for kind in CAVEATS if (known == kind).any()]
+    said += [
+        f"{names(known == kind)}: {CAVEATS[kind]}" for kind in CAVEATS if (known == kind).any()
+    ]
     few = names(~_as_many_genes(runs))
-    if few: said.append(f"{few}: not modelled on about 20,000 genes, so the test loss per gene is not on the paper's scale.")
+    if few:
+        said.append(
+            f"{few}: not modelled on about 20,000 genes, so the test loss per gene is not on the"
+            " paper's scale."
+        )
     if runs.groupby(["organ", "model"])["seed"].nunique().min() == 1:
-        said.append("Where a model was run with one seed only, there is no interval, and no verdict can be given.")
+        said.append(
+            "Where a model was run with one seed only, there is no interval, and no verdict can be"
+            " given."
+        )
     return said
+
 
 def _not_at_their_end(runs, names, most=3):
     "One sentence about the organs with runs whose training was not at its end, or none."
     short = runs[~runs["at_its_end"]]
-    if short.empty: return []
-    why = short.groupby("why_not_at_its_end", sort=False)["model"].agg(lambda m: ", ".join(dict.fromkeys(m)))
+    if short.empty:
+        return []
+    why = short.groupby("why_not_at_its_end", sort=False)["model"].agg(
+        lambda m: ", ".join(dict.fromkeys(m))
+    )
     told = [f"{models_}: {words}" for words, models_ in why.items()]
     more = f"; and {len(told) - most} more reasons" if len(told) > most else ""
-    return [f"{names(~runs['at_its_end'])}: not all runs were trained to their end ({'; '.join(told[:most])}{more}). "
-            "Comparisons that need one of these test no claim."]
+    return [
+        f"{names(~runs['at_its_end'])}: not all runs were trained to their end"
+        f" ({'; '.join(told[:most])}{more}). Comparisons that need one of these test no claim."
+    ]
 
-def _as_many_genes(runs): return (runs["n_genes"] - PAPER_GENES).abs() <= 1000
+
+def _as_many_genes(runs):
+    return (runs["n_genes"] - PAPER_GENES).abs() <= 1000
 
 # %% ../nbs/16_tables.ipynb #interval
 def interval(values, level=0.95, least_sd=0.0, ratio=0.0):
     """Mean and t interval of a few values (equation 2).
 
-    values : (seeds,). level : of the interval. least_sd : the standard deviation is taken to be at least this. ratio : n_test /
+    values : (seeds,). level : of the interval. least_sd : the standard deviation is taken to be at
+        least this. ratio : n_test /
     n_train where each seed divides the same cells anew (`test_ratio`), 0 for independent values.
-    Returns (mean, low, high) in the unit of the values; the limits are NaN for fewer than 2 values, the mean for none.
+    Returns (mean, low, high) in the unit of the values; the limits are NaN for fewer than 2 values,
+    the mean for none.
     """
     values = np.asarray(values, "float64")
-    n, mean = len(values), float(values.mean()) if len(values) else np.nan
-    if n < 2: return mean, np.nan, np.nan
-    half = stats.t.ppf((1 + level) / 2, n - 1) * max(values.std(ddof=1), least_sd) * np.sqrt(1 / n + ratio)
+    n = len(values)
+    mean = float(values.mean()) if len(values) else np.nan
+    if n < 2:
+        return mean, np.nan, np.nan
+    half = (
+        stats.t.ppf((1 + level) / 2, n - 1)
+        * max(values.std(ddof=1), least_sd)
+        * np.sqrt(1 / n + ratio)
+    )
     return mean, float(mean - half), float(mean + half)
 
+
 def test_ratio(runs):
-    "n_test / n_train of runs (a DataFrame) whose seeds divide the same cells anew; 0 where they do not, or it is not known."
-    if not {"n_train", "n_test", "test_cells"} <= {*runs}: return 0.0
+    """n_test / n_train of runs (a DataFrame) whose seeds divide the same cells anew; 0 where they
+    do not, or it is not known.
+    """
+    if not {"n_train", "n_test", "test_cells"} <= {*runs}:
+        return 0.0
     divided = runs.dropna(subset=["n_train", "n_test", "test_cells"])
-    if divided["test_cells"].nunique() < 2: return 0.0
+    if divided["test_cells"].nunique() < 2:
+        return 0.0
     return float((divided["n_test"] / divided["n_train"]).mean())
 
 # %% ../nbs/16_tables.ipynb #summarise
@@ -397,21 +656,34 @@ def summarise(runs):
 
     Returns
     -------
-    DataFrame : organ, title, model, sampled, asw_noisy, metric, mean, low, high, seeds (how many). low and high are the t interval
-        for three seeds and more, the range for two, and NaN for one.
+    DataFrame : organ, title, model, sampled, asw_noisy, metric, mean, low, high, seeds (how many).
+        low and high are the t interval for three seeds and more, the range for two, and NaN for
+        one.
     """
     rows = []
     for (organ, model), group in runs.groupby(["organ", "model"], sort=False):
-        same = {"organ": organ, "title": group["title"].iloc[0], "model": model, "sampled": group["sampled"].any(),
-                "asw_noisy": "asw_noisy" in group and bool(group["asw_noisy"].any())}
-        rows += [{**same, "metric": metric, **_over_seeds(group, metric)} for metric in (*IN_TABLE_1, *IN_TABLE_2)]
+        same = {
+            "organ": organ,
+            "title": group["title"].iloc[0],
+            "model": model,
+            "sampled": group["sampled"].any(),
+            "asw_noisy": "asw_noisy" in group and bool(group["asw_noisy"].any()),
+        }
+        rows += [
+            {**same, "metric": metric, **_over_seeds(group, metric)}
+            for metric in (*IN_TABLE_1, *IN_TABLE_2)
+        ]
     return pd.DataFrame(rows)
+
 
 def _over_seeds(group, metric):
     values = group[metric].dropna()
     mean, low, high = interval(values, ratio=test_ratio(group))
-    if len(values) == 2: low, high = values.min(), values.max()
-    if METRICS[metric].step: low, high = max(low, 0), min(high, group["units"].max())      # as a count of units
+    if len(values) == 2:
+        low, high = values.min(), values.max()
+    # as a count of units
+    if METRICS[metric].step:
+        low, high = max(low, 0), min(high, group["units"].max())
     return {"mean": mean, "low": low, "high": high, "seeds": len(values)}
 
 # %% ../nbs/16_tables.ipynb #marks
@@ -420,136 +692,220 @@ def marks(means, metric):
 
     Parameters
     ----------
-    means : dict or Series from model to number, NaN where there is none. metric : a key of `METRICS`.
+    means : dict or Series from model to number, NaN where there is none. metric : a key of
+        `METRICS`.
 
     Returns
     -------
-    dict : "bold" for the best of VAE, IAF and VAMP, "italic" for an AE that is better than all of them (Table 2).
+    dict : "bold" for the best of VAE, IAF and VAMP, "italic" for an AE that is better than all of
+        them (Table 2).
     """
     sign = 1 if METRICS[metric].higher else -1
     seen = {m: sign * float(printed(v, metric)) for m, v in means.items() if pd.notna(v)}
     best = max((seen[m] for m in GENERATIVE if m in seen), default=None)
-    if best is None: return {}
+    if best is None:
+        return {}
     found = {m: "bold" for m in GENERATIVE if seen.get(m) == best}
-    return {**found, "AE": "italic"} if metric in IN_TABLE_2 and seen.get("AE", -np.inf) > best else found
+    return (
+        {**found, "AE": "italic"}
+        if metric in IN_TABLE_2 and seen.get("AE", -np.inf) > best
+        else found
+    )
 
 # %% ../nbs/16_tables.ipynb #table-1-and-2
 def table_1(runs):
-    """The paper's Table 1: active units and PCs for 95 %, without sampling noise and as 10 samples show them.
+    """The paper's Table 1: active units and PCs for 95 %, without sampling noise and as 10 samples
+    show them.
 
-    runs : of `gather`. Returns a DataFrame with a row for each organ and model: title, sampled, asw_noisy, and for each metric its
-        mean over seeds, `<metric>_low` and `_high` (as in `summarise`), `_seeds` and `_mark` ("bold", "italic" or "").
+    runs : of `gather`. Returns a DataFrame with a row for each organ and model: title, sampled,
+        asw_noisy, and for each metric its mean over seeds, `<metric>_low` and `_high` (as in
+        `summarise`), `_seeds` and `_mark` ("bold", "italic" or "").
     """
     return _table(summarise(runs), IN_TABLE_1)
+
 
 def table_2(runs):
     "The paper's Table 2: test loss per gene and ASW by cell type, in the form of `table_1`."
     return _table(summarise(runs), IN_TABLE_2)
+
 
 def _table(summary, columns):
     rows = []
     for (organ, model), group in summary.groupby(["organ", "model"], sort=False):
         row = {"organ": organ, "model": model, **group.iloc[0][["title", "sampled", "asw_noisy"]]}
         for metric, of in group.set_index("metric").loc[list(columns)].iterrows():
-            row |= {metric: of["mean"], **{f"{metric}_{name}": of[name] for name in ("low", "high", "seeds")}}
+            row |= {
+                metric: of["mean"],
+                **{f"{metric}_{name}": of[name] for name in ("low", "high", "seeds")},
+            }
         rows.append(row)
     table = pd.DataFrame(rows).set_index(["organ", "model"])
     for metric in columns:
-        found = {organ: marks(group[metric].droplevel("organ"), metric) for organ, group in table.groupby("organ")}
+        found = {
+            organ: marks(group[metric].droplevel("organ"), metric)
+            for organ, group in table.groupby("organ")
+        }
         table[f"{metric}_mark"] = [found[organ].get(model, "") for organ, model in table.index]
     return table
 
 # %% ../nbs/16_tables.ipynb #html-table
-AS_IT_IS = "tex2jax_ignore mathjax_ignore"                      # classes in which a page looks for no formulas: dollars are dollars
+# classes in which a page looks for no formulas: dollars are dollars
+AS_IT_IS = "tex2jax_ignore mathjax_ignore"
+
 
 class Html(str):
     "A table that a notebook shows."
-    def _repr_html_(self): return str(self)
-    def __repr__(self): return re.sub(r"(<[^>]+>\s*)+", " | ", self)
+
+    def _repr_html_(self):
+        return str(self)
+
+    def __repr__(self):
+        return re.sub(r"(<[^>]+>\s*)+", " | ", self)
+
 
 def _cell(content, head=False, left=False, span=1):
-    tag, side = "th" if head else "td", "left" if left else "center" if span > 1 else "right"
-    wide, wrap = f' colspan="{span}"' if span > 1 else "", "" if left or head else "; white-space: nowrap"
+    tag = "th" if head else "td"
+    side = "left" if left else "center" if span > 1 else "right"
+    wide = f' colspan="{span}"' if span > 1 else ""
+    wrap = "" if left or head else "; white-space: nowrap"
     return f'<{tag}{wide} style="text-align: {side}; vertical-align: top{wrap}">{content}</{tag}>'
+
 
 def _html(heads, rows, caption=""):
     "Rows of ready cells as a table that scrolls sideways where it must, with a caption."
     head, body = ("".join(f"<tr>{''.join(row)}</tr>" for row in part) for part in (heads, rows))
     note = f'<p class="{AS_IT_IS}"><small>{html.escape(caption)}</small></p>' if caption else ""
-    return Html(f'<div class="{AS_IT_IS}" style="overflow-x: auto"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>{note}')
+    return Html(
+        f'<div class="{AS_IT_IS}" style="overflow-x:'
+        f' auto"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>{note}'
+    )
+
 
 def show_words(frame, caption="", index=False):
-    "Any DataFrame with its texts written out whole, and whatever is in a name as it is. index : show the names of its rows, too."
-    text = lambda v: html.escape("-" if pd.isna(v) else f"{v:g}" if isinstance(v, float) else str(v))
-    name = lambda v: _cell(text(v), True, True)
-    rows = [[*([name(of)] if index else []), *(_cell(text(v), left=True) for v in row)] for of, row in zip(frame.index, frame.itertuples(index=False))]
+    """Any DataFrame with its texts written out whole, and whatever is in a name as it is.
+
+    index : show the names of its rows, too.
+    """
+
+    def text(v):
+        return html.escape("-" if pd.isna(v) else f"{v:g}" if isinstance(v, float) else str(v))
+
+    def name(v):
+        return _cell(text(v), True, True)
+
+    rows = [
+        [*([name(of)] if index else []), *(_cell(text(v), left=True) for v in row)]
+        for of, row in zip(frame.index, frame.itertuples(index=False))
+    ]
     return _html([[*([name("")] if index else []), *map(name, frame)]], rows, caption)
+
 
 def in_markdown(name):
     """A name as a piece of Markdown that shows it as it is, also inside of `**`.
 
-    Signs that have a meaning in Markdown, HTML or formulas become numbers, such as &#42; for a star; a name without any stays as it is.
+    Signs that have a meaning in Markdown, HTML or formulas become numbers, such as &#42; for a
+    star; a name without any stays as it is.
     """
     one_line = " ".join(str(name).split())
-    number = lambda found: "".join(f"&#{ord(sign)};" for sign in found[0])
+
+    def number(found):
+        return "".join(f"&#{ord(sign)};" for sign in found[0])
+
     text = re.sub(r"[^\w\s.,;:()%='\"?/-]|_|:(?=/)|^-|^\d+(?=[.)])", number, one_line)
     return text if text == one_line else f'<span class="{AS_IT_IS}">{text}</span>'
 
 # %% ../nbs/16_tables.ipynb #show
-INTERVAL = ("Means over seeds. Second line: 95 % t interval over seeds [a, b]; the range (a to b) where there are two seeds; "
-            "nothing where there is one. ")
+INTERVAL = (
+    "Means over seeds. Second line: 95 % t interval over seeds [a, b]; the range (a to b) where"
+    " there are two seeds; nothing where there is one. "
+)
+
 
 def show(table, models=PAPER_MODELS):
-    """Table 1 or 2 in the paper's layout: organs in rows, models in columns grouped by metric, with its bold and italics.
+    """Table 1 or 2 in the paper's layout: organs in rows, models in columns grouped by metric, with
+    its bold and italics.
 
     A sentence where there is no run of these models.
     """
     there = [m for m in models if m in table.index.unique("model")]
-    if not there: return Html(f"<p>There is no run of {', '.join(models)}.</p>")
+    if not there:
+        return Html(f"<p>There is no run of {', '.join(models)}.</p>")
     sampled = [m for m in there if table.xs(m, level="model")["sampled"].any()]
     columns = {k: sampled if k.endswith("10_samples") else there for k in METRICS if k in table}
-    rows = [[_cell(html.escape(group["title"].iloc[0]), True, True),
-             *(_with_interval(table, (organ, m), k) for k, v in columns.items() for m in v)]
-            for organ, group in table.groupby("organ", sort=False)]
-    rule = "Bold: the best of VAE, IAF and VAMP." + " Italics: the AE is better than all of these." * ("asw" in columns)
+    rows = [
+        [
+            _cell(html.escape(group["title"].iloc[0]), True, True),
+            *(_with_interval(table, (organ, m), k) for k, v in columns.items() for m in v),
+        ]
+        for organ, group in table.groupby("organ", sort=False)
+    ]
+    rule = (
+        "Bold: the best of VAE, IAF and VAMP."
+        + " Italics: the AE is better than all of these." * ("asw" in columns)
+    )
     shown = table[table.index.isin(there, level="model")].reset_index()
     noise = noise_said(shown, "asw") if "asw" in columns else ""
     said = INTERVAL + rule * bool(set(there) & set(GENERATIVE))
     return _html(_heads(columns), rows, f"{said.strip()} {noise}".strip())
 
+
 NOISE = {"asw": "The ASW", "co_variation": "The mean |correlation|"}
 
-def noise_said(runs, metric):
-    """A sentence about the models whose number has sampling noise in it, since their runs were judged before it was taken out.
 
-    An empty text where there is none. runs : of `gather`, or a table with title, model and `<metric>_noisy`. metric : "asw" or
+def noise_said(runs, metric):
+    """A sentence about the models whose number has sampling noise in it, since their runs were
+    judged before it was taken out.
+
+    An empty text where there is none. runs : of `gather`, or a table with title, model and
+        `<metric>_noisy`. metric : "asw" or
     "co_variation".
     """
     noisy = runs[runs[f"{metric}_noisy"].astype(bool)]
-    if noisy.empty: return ""
+    if noisy.empty:
+        return ""
     where = "; ".join(f"{models_} ({titles})" for titles, models_ in _alike_models(noisy))
-    return (f"{NOISE[metric]} of {where} is of a mean of samples, whose noise lowers it: these runs were judged before that was "
-            "taken out.")
+    return (
+        f"{NOISE[metric]} of {where} is of a mean of samples, whose noise lowers it: these runs"
+        " were judged before that was taken out."
+    )
+
 
 def _alike_models(runs):
     "(titles of organs, models) as texts, for each set of organs that have it."
     organs = runs.groupby("model", sort=False)["title"].agg(lambda t: ", ".join(dict.fromkeys(t)))
     return [(titles, ", ".join(organs.index[organs == titles])) for titles in organs.unique()]
 
+
 def _heads(columns):
     "Two rows of heads: metrics, and below each its models. columns : dict from metric to models."
-    return [[_cell("", True), *(_cell(METRICS[k].title, True, span=len(v)) for k, v in columns.items() if v)],
-            [_cell("organ", True, True), *(_cell(html.escape(m), True) for v in columns.values() for m in v)]]
+    return [
+        [
+            _cell("", True),
+            *(_cell(METRICS[k].title, True, span=len(v)) for k, v in columns.items() if v),
+        ],
+        [
+            _cell("organ", True, True),
+            *(_cell(html.escape(m), True) for v in columns.values() for m in v),
+        ],
+    ]
+
 
 def _with_interval(table, row, metric):
     "A cell with the mean and its mark, and below it the interval."
-    if row not in table.index: return _cell("-")
-    mean, low, high, seeds, mark = table.loc[row, [metric, *(f"{metric}_{x}" for x in ("low", "high", "seeds", "mark"))]]
+    if row not in table.index:
+        return _cell("-")
+    mean, low, high, seeds, mark = table.loc[
+        row, [metric, *(f"{metric}_{x}" for x in ("low", "high", "seeds", "mark"))]
+    ]
     tag = {"bold": "b", "italic": "i"}.get(mark)
     text = f"<{tag}>{printed(mean, metric)}</{tag}>" if tag else printed(mean, metric)
-    if pd.isna(low): return _cell(text)
-    low, high = printed(low, metric), printed(high, metric)
-    return _cell(f"{text}<br><small>{f'({low} to {high})' if seeds == 2 else f'[{low}, {high}]'}</small>")
+    if pd.isna(low):
+        return _cell(text)
+    low = printed(low, metric)
+    high = printed(high, metric)
+    return _cell(
+        f"{text}<br><small>{f'({low} to {high})' if seeds == 2 else f'[{low}, {high}]'}</small>"
+    )
 
 # %% ../nbs/16_tables.ipynb #beside-the-paper
 def beside_the_paper(runs):
@@ -557,62 +913,116 @@ def beside_the_paper(runs):
 
     Returns
     -------
-    DataFrame : organ, title, paper_organ, metric, model, ours, low, high, paper, difference, compare (what can be compared),
-        rank_ours and rank_paper (of the models that both have; 1 is best, ties share a rank).
+    DataFrame : organ, title, paper_organ, metric, model, ours, low, high, paper, difference,
+        compare (what can be compared), rank_ours and rank_paper (of the models that both have; 1 is
+        best, ties share a rank).
     """
-    theirs, summary = paper_tables().set_index(["organ", "model"]), summarise(runs)
-    parts = [_beside(summary[summary["organ"] == organ], group, theirs) for organ, group in runs.groupby("organ", sort=False)]
+    theirs = paper_tables().set_index(["organ", "model"])
+    summary = summarise(runs)
+    parts = [
+        _beside(summary[summary["organ"] == organ], group, theirs)
+        for organ, group in runs.groupby("organ", sort=False)
+    ]
     return pd.DataFrame([row for part in parts for row in part.to_dict("records")], columns=BESIDE)
 
-BESIDE = "organ title paper_organ metric model ours low high paper difference compare rank_ours rank_paper".split()
+
+BESIDE = (
+    "organ title paper_organ metric model ours low high paper difference compare rank_ours"
+    " rank_paper".split()
+)
+
 
 def why_nothing_beside(runs):
-    "A sentence for a study that has nothing in common with the paper's tables: data of one's own, or other models. runs : of `gather`."
+    """A sentence for a study that has nothing in common with the paper's tables: data of one's own,
+    or other models. runs : of `gather`.
+    """
     own = ", ".join(runs["title"][runs["paper_organ"].isna()].unique())
     shared = ", ".join(runs["title"][runs["paper_organ"].notna()].unique())
     said = []
-    if own: said.append(f"The paper has no numbers for {own}: its organs are {', '.join(sorted(paper_tables()['organ'].unique()))}.")
-    if shared: said.append(f"{shared} has no run with a number of one of the paper's models, {', '.join(PAPER_MODELS)}.")
+    if own:
+        said.append(
+            f"The paper has no numbers for {own}: its organs are"
+            f" {', '.join(sorted(paper_tables()['organ'].unique()))}."
+        )
+    if shared:
+        said.append(
+            f"{shared} has no run with a number of one of the paper's models,"
+            f" {', '.join(PAPER_MODELS)}."
+        )
     return " ".join([*said, "So there is nothing to set beside the paper's tables."])
+
 
 def _beside(summary, group, theirs):
     "The rows of one organ; none if the paper does not have it."
-    known, genes = group["paper_organ"].iloc[0], _as_many_genes(group).all()
-    if pd.isna(known): return pd.DataFrame(columns=BESIDE)
-    rows = summary[summary["model"].isin(PAPER_MODELS) & summary["mean"].notna()].rename(columns={"mean": "ours"})
-    paper = [float(theirs.loc[(known, m), k.removesuffix("_10_samples")]) for m, k in zip(rows["model"], rows["metric"])]
+    known = group["paper_organ"].iloc[0]
+    genes = _as_many_genes(group).all()
+    if pd.isna(known):
+        return pd.DataFrame(columns=BESIDE)
+    rows = summary[summary["model"].isin(PAPER_MODELS) & summary["mean"].notna()].rename(
+        columns={"mean": "ours"}
+    )
+    paper = [
+        float(theirs.loc[(known, m), k.removesuffix("_10_samples")])
+        for m, k in zip(rows["model"], rows["metric"])
+    ]
     rows = rows.assign(paper_organ=known, paper=paper, compare=_comparable(group))
-    rows["difference"] = (rows["ours"] - rows["paper"]).where(genes | (rows["metric"] != "test_loss_per_gene"))
-    both, sign = rows["paper"].notna(), rows["metric"].map(lambda k: -1.0 if METRICS[k].higher else 1.0)
-    as_printed = pd.Series([float(printed(v, k)) for v, k in zip(rows["ours"], rows["metric"])], rows.index)
+    rows["difference"] = (rows["ours"] - rows["paper"]).where(
+        genes | (rows["metric"] != "test_loss_per_gene")
+    )
+    both = rows["paper"].notna()
+    sign = rows["metric"].map(lambda k: -1.0 if METRICS[k].higher else 1.0)
+    as_printed = pd.Series(
+        [float(printed(v, k)) for v, k in zip(rows["ours"], rows["metric"])], rows.index
+    )
     for name, values in {"rank_ours": as_printed, "rank_paper": rows["paper"]}.items():
         rows[name] = (sign * values).where(both).groupby(rows["metric"]).rank(method="min")
     return rows[BESIDE]
 
+
 def _comparable(group):
     "Whether the digits of an organ can be compared with the paper's, or the order alone, and why."
-    why = {True: [], False: ["other cells"]}.get(group["papers_data"].iloc[0], ["perhaps other cells"])
-    if group["unlike_the_paper"].any(): why = [*why, "other training"]
-    if not _as_many_genes(group).all(): why = [*why, "another number of genes"]
+    why = {True: [], False: ["other cells"]}.get(
+        group["papers_data"].iloc[0], ["perhaps other cells"]
+    )
+    if group["unlike_the_paper"].any():
+        why = [*why, "other training"]
+    if not _as_many_genes(group).all():
+        why = [*why, "another number of genes"]
     return f"order only: {', '.join(why)}" if why else "digits, if the guess of the data is right"
 
 # %% ../nbs/16_tables.ipynb #orders
 def orders(beside):
-    """The order of the models in each organ and metric, best first, ours and the paper's, and how many pairs stand alike.
+    """The order of the models in each organ and metric, best first, ours and the paper's, and how
+    many pairs stand alike.
 
-    beside : of `beside_the_paper`. Returns a DataFrame of texts with the columns of ORDERS, without rows where there is nothing to compare.
+    beside : of `beside_the_paper`. Returns a DataFrame of texts with the columns of ORDERS, without
+        rows where there is nothing to compare.
     """
     rows = []
     for (_, metric), group in beside.groupby(["organ", "metric"], sort=False):
-        a, b = (group.dropna(subset=["rank_ours"]).set_index("model")[f"rank_{side}"] for side in ("ours", "paper"))
+        a, b = (
+            group.dropna(subset=["rank_ours"]).set_index("model")[f"rank_{side}"]
+            for side in ("ours", "paper")
+        )
         pairs = list(itertools.combinations(a.index, 2))
         alike = sum(np.sign(a[i] - a[j]) == np.sign(b[i] - b[j]) for i, j in pairs)
-        rows.append({"organ": group["title"].iloc[0], "metric": METRICS[metric].title, "ours": _chain(a),
-                     "the paper's": _chain(b), "pairs alike": f"{alike} of {len(pairs)}" if pairs else "-",
-                     "what can be compared": group["compare"].iloc[0] if pairs else "the paper has no number"})
+        rows.append(
+            {
+                "organ": group["title"].iloc[0],
+                "metric": METRICS[metric].title,
+                "ours": _chain(a),
+                "the paper's": _chain(b),
+                "pairs alike": f"{alike} of {len(pairs)}" if pairs else "-",
+                "what can be compared": (
+                    group["compare"].iloc[0] if pairs else "the paper has no number"
+                ),
+            }
+        )
     return pd.DataFrame(rows, columns=ORDERS)
 
+
 ORDERS = ["organ", "metric", "ours", "the paper's", "pairs alike", "what can be compared"]
+
 
 def _chain(ranks):
     "Names by rank: 'VAMP, VAE = IAF, AE'."
@@ -620,101 +1030,217 @@ def _chain(ranks):
 
 # %% ../nbs/16_tables.ipynb #show-beside
 def show_beside(beside, of=IN_TABLE_1):
-    "Our numbers above the paper's, with ranks: organs in rows, models in columns by metric. of : IN_TABLE_1 or IN_TABLE_2."
+    """Our numbers above the paper's, with ranks: organs in rows, models in columns by metric.
+
+    of : IN_TABLE_1 or IN_TABLE_2.
+    """
     at = beside.set_index(["organ", "metric", "model"])
     sampled = [m for m in PAPER_MODELS if not _alike(beside[beside["model"] == m])]
     columns = {k: sampled if k.endswith("10_samples") else list(PAPER_MODELS) for k in of}
-    rows = [[_cell(f"{html.escape(r.title)}<br><small>the paper: {r.paper_organ}</small>", True, True),
-             *(_pair(at, (r.organ, k, m)) for k, v in columns.items() for m in v)]
-            for r in beside[["organ", "title", "paper_organ"]].drop_duplicates().itertuples()]
-    return _html(_heads(columns), rows, "First line: ours, a mean over seeds; second line: the paper's. "
-                                        "In brackets the rank of the model in its row, 1 being the best.")
+    rows = [
+        [
+            _cell(
+                f"{html.escape(r.title)}<br><small>the paper: {r.paper_organ}</small>", True, True
+            ),
+            *(_pair(at, (r.organ, k, m)) for k, v in columns.items() for m in v),
+        ]
+        for r in beside[["organ", "title", "paper_organ"]].drop_duplicates().itertuples()
+    ]
+    return _html(
+        _heads(columns),
+        rows,
+        "First line: ours, a mean over seeds; second line: the paper's. "
+        "In brackets the rank of the model in its row, 1 being the best.",
+    )
+
 
 def _alike(rows):
     "Are the numbers by 10 samples everywhere those without sampling noise?"
     of = rows.pivot(index="organ", columns="metric", values="ours").reindex(columns=IN_TABLE_1)
     return all(of[k].equals(of[f"{k}_10_samples"]) for k in ("active_units", "pcs95"))
 
+
 def _pair(at, row):
-    if row not in at.index: return _cell("-")
-    found, metric = at.loc[row], row[1]
-    rank = lambda v: "" if pd.isna(v) else f" ({v:.0f})"
+    if row not in at.index:
+        return _cell("-")
+    found = at.loc[row]
+    metric = row[1]
+
+    def rank(v):
+        return "" if pd.isna(v) else f" ({v:.0f})"
+
     ours, theirs = (printed(found[x], metric) + rank(found[f"rank_{x}"]) for x in ("ours", "paper"))
     return _cell(f"{ours}<br><small>{theirs}</small>")
 
 # %% ../nbs/16_tables.ipynb #claims
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    "A claim of the paper as comparisons of a metric between models, and in how many organs it must hold."
+    """A claim of the paper as comparisons of a metric between models, and in how many organs it
+    must hold.
+    """
+
     section: str
     text: str
     metric: str
-    parts: tuple                 # of (more, less, bound)
-    needs: str = "all"           # of the organs: "all", "all but one" or "more than half"
-    any_part: bool = False       # one of the parts is enough
-    where: tuple = ()            # (metric, model): it applies to organs in which this is at least 1 in the mean
+    parts: tuple  # of (more, less, bound)
+    needs: str = "all"  # of the organs: "all", "all but one" or "more than half"
+    any_part: bool = False  # one of the parts is enough
+    # (metric, model): it applies to organs in which this is at least 1 in the mean
+    where: tuple = ()
+
 
 VAE_AND_IAF = ("VAMP", "VAE", 0), ("VAMP", "IAF", 0)
 FEWER = tuple((m, "VAMP", 0) for m in ("AE", "VAE", "IAF"))
 CLAIMS = (
-    Claim("3.1", "In the VAE fewer than 20 % of the units are active", "share_active", ((None, "VAE", -0.2),),
-          "more than half"),
-    Claim("3.1", "The VAMP has more active units than the VAE, where the VAE has inactive ones", "active_units",
-          (("VAMP", "VAE", 0),), where=("inactive_units", "VAE")),
-    Claim("3.1", "The IAF has no inactive unit, counted without sampling noise", "inactive_units", ((None, "IAF", -1),)),
-    Claim("3.1", "The IAF has no inactive unit, counted by a mean of 10 samples", "inactive_units_10_samples",
-          ((None, "IAF", -1),)),
-    Claim("3.1", "Units vary together more in the VAMP than in VAE and IAF", "co_variation", VAE_AND_IAF),
-    Claim("3.1", "In VAE and IAF units do not vary together (mean |correlation| below 0.1)", "co_variation",
-          ((None, "VAE", -0.1), (None, "IAF", -0.1))),
-    Claim("3.2", "The VAMP separates cell types better than VAE and IAF (ASW)", "asw", VAE_AND_IAF, "more than half"),
-    Claim("3.2", "The VAMP is competitive with the AE (ASW less than 0.05 below it)", "asw", (("VAMP", "AE", -0.05),),
-          "more than half"),
-    Claim("3.3", "The AE has the lowest test loss", "test_loss_per_gene", tuple((m, "AE", 0) for m in GENERATIVE),
-          "more than half"),
-    Claim("3.3", "The IAF has a lower test loss than the VAE", "test_loss_per_gene", (("VAE", "IAF", 0),), "all but one"),
-    Claim("3.3", "The VAMP has a lower test loss than the VAE", "test_loss_per_gene", (("VAE", "VAMP", 0),), "all but one"),
-    Claim("3.3", "IAF or VAMP, or both, have a lower test loss than the VAE", "test_loss_per_gene",
-          (("VAE", "IAF", 0), ("VAE", "VAMP", 0)), "all but one", any_part=True),
-    Claim("3.4", "The VAMP needs fewer PCs than AE, VAE and IAF, counted without sampling noise", "pcs95", FEWER),
-    Claim("3.4", "The VAMP needs fewer PCs than AE, VAE and IAF, counted by a mean of 10 samples", "pcs95_10_samples", FEWER))
+    Claim(
+        "3.1",
+        "In the VAE fewer than 20 % of the units are active",
+        "share_active",
+        ((None, "VAE", -0.2),),
+        "more than half",
+    ),
+    Claim(
+        "3.1",
+        "The VAMP has more active units than the VAE, where the VAE has inactive ones",
+        "active_units",
+        (("VAMP", "VAE", 0),),
+        where=("inactive_units", "VAE"),
+    ),
+    Claim(
+        "3.1",
+        "The IAF has no inactive unit, counted without sampling noise",
+        "inactive_units",
+        ((None, "IAF", -1),),
+    ),
+    Claim(
+        "3.1",
+        "The IAF has no inactive unit, counted by a mean of 10 samples",
+        "inactive_units_10_samples",
+        ((None, "IAF", -1),),
+    ),
+    Claim(
+        "3.1",
+        "Units vary together more in the VAMP than in VAE and IAF",
+        "co_variation",
+        VAE_AND_IAF,
+    ),
+    Claim(
+        "3.1",
+        "In VAE and IAF units do not vary together (mean |correlation| below 0.1)",
+        "co_variation",
+        ((None, "VAE", -0.1), (None, "IAF", -0.1)),
+    ),
+    Claim(
+        "3.2",
+        "The VAMP separates cell types better than VAE and IAF (ASW)",
+        "asw",
+        VAE_AND_IAF,
+        "more than half",
+    ),
+    Claim(
+        "3.2",
+        "The VAMP is competitive with the AE (ASW less than 0.05 below it)",
+        "asw",
+        (("VAMP", "AE", -0.05),),
+        "more than half",
+    ),
+    Claim(
+        "3.3",
+        "The AE has the lowest test loss",
+        "test_loss_per_gene",
+        tuple((m, "AE", 0) for m in GENERATIVE),
+        "more than half",
+    ),
+    Claim(
+        "3.3",
+        "The IAF has a lower test loss than the VAE",
+        "test_loss_per_gene",
+        (("VAE", "IAF", 0),),
+        "all but one",
+    ),
+    Claim(
+        "3.3",
+        "The VAMP has a lower test loss than the VAE",
+        "test_loss_per_gene",
+        (("VAE", "VAMP", 0),),
+        "all but one",
+    ),
+    Claim(
+        "3.3",
+        "IAF or VAMP, or both, have a lower test loss than the VAE",
+        "test_loss_per_gene",
+        (("VAE", "IAF", 0), ("VAE", "VAMP", 0)),
+        "all but one",
+        any_part=True,
+    ),
+    Claim(
+        "3.4",
+        "The VAMP needs fewer PCs than AE, VAE and IAF, counted without sampling noise",
+        "pcs95",
+        FEWER,
+    ),
+    Claim(
+        "3.4",
+        "The VAMP needs fewer PCs than AE, VAE and IAF, counted by a mean of 10 samples",
+        "pcs95_10_samples",
+        FEWER,
+    ),
+)
 
 # %% ../nbs/16_tables.ipynb #decide
-HOLDS, FAILS, OPEN, NOT_HERE = "holds", "does not hold", "cannot be told", "does not apply"
+HOLDS = "holds"
+FAILS = "does not hold"
+OPEN = "cannot be told"
+NOT_HERE = "does not apply"
 UNTESTED = "not tested by this training"
+
 
 def decide(differences, bound=0.0, least_sd=0.0, ratio=0.0, level=0.95):
     """Is a mean difference above a bound, by its t interval over seeds?
 
-    differences : (seeds,). ratio : as in `interval`. level : of the interval. Returns (verdict, direction, mean, low, high).
-        The direction is 1, -1 or 0 as the mean is above, below or at the bound, NaN without any value.
+    differences : (seeds,). ratio : as in `interval`. level : of the interval. Returns (verdict,
+        direction, mean, low, high). The direction is 1, -1 or 0 as the mean is above, below or at
+        the bound, NaN without any value.
     """
     mean, low, high = interval(differences, level, least_sd, ratio)
     verdict = HOLDS if low > bound else FAILS if high < bound else OPEN
     return verdict, np.sign(np.round(mean - bound, 12)), mean, low, high
 
+
 def p_value(differences, ratio=0.0):
-    "Of a mean difference of 0, two-sided, by the t of `interval`; NaN for fewer than 2 seeds. differences : (seeds,)."
+    """Of a mean difference of 0, two-sided, by the t of `interval`; NaN for fewer than 2 seeds.
+
+    differences : (seeds,).
+    """
     mean, _, high = interval(differences, ratio=ratio)
-    if np.isnan(high): return np.nan
-    if high == mean: return float(mean == 0)                                    # the same in every seed
+    if np.isnan(high):
+        return np.nan
+    # the same in every seed
+    if high == mean:
+        return float(mean == 0)
     n = len(differences)
     return float(2 * stats.t.sf(abs(mean) / (high - mean) * stats.t.ppf(0.975, n - 1), n - 1))
 
+
 def holm(p_values):
-    "The p-values of a family of comparisons, (comparisons,), after Holm's correction (1979); NaN stays and does not count."
+    """The p-values of a family of comparisons, (comparisons,), after Holm's correction (1979); NaN
+    stays and does not count.
+    """
     p = np.asarray(p_values, "float64")
-    adjusted, known = np.full(len(p), np.nan), np.flatnonzero(~np.isnan(p))
+    adjusted = np.full(len(p), np.nan)
+    known = np.flatnonzero(~np.isnan(p))
     order = known[np.argsort(p[known], kind="stable")]
     adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
     return adjusted
 
 # %% ../nbs/16_tables.ipynb #verdict-of-parts
 def _judge_part(group, metric, part, family=1):
-    """One comparison in one organ: (verdict, strict verdict, direction, number of seeds, the numbers in words).
+    """One comparison in one organ: (verdict, strict verdict, direction, number of seeds, the
+    numbers in words).
 
-    The strict verdict is the one by Holm's first step in a family of so many comparisons. UNTESTED where a run that it needs was
-    not trained to its end. What cannot be compared is OPEN, and the words say why.
+    The strict verdict is the one by Holm's first step in a family of so many comparisons. UNTESTED
+    where a run that it needs was not trained to its end. What cannot be compared is OPEN, and the
+    words say why.
     """
     more, less, bound = part
     needed = [m for m in (more, less) if m]
@@ -726,51 +1252,74 @@ def _judge_part(group, metric, part, family=1):
     wide = wide[needed].dropna()
     runs = group[group["model"].isin(needed) & group["seed"].isin(wide.index)]
     if metric.startswith("test_") and (seeds := _tested_otherwise(runs)):
-        numbers = f"{' and '.join(needed)} were tested on other cells with seed {', '.join(map(str, seeds))}"
+        numbers = (
+            f"{' and '.join(needed)} were tested on other cells with seed"
+            f" {', '.join(map(str, seeds))}"
+        )
         return OPEN, OPEN, np.nan, 0, numbers
     differences = (wide[more] if more else 0) - (wide[less] if less else 0)
-    rounding, ratio = METRICS[metric].step * np.sqrt(wide.shape[1] / 12), test_ratio(runs)
+    rounding = METRICS[metric].step * np.sqrt(wide.shape[1] / 12)
+    ratio = test_ratio(runs)
     verdict, direction, *found = decide(differences, bound, rounding, ratio)
     strict = decide(differences, bound, rounding, ratio, 1 - 0.05 / family)[0]
-    if not runs["at_its_end"].all(): verdict = strict = UNTESTED
-    noisy = list(dict.fromkeys(runs["model"][runs.get(f"{metric}_noisy", pd.Series(False, runs.index)).astype(bool)]))
+    if not runs["at_its_end"].all():
+        verdict = strict = UNTESTED
+    noisy = list(
+        dict.fromkeys(
+            runs["model"][runs.get(f"{metric}_noisy", pd.Series(False, runs.index)).astype(bool)]
+        )
+    )
     noise = f" ({', '.join(noisy)} with sampling noise)" if noisy else ""
     return verdict, strict, direction, len(wide), _numbers(wide.mean(), metric, part, found) + noise
+
 
 def _numbers(means, metric, part, found):
     "A comparison in numbers: 'VAE 15 - VAMP 11 = 4 [1.5, 6.5]'."
     more, less, bound = part
-    if more is None: found, bound = (-found[0], -found[2], -found[1]), -bound
+    if more is None:
+        found, bound = (-found[0], -found[2], -found[1]), -bound
     mean, low, high = (printed(v, metric) for v in found)
     within = "" if pd.isna(found[1]) else f" [{low}, {high}]"
-    if more is None: return f"{less} {mean}{within}, claimed below {bound:g}"
+    if more is None:
+        return f"{less} {mean}{within}, claimed below {bound:g}"
     claimed = f", claimed above {bound:g}" if bound else ""
-    return f"{more} {printed(means[more], metric)} - {less} {printed(means[less], metric)} = {mean}{within}{claimed}"
+    return (
+        f"{more} {printed(means[more], metric)} - {less} {printed(means[less], metric)} ="
+        f" {mean}{within}{claimed}"
+    )
+
 
 def _joined(verdicts, strict, any_part):
     """The verdict of a claim from those of its comparisons, and from the strict ones.
 
-    What all comparisons must show each shows at its own level; what one of several is enough for it shows after Holm's
-    correction.
+    What all comparisons must show each shows at its own level; what one of several is enough for it
+    shows after Holm's correction.
     """
     each, one = (FAILS, HOLDS) if any_part else (HOLDS, FAILS)
-    if one in strict: return one
-    if set(verdicts) == {each}: return each
+    if one in strict:
+        return one
+    if set(verdicts) == {each}:
+        return each
     return UNTESTED if UNTESTED in verdicts else OPEN
 
+
 def _direction(directions, any_part):
-    "Where the means alone point; a comparison without numbers (NaN) leaves it unknown, unless the others decide."
+    """Where the means alone point; a comparison without numbers (NaN) leaves it unknown, unless the
+    others decide.
+    """
     right = [d > 0 for d in directions if not np.isnan(d)]
     decided = any(right) if any_part else not all(right)
-    if len(right) < len(directions) and not decided: return "unknown"
+    if len(right) < len(directions) and not decided:
+        return "unknown"
     return "as claimed" if (any(right) if any_part else all(right)) else "not as claimed"
 
 # %% ../nbs/16_tables.ipynb #verdicts
 def verdicts(runs, claims=CLAIMS):
     """A verdict on each claim for each organ.
 
-    The family of Holm's correction are the comparisons of one claim in one organ, where one of them is enough: to hold for a
-    claim with any_part, to fail for every other. What all of them must show needs no correction.
+    The family of Holm's correction are the comparisons of one claim in one organ, where one of them
+    is enough: to hold for a claim with any_part, to fail for every other. What all of them must
+    show needs no correction.
 
     Parameters
     ----------
@@ -779,125 +1328,208 @@ def verdicts(runs, claims=CLAIMS):
 
     Returns
     -------
-    DataFrame : section, claim, organ, title, verdict ("holds", "does not hold", "cannot be told", "not tested by this training"
-        or "does not apply"), direction ("as claimed", "not as claimed" or "unknown", by the means alone), seeds, numbers,
-        "in the paper" (the direction of the paper's own numbers of that organ, "-" where it prints none) and "beside the
-        paper", a sentence.
+    DataFrame : section, claim, organ, title, verdict ("holds", "does not hold", "cannot be told",
+        "not tested by this training" or "does not apply"), direction ("as claimed", "not as
+        claimed" or "unknown", by the means alone), seeds, numbers, "in the paper" (the direction of
+        the paper's own numbers of that organ, "-" where it prints none) and "beside the paper", a
+        sentence.
     """
-    theirs, rows = _papers_judged(claims), []
+    theirs = _papers_judged(claims)
+    rows = []
     for claim in claims:
         for organ, group in runs.groupby("organ", sort=False):
             found = _judged(group, claim)
-            known = theirs.get((claim.text, group["paper_organ"].iloc[0] if "paper_organ" in group else None))
-            rows.append({"section": claim.section, "claim": claim.text, "organ": organ, "title": group["title"].iloc[0],
-                         **found, "in the paper": known["direction"] if known else "-",
-                         "beside the paper": _beside_its_paper(found, known)})
+            known = theirs.get(
+                (claim.text, group["paper_organ"].iloc[0] if "paper_organ" in group else None)
+            )
+            rows.append(
+                {
+                    "section": claim.section,
+                    "claim": claim.text,
+                    "organ": organ,
+                    "title": group["title"].iloc[0],
+                    **found,
+                    "in the paper": known["direction"] if known else "-",
+                    "beside the paper": _beside_its_paper(found, known),
+                }
+            )
     return pd.DataFrame(rows)
 
+
 def _judged(group, claim):
-    "One claim in one organ. It does not apply where no run has its number, such as an ASW without labels."
-    if group[claim.metric].isna().all(): return _not_here(f"no {METRICS[claim.metric].title}")
+    """One claim in one organ.
+
+    It does not apply where no run has its number, such as an ASW without labels.
+    """
+    if group[claim.metric].isna().all():
+        return _not_here(f"no {METRICS[claim.metric].title}")
     if claim.where:
         metric, model = claim.where
         there = group[group["model"] == model]
         mean = there[metric].mean()
         why = f"{model} {printed(mean, metric)} {METRICS[metric].title}"
-        if mean < 1: return _not_here(why, NOT_HERE if there["at_its_end"].all() else UNTESTED)
+        if mean < 1:
+            return _not_here(why, NOT_HERE if there["at_its_end"].all() else UNTESTED)
     family = len(claim.parts)
     parts = [_judge_part(group, claim.metric, part, family) for part in claim.parts]
     found, strict, directions, seeds, numbers = zip(*parts)
-    verdict, words = _joined(found, strict, claim.any_part), "; ".join(numbers)
+    verdict = _joined(found, strict, claim.any_part)
+    words = "; ".join(numbers)
     alone = HOLDS if claim.any_part else FAILS
-    if verdict == OPEN and alone in found: words += f"; not clear after Holm's correction for {family} comparisons"
+    if verdict == OPEN and alone in found:
+        words += f"; not clear after Holm's correction for {family} comparisons"
     direction = _direction(directions, claim.any_part)
     return {"verdict": verdict, "direction": direction, "seeds": min(seeds), "numbers": words}
 
-def _not_here(why, verdict=NOT_HERE): return {"verdict": verdict, "direction": "unknown", "seeds": 0, "numbers": why}
+
+def _not_here(why, verdict=NOT_HERE):
+    return {"verdict": verdict, "direction": "unknown", "seeds": 0, "numbers": why}
+
 
 def _papers_judged(claims):
-    "The claims by the paper's own numbers: a dict from (claim, organ) to what `_judged` says, where it prints numbers."
+    """The claims by the paper's own numbers: a dict from (claim, organ) to what `_judged` says,
+    where it prints numbers.
+    """
     paper = paper_tables().assign(seed=0, co_variation=np.nan, at_its_end=True, test_cells="")
     active = paper["active_units"]
     paper = paper.assign(share_active=active / 128, inactive_units=128 - active)
-    for key in ("active_units", "inactive_units", "pcs95"): paper[f"{key}_10_samples"] = paper[key]
-    found = {(claim.text, organ): _judged(group, claim) for claim in claims for organ, group in paper.groupby("organ")
-             if group[claim.metric].notna().any()}
-    return {key: {**row, "direction": NOT_HERE} if row["verdict"] == NOT_HERE else row for key, row in found.items()}
+    for key in ("active_units", "inactive_units", "pcs95"):
+        paper[f"{key}_10_samples"] = paper[key]
+    found = {
+        (claim.text, organ): _judged(group, claim)
+        for claim in claims
+        for organ, group in paper.groupby("organ")
+        if group[claim.metric].notna().any()
+    }
+    return {
+        key: {**row, "direction": NOT_HERE} if row["verdict"] == NOT_HERE else row
+        for key, row in found.items()
+    }
+
 
 def _beside_its_paper(found, known):
-    "How an organ's direction stands to the paper's own numbers of it, in words; known : of `_papers_judged`, or None."
-    if known is None: return "the paper prints no number of it"
-    ours, theirs, numbers = found["direction"], known["direction"], known["numbers"]
-    if theirs == NOT_HERE: return f"does not apply to the paper's own numbers: {numbers}"
-    if ours == "unknown": return f"the paper's own numbers are {theirs}: {numbers}"
-    if ours != theirs: return f"the paper's own numbers are otherwise, {theirs}: {numbers}"
+    """How an organ's direction stands to the paper's own numbers of it, in words; known : of
+    `_papers_judged`, or None.
+    """
+    if known is None:
+        return "the paper prints no number of it"
+    ours = found["direction"]
+    theirs = known["direction"]
+    numbers = known["numbers"]
+    if theirs == NOT_HERE:
+        return f"does not apply to the paper's own numbers: {numbers}"
+    if ours == "unknown":
+        return f"the paper's own numbers are {theirs}: {numbers}"
+    if ours != theirs:
+        return f"the paper's own numbers are otherwise, {theirs}: {numbers}"
     return f"the paper's own numbers are {theirs}, too: {numbers}"
 
 # %% ../nbs/16_tables.ipynb #over-organs
 def over_organs(judged, claims=CLAIMS):
     """The claims over all organs.
 
-    judged : of `verdicts`. Returns a DataFrame with a row for each claim: section, claim, needs, verdict, organs (to which
-        it applies), in how many it holds, does not hold, cannot be told and is not tested by this training (which counts as
-        open), "as claimed" (how many by the means alone), "in the paper" (the same by its tables, of all its organs), "agrees with
-        the paper's table" (in how many of the organs that both have the means point as the paper's own numbers of the same organ
-        do) and "beside the paper", a sentence about organs that are not as claimed.
+    judged : of `verdicts`. Returns a DataFrame with a row for each claim: section, claim, needs,
+        verdict, organs (to which it applies), in how many it holds, does not hold, cannot be told
+        and is not tested by this training (which counts as open), "as claimed" (how many by the
+        means alone), "in the paper" (the same by its tables, of all its organs), "agrees with the
+        paper's table" (in how many of the organs that both have the means point as the paper's own
+        numbers of the same organ do) and "beside the paper", a sentence about organs that are not
+        as claimed.
     """
-    rows, papers = [], _in_the_paper(claims)
+    rows = []
+    papers = _in_the_paper(claims)
     for claim in claims:
         organs = judged[(judged["claim"] == claim.text) & (judged["verdict"] != NOT_HERE)]
         count = {v: int((organs["verdict"] == v).sum()) for v in (HOLDS, FAILS, OPEN, UNTESTED)}
-        rows.append({"section": claim.section, "claim": claim.text, "needs": claim.needs,
-                     "verdict": _over(claim.needs, count[HOLDS], count[FAILS], count[OPEN] + count[UNTESTED]),
-                     "organs": len(organs), **count, "as claimed": _share(organs["direction"]),
-                     "in the paper": papers[claim.text], **_beside_over(organs)})
+        rows.append(
+            {
+                "section": claim.section,
+                "claim": claim.text,
+                "needs": claim.needs,
+                "verdict": _over(
+                    claim.needs, count[HOLDS], count[FAILS], count[OPEN] + count[UNTESTED]
+                ),
+                "organs": len(organs),
+                **count,
+                "as claimed": _share(organs["direction"]),
+                "in the paper": papers[claim.text],
+                **_beside_over(organs),
+            }
+        )
     return pd.DataFrame(rows)
+
 
 def why_no_verdict(judged):
     """A sentence where not one of the claims rests on a number, else None: too few models were run.
 
     judged : of `verdicts`.
     """
-    if (judged["seeds"] > 0).any(): return None
-    return ("None of the claims can be looked at: each compares models, or counts units, of which there are no runs here. "
-            f"They need {', '.join(PAPER_MODELS)} with the same seeds, on the same data.")
+    if (judged["seeds"] > 0).any():
+        return None
+    return (
+        "None of the claims can be looked at: each compares models, or counts units, of which"
+        f" there are no runs here. They need {', '.join(PAPER_MODELS)} with the same seeds, on the"
+        " same data."
+    )
+
 
 EITHER_WAY = ["as claimed", "not as claimed"]
+
 
 def _share(directions):
     known = directions[directions.isin(EITHER_WAY)]
     return f"{(known == 'as claimed').sum()} of {len(known)}" if len(known) else "-"
 
+
 def _beside_over(organs):
-    "How many organs point as the paper's own numbers of the same organ do, and which are not as claimed."
+    """How many organs point as the paper's own numbers of the same organ do, and which are not as
+    claimed.
+    """
     both = organs[organs["direction"].isin(EITHER_WAY) & organs["in the paper"].isin(EITHER_WAY)]
-    if both.empty: return {"agrees with the paper's table": "-", "beside the paper": "-"}
-    alike, wrong = both["direction"] == both["in the paper"], both["direction"] == "not as claimed"
-    names = lambda mask: ", ".join(both["title"][mask])
-    said = {"not as claimed, and not in the paper's own table either": names(alike & wrong),
-            "not as claimed, other than in the paper's own table": names(~alike & wrong),
-            "as claimed, other than in the paper's own table": names(~alike & ~wrong)}
+    if both.empty:
+        return {"agrees with the paper's table": "-", "beside the paper": "-"}
+    alike = both["direction"] == both["in the paper"]
+    wrong = both["direction"] == "not as claimed"
+
+    def names(mask):
+        return ", ".join(both["title"][mask])
+
+    said = {
+        "not as claimed, and not in the paper's own table either": names(alike & wrong),
+        "not as claimed, other than in the paper's own table": names(~alike & wrong),
+        "as claimed, other than in the paper's own table": names(~alike & ~wrong),
+    }
     sentence = "; ".join(f"{of}: {words}" for words, of in said.items() if of)
-    return {"agrees with the paper's table": f"{alike.sum()} of {len(both)}",
-            "beside the paper": sentence or "all as claimed, here and in the paper's own table"}
+    return {
+        "agrees with the paper's table": f"{alike.sum()} of {len(both)}",
+        "beside the paper": sentence or "all as claimed, here and in the paper's own table",
+    }
+
 
 def _over(needs, holds, fails, open_):
     "The verdict over organs, whatever the open ones may be."
     n = holds + fails + open_
-    if not n: return NOT_HERE
+    if not n:
+        return NOT_HERE
     enough = {"all": n, "all but one": n - 1 if n >= 9 else n, "more than half": n // 2 + 1}[needs]
     return HOLDS if holds >= enough else FAILS if holds + open_ < enough else OPEN
 
+
 def _in_the_paper(claims):
-    "In how many of the paper's organs its printed numbers are as claimed: a dict from claim to '6 of 9'."
+    """In how many of the paper's organs its printed numbers are as claimed: a dict from claim to '6
+    of 9'.
+    """
     found = _papers_judged(claims)
-    def directions(claim): return [row["direction"] for (text, _), row in found.items() if text == claim.text]
+
+    def directions(claim):
+        return [row["direction"] for (text, _), row in found.items() if text == claim.text]
 
     return {claim.text: _share(pd.Series(directions(claim), dtype=object)) for claim in claims}
 
 # %% ../nbs/16_tables.ipynb #figure-1
 def figure_1(runs, most=20_000, width=9.0):
-    """UMAPs of the first seed: organs in rows, models in columns, coloured by cell type (the paper's Figure 1).
+    """UMAPs of the first seed: organs in rows, models in columns, coloured by cell type (the
+    paper's Figure 1).
 
     Parameters
     ----------
@@ -916,30 +1548,46 @@ def figure_1(runs, most=20_000, width=9.0):
     figure = figures.Picture(figsize=(width, sum(heights)), dpi=100, layout="constrained")
     parts = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
     for part, row, (columns, _) in zip(parts, rows, legends):
-        part.suptitle(figures._text(row["title"], 120), x=0.01, ha="left", fontsize=10, fontweight="bold")
-        for axis, model in zip(part.subplots(1, len(models)), models): _umap_panel(axis, row, model)
-        if row["entries"]: _legend(part, row["entries"], columns)
+        part.suptitle(
+            figures._text(row["title"], 120), x=0.01, ha="left", fontsize=10, fontweight="bold"
+        )
+        for axis, model in zip(part.subplots(1, len(models)), models):
+            _umap_panel(axis, row, model)
+        if row["entries"]:
+            _legend(part, row["entries"], columns)
     return figure
+
 
 def _umap_panel(axis, row, model):
     axis.set(xticks=[], yticks=[])
     axis.set_box_aspect(1)
     axis.set_title(model + row["note"].get(model, ""), fontsize=9)
-    if model in row["xy"]: figures._scatter(axis, row["xy"][model], row["labels"][model])
-    else: axis.annotate("no run", (0.5, 0.5), xycoords="axes fraction", ha="center", color="grey", fontsize=8)
+    if model in row["xy"]:
+        figures._scatter(axis, row["xy"][model], row["labels"][model])
+    else:
+        axis.annotate(
+            "no run", (0.5, 0.5), xycoords="axes fraction", ha="center", color="grey", fontsize=8
+        )
 
 # %% ../nbs/16_tables.ipynb #figure-1-rows
 def _first_seed(group):
-    "(the folder of each model's run of the smallest seed, a note where this is not the organ's smallest, the smallest)."
+    """(the folder of each model's run of the smallest seed, a note where this is not the organ's
+    smallest, the smallest).
+    """
     first = group.drop_duplicates("model").set_index("model")
     seed = first["seed"].min()
     return first["folder"], {m: f" (seed {k})" for m, k in first["seed"].items() if k != seed}, seed
 
+
 def _drawn(run, most):
     "Which cells of a run are drawn, and their labels as a categorical, or None."
     keep = np.arange(len(run.embedding))
-    if len(keep) > most: keep = np.sort(np.random.default_rng(0).choice(len(keep), most, replace=False))
-    return keep, figures._categorical(run.cells["label"].iloc[keep]) if "label" in run.cells else None
+    if len(keep) > most:
+        keep = np.sort(np.random.default_rng(0).choice(len(keep), most, replace=False))
+    return keep, (
+        figures._categorical(run.cells["label"].iloc[keep]) if "label" in run.cells else None
+    )
+
 
 def _umaps(group, most):
     "Coordinates and labels of one organ's models, its title, and its legend as {name: colour}."
@@ -952,26 +1600,51 @@ def _umaps(group, most):
     for model, column in labels.items():
         if column is not None and not column.cat.categories.equals(known.cat.categories):
             labels[model], note[model] = None, " (other labels)"
-    entries = {} if known is None else {str(c): colour for c, colour in figures.category_colours(known).items()}
-    if known is not None and known.isna().any(): entries["unlabelled"] = figures.UNLABELLED
-    part = f", {len(keep):,} of {len(run.embedding):,} cells" if len(keep) < len(run.embedding) else ""
-    title = f"{group['title'].iloc[0]}, seed {seed}{part}{'' if entries else ', cell types not known'}"
+    entries = (
+        {}
+        if known is None
+        else {str(c): colour for c, colour in figures.category_colours(known).items()}
+    )
+    if known is not None and known.isna().any():
+        entries["unlabelled"] = figures.UNLABELLED
+    part = (
+        f", {len(keep):,} of {len(run.embedding):,} cells" if len(keep) < len(run.embedding) else ""
+    )
+    title = (
+        f"{group['title'].iloc[0]}, seed {seed}{part}{'' if entries else ', cell types not known'}"
+    )
     return {"xy": xy, "labels": labels, "note": note, "entries": entries, "title": title}
 
 # %% ../nbs/16_tables.ipynb #figure-1-legend
 def _legend(figure, entries, columns):
     "Names and colours under a row of panels."
-    handles = [Line2D([], [], ls="", marker="o", ms=5, mew=0, color=colour) for colour in entries.values()]
-    return figure.legend(handles, [figures._text(name, 40) for name in entries], loc="outside lower left", ncols=columns,
-                         frameon=False, fontsize=7.5, handletextpad=0.1, columnspacing=0.9, labelspacing=0.3)
+    handles = [
+        Line2D([], [], ls="", marker="o", ms=5, mew=0, color=colour) for colour in entries.values()
+    ]
+    return figure.legend(
+        handles,
+        [figures._text(name, 40) for name in entries],
+        loc="outside lower left",
+        ncols=columns,
+        frameon=False,
+        fontsize=7.5,
+        handletextpad=0.1,
+        columnspacing=0.9,
+        labelspacing=0.3,
+    )
+
 
 def _legend_size(entries, width):
     "(columns, height in inches) of a legend: the most columns that fit the width."
-    if not entries: return 1, 0.0
+    if not entries:
+        return 1, 0.0
     for columns in range(min(len(entries), 8), 0, -1):
         scratch = Figure(dpi=100, layout="constrained")
-        box = _legend(scratch, entries, columns).get_window_extent(FigureCanvasAgg(scratch).get_renderer())
-        if box.width / 100 <= width - 0.1: break
+        box = _legend(scratch, entries, columns).get_window_extent(
+            FigureCanvasAgg(scratch).get_renderer()
+        )
+        if box.width / 100 <= width - 0.1:
+            break
     return columns, box.height / 100
 
 # %% ../nbs/16_tables.ipynb #figure-2
@@ -982,11 +1655,15 @@ def figure_2(runs, organ=None):
     Returns a Figure. ValueError : the organ has no runs.
     """
     found = list(runs["organ"].unique())
-    if organ is None: organ = next((o for o in found if paper_organ(o) == "colon"), found[0])
-    if organ not in found: raise ValueError(f"organ {organ!r} has no runs here; there are {', '.join(found)}.")
+    if organ is None:
+        organ = next((o for o in found if paper_organ(o) == "colon"), found[0])
+    if organ not in found:
+        raise ValueError(f"organ {organ!r} has no runs here; there are {', '.join(found)}.")
     group = runs[runs["organ"] == organ]
     folders, note, seed = _first_seed(group)
-    figure = figures.covariance_grid({m + note.get(m, ""): study.read_run(f).embedding for m, f in folders.items()})
+    figure = figures.covariance_grid(
+        {m + note.get(m, ""): study.read_run(f).embedding for m, f in folders.items()}
+    )
     title = figures._text(f"{group['title'].iloc[0]}, seed {seed}", 70)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     return figure
@@ -994,10 +1671,19 @@ def figure_2(runs, organ=None):
 # %% ../nbs/16_tables.ipynb #make
 TEMPLATE = study.TEMPLATE.with_name("tables.ipynb")
 
-WRITTEN = ("table1.csv", "table2.csv", "beside_the_paper.csv", "verdicts.csv", "figure1.png", "figure2.png")
+WRITTEN = (
+    "table1.csv",
+    "table2.csv",
+    "beside_the_paper.csv",
+    "verdicts.csv",
+    "figure1.png",
+    "figure2.png",
+)
+
 
 def make(folder, organs=None, overwrite=False):
-    """Tables, verdicts and figures of a folder of runs: tables.ipynb, tables.html, and csv and png files, in that folder.
+    """Tables, verdicts and figures of a folder of runs: tables.ipynb, tables.html, and csv and png
+    files, in that folder.
 
     Parameters
     ----------
@@ -1011,11 +1697,14 @@ def make(folder, organs=None, overwrite=False):
 
     Raises
     ------
-    ValueError : no such folder or organ, no finished run, or an error of the notebook, in one line. FileExistsError : a file
-        of one of these names is there that is somebody else's.
+    ValueError : no such folder or organ, no finished run, or an error of the notebook, in one line.
+        FileExistsError : a file of one of these names is there that is somebody else's.
     """
     folder = downloads.user_path(folder)
-    found = _organ_folders(folder, organs)                       # fails before a kernel starts
-    if not found: raise ValueError(NO_RUNS.format(folder.as_posix()))
+    found = _organ_folders(folder, organs)  # fails before a kernel starts
+    if not found:
+        raise ValueError(NO_RUNS.format(folder.as_posix()))
     given = {"runs": folder.as_posix(), "organs": None if organs is None else ",".join(found)}
-    return study._fill_in(TEMPLATE, folder / "tables.ipynb", given, others=WRITTEN, overwrite=overwrite)
+    return study._fill_in(
+        TEMPLATE, folder / "tables.ipynb", given, others=WRITTEN, overwrite=overwrite
+    )

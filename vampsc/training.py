@@ -10,11 +10,25 @@ __all__ = ['PROFILES', 'CHECKPOINT_FORMAT', 'READ_ERRORS', 'COUNTERS', 'JUMP', '
            'quiet_about_tracing', 'Run', 'fit']
 
 # %% ../nbs/08_training.ipynb #imports
-import contextlib, dataclasses, itertools, json, math, os, sys, time, tokenize, warnings, zipfile, zlib
-from pathlib import Path
-import keras, numpy as np, pandas as pd
+import contextlib
+import dataclasses
+import itertools
+import json
+import math
+import os
+import sys
+import time
+import tokenize
+import warnings
+import zipfile
+import zlib
+
+import keras
+import numpy as np
+import pandas as pd
 from keras import backend, ops
 from tqdm import tqdm
+
 from . import devices, files, kernels
 from .counts import Batches, as_counts, check_split, flag, real_number, whole_number
 from .downloads import user_path
@@ -25,56 +39,78 @@ from .genes import nearest
 class Profile:
     """How to train: for a fixed number of steps, or until the validation loss no longer falls.
 
-    With `steps`, the learning rate falls to 0 along half a cosine, and training ends there. Without, patience decides: epochs (passes
-    over the training cells) without a better validation loss. Either way the weights of the best epoch return.
+    With `steps`, the learning rate falls to 0 along half a cosine, and training ends there.
+    Without, patience decides: epochs (passes over the training cells) without a better validation
+    loss. Either way the weights of the best epoch return.
     """
-    learning_rate: float             # of Adam, at the start
-    lr_patience: int | None = None   # after so many epochs the learning rate is halved; None: never
-    patience: int | None = None      # after so many, training stops; None: never
-    max_epochs: int | None = None    # an upper bound; None: as many as the steps need
-    batch_size: int = 128            # cells
-    n_genes: int | None = None       # a study keeps so many variable genes; None: all of the gene space
-    kl_warmup: int = 0               # epochs over which the weight of the KL term rises from 0 to its own; patience counts after them
-    steps: int | str | None = None   # of the optimiser; "auto": by cells and width, as `epochs` says; None: patience decides
-    beta_2: float = 0.999            # of Adam: how slowly its average of squared gradients forgets
+
+    learning_rate: float  # of Adam, at the start
+    lr_patience: int | None = None  # after so many epochs the learning rate is halved; None: never
+    patience: int | None = None  # after so many, training stops; None: never
+    max_epochs: int | None = None  # an upper bound; None: as many as the steps need
+    batch_size: int = 128  # cells
+    # a study keeps so many variable genes; None: all of the gene space
+    n_genes: int | None = None
+    # epochs over which the weight of the KL term rises from 0 to its own; patience counts after
+    # them
+    kl_warmup: int = 0
+    # of the optimiser; "auto": by cells and width, as `epochs` says; None: patience decides
+    steps: int | str | None = None
+    beta_2: float = 0.999  # of Adam: how slowly its average of squared gradients forgets
 
     def __post_init__(self):
-        def settle(name, value): object.__setattr__(self, name, value)
+        def settle(name, value):
+            object.__setattr__(self, name, value)
 
         settle("learning_rate", real_number("learning_rate", self.learning_rate, above=0))
         settle("beta_2", real_number("beta_2", self.beta_2, above=0, below=1))
-        for name, least in dict(batch_size=1, kl_warmup=0).items(): settle(name, whole_number(name, getattr(self, name), least))
-        for name, least in dict(max_epochs=0, lr_patience=1, patience=1, n_genes=1, steps=1).items():
+        for name, least in dict(batch_size=1, kl_warmup=0).items():
+            settle(name, whole_number(name, getattr(self, name), least))
+        for name, least in dict(
+            max_epochs=0, lr_patience=1, patience=1, n_genes=1, steps=1
+        ).items():
             value = getattr(self, name)
             by_rule = name == "steps" and value == "auto"
-            if value is not None and not by_rule: settle(name, whole_number(name, value, least))
+            if value is not None and not by_rule:
+                settle(name, whole_number(name, value, least))
         if self.steps is None and self.max_epochs is None:
-            raise ValueError("training would never end: give steps, such as steps=4000, or max_epochs.")
-        if self.max_epochs is not None: self._check_warmup(self.max_epochs)
+            raise ValueError(
+                "training would never end: give steps, such as steps=4000, or max_epochs."
+            )
+        if self.max_epochs is not None:
+            self._check_warmup(self.max_epochs)
 
     def _check_warmup(self, epochs):
         if 0 < epochs <= self.kl_warmup:
-            raise ValueError(f"kl_warmup={self.kl_warmup} leaves no epoch in which the KL term has its whole weight; it must be "
-                             f"below the number of epochs, {epochs}.")
+            raise ValueError(
+                f"kl_warmup={self.kl_warmup} leaves no epoch in which the KL term has its whole"
+                f" weight; it must be below the number of epochs, {epochs}."
+            )
 
     def epochs(self, n_cells, width=128, has_kl=True):
         """How many epochs training takes at most.
 
-        steps="auto" stands for 150 times the root of the number of cells. A network that is wider than 128 units fits, and overfits,
-        in fewer: its steps are divided by width / 128; those of an autoencoder, which no KL term holds back, by the square of that.
-        The rule is for minibatches of 128; with others it gives as many epochs.
+        steps="auto" stands for 150 times the root of the number of cells. A network that is wider
+        than 128 units fits, and overfits, in fewer: its steps are divided by width / 128; those of
+        an autoencoder, which no KL term holds back, by the square of that. The rule is for
+        minibatches of 128; with others it gives as many epochs.
 
-        n_cells : training cells. width : units of the widest hidden layer. has_kl : the loss has a KL term.
+        n_cells : training cells. width : units of the widest hidden layer. has_kl : the loss has a
+            KL term.
         ValueError where kl_warmup takes all epochs.
         """
-        if self.steps is None: return self.max_epochs
+        if self.steps is None:
+            return self.max_epochs
         wider = max(1, width / 128)
-        if self.steps == "auto": needed = 150 * 128 / math.sqrt(n_cells) / (wider if has_kl else wider**2)
-        else: needed = self.steps / math.ceil(n_cells / self.batch_size)
+        if self.steps == "auto":
+            needed = 150 * 128 / math.sqrt(n_cells) / (wider if has_kl else wider**2)
+        else:
+            needed = self.steps / math.ceil(n_cells / self.batch_size)
         needed = max(1, round(needed))
         epochs = needed if self.max_epochs is None else min(needed, self.max_epochs)
         self._check_warmup(epochs)
         return epochs
+
 
 PROFILES = {
     "paper": Profile(learning_rate=5e-5, lr_patience=10, patience=100, max_epochs=10_000),
@@ -83,96 +119,149 @@ PROFILES = {
 
 # %% ../nbs/08_training.ipynb #get-profile
 def get_profile(profile="quick", **changes):
-    """The profile of that name (or a Profile), with single settings changed; None leaves a setting as it is.
+    """The profile of that name (or a Profile), with single settings changed; None leaves a setting
+    as it is.
 
     ValueError : an unknown profile or setting, or a value out of range, by name.
     """
     if isinstance(profile, str):
         if profile not in PROFILES:
-            raise ValueError(f"profile {profile!r} is not known; take one of {', '.join(PROFILES)}.")
+            raise ValueError(
+                f"profile {profile!r} is not known; take one of {', '.join(PROFILES)}."
+            )
         profile = PROFILES[profile]
     if not isinstance(profile, Profile):
-        raise ValueError(f"profile must be one of {', '.join(PROFILES)}, or a training.Profile, not {profile!r}.")
+        raise ValueError(
+            f"profile must be one of {', '.join(PROFILES)}, or a training.Profile, not {profile!r}."
+        )
     known = [f.name for f in dataclasses.fields(Profile)]
     if unknown := [name for name in changes if name not in known]:
-        raise ValueError(f"training setting {unknown[0]!r} is not known{nearest(unknown[0], known)}; there are {', '.join(known)}.")
+        raise ValueError(
+            f"training setting {unknown[0]!r} is not known{nearest(unknown[0], known)}; there are"
+            f" {', '.join(known)}."
+        )
     return dataclasses.replace(profile, **{k: v for k, v in changes.items() if v is not None})
 
 # %% ../nbs/08_training.ipynb #whole-settings
 def with_defaults(settings):
     "The training settings of a recorded run, a dict, with those that its version did not know yet."
-    return {**{f.name: f.default for f in dataclasses.fields(Profile) if f.default is not dataclasses.MISSING}, **settings}
+    return {
+        **{
+            f.name: f.default
+            for f in dataclasses.fields(Profile)
+            if f.default is not dataclasses.MISSING
+        },
+        **settings,
+    }
 
 # %% ../nbs/08_training.ipynb #fused-adam
 class FusedAdam(keras.optimizers.Adam):
     """Keras' Adam whose update is one fused operation under TensorFlow.
 
-    adds_penalty: where the kernels of chapter 17 are in use, add the gradient of the weights' L1/L2 penalties
-    within the update; the loss must then leave it out (see `is_fused`).
+    adds_penalty: where the kernels of chapter 17 are in use, add the gradient of the weights' L1/L2
+    penalties within the update; the loss must then leave it out (see `is_fused`).
     """
+
     def __init__(self, *args, adds_penalty=False, **kwargs):
         super().__init__(*args, **kwargs)
         self.adds_penalty = adds_penalty
 
     def build(self, variables):
         super().build(variables)
-        if is_fused(self, traced=True): kernels.own_memory([*variables, *self._momentums, *self._velocities])
+        if is_fused(self, traced=True):
+            kernels.own_memory([*variables, *self._momentums, *self._velocities])
 
     def apply(self, grads, trainable_variables=None):
-        if not is_fused(self): return super().apply(grads, trainable_variables)
+        if not is_fused(self):
+            return super().apply(grads, trainable_variables)
         import tensorflow as tf
+
         pairs = [(g, v) for g, v in zip(grads, trainable_variables) if g is not None]
         with tf.control_dependencies([kernels.adam_in_place(self, *zip(*pairs))]):
             for _, v in pairs:
-                if not isinstance(v.constraint, (keras.constraints.NonNeg, type(None))): v.assign(v.constraint(v))
+                if not isinstance(v.constraint, (keras.constraints.NonNeg, type(None))):
+                    v.assign(v.constraint(v))
             self._iterations.assign_add(1)
 
     def update_step(self, gradient, variable, learning_rate):
-        if backend.backend() != "tensorflow": return super().update_step(gradient, variable, learning_rate)
+        if backend.backend() != "tensorflow":
+            return super().update_step(gradient, variable, learning_rate)
         import tensorflow as tf
+
         i = self._get_variable_index(variable)
-        handle = lambda v: getattr(v, "value", v).handle if isinstance(v, keras.Variable) else v.handle
-        number = lambda v: tf.cast(v, variable.dtype)
+
+        def handle(v):
+            return getattr(v, "value", v).handle if isinstance(v, keras.Variable) else v.handle
+
+        def number(v):
+            return tf.cast(v, variable.dtype)
+
         step = number(self.iterations + 1)
         tf.raw_ops.ResourceApplyAdam(
-            var=handle(variable), m=handle(self._momentums[i]), v=handle(self._velocities[i]),
-            beta1_power=number(self.beta_1) ** step, beta2_power=number(self.beta_2) ** step, lr=number(learning_rate),
-            beta1=number(self.beta_1), beta2=number(self.beta_2), epsilon=number(self.epsilon), grad=number(gradient))
+            var=handle(variable),
+            m=handle(self._momentums[i]),
+            v=handle(self._velocities[i]),
+            beta1_power=number(self.beta_1) ** step,
+            beta2_power=number(self.beta_2) ** step,
+            lr=number(learning_rate),
+            beta1=number(self.beta_1),
+            beta2=number(self.beta_2),
+            epsilon=number(self.epsilon),
+            grad=number(gradient),
+        )
 
 # %% ../nbs/08_training.ipynb #is-fused
 def is_fused(optimizer, traced=None):
-    """Does this optimiser's update, here in this TensorFlow function, add the gradient of the penalties?
+    """Does this optimiser's update, here in this TensorFlow function, add the gradient of the
+    penalties?
 
-    traced=True asks it of a function that is still to be traced. The optimiser must be built, as compile_network does.
+    traced=True asks it of a function that is still to be traced. The optimiser must be built, as
+    compile_network does.
     """
-    if not (getattr(optimizer, "adds_penalty", False) and optimizer.built and kernels.compiled()): return False
-    if devices.replicas() > 1: return False
+    if not (getattr(optimizer, "adds_penalty", False) and optimizer.built and kernels.compiled()):
+        return False
+    if devices.replicas() > 1:
+        return False
     import tensorflow as tf
+
     return (traced or not tf.executing_eagerly()) and kernels.updates_in_place()
 
 # %% ../nbs/08_training.ipynb #progress
 class Progress(keras.callbacks.Callback):
     "Losses and time left: a bar on a terminal, else a line every `every` seconds."
+
     def __init__(self, label, every=10.0):
         super().__init__()
-        self.label, self.every = label, every
+        self.label = label
+        self.every = every
 
     def on_train_begin(self, logs=None):
-        self.start, self.first = time.time(), None
+        self.start = time.time()
+        self.first = None
         self.said = self.start
-        self.bar = tqdm(total=self.params["epochs"] * (self.params["steps"] or 1), desc=self.label,
-                        bar_format="{desc} {percentage:3.0f}%|{bar:20}| {elapsed}, at most {remaining} left{postfix}",
-                        disable=not sys.stderr.isatty())
+        self.bar = tqdm(
+            total=self.params["epochs"] * (self.params["steps"] or 1),
+            desc=self.label,
+            bar_format=(
+                "{desc} {percentage:3.0f}%|{bar:20}| {elapsed}, at most {remaining} left{postfix}"
+            ),
+            disable=not sys.stderr.isatty(),
+        )
 
     def on_epoch_begin(self, epoch, logs=None):
-        if self.first is not None: return
-        self.first = epoch                                                       # not 0 where a run goes on
+        if self.first is not None:
+            return
+        # not 0 where a run goes on
+        self.first = epoch
         self.bar.update(epoch * (self.params["steps"] or 1))
 
-    def on_train_batch_end(self, batch, logs=None): self.bar.update(1)
+    def on_train_batch_end(self, batch, logs=None):
+        self.bar.update(1)
 
     def on_epoch_end(self, epoch, logs=None):
-        now, done, total = time.time(), epoch + 1, self.params["epochs"]
+        now = time.time()
+        done = epoch + 1
+        total = self.params["epochs"]
         text = f"epoch {done}/{total}, loss {logs['loss']:.1f}, validation {logs['val_loss']:.1f}"
         self.bar.set_postfix_str(text)
         if self.bar.disable and now - self.said > self.every:
@@ -180,50 +269,87 @@ class Progress(keras.callbacks.Callback):
             print(f"{self.label}: {text}, at most {left:.0f} s left", flush=True)
             self.said = now
 
-    def on_train_end(self, logs=None): self.bar.close()
+    def on_train_end(self, logs=None):
+        self.bar.close()
 
 # %% ../nbs/08_training.ipynb #rising-weight
 def rising_weight(epoch, beta, warmup):
-    "Weight of the KL term in an epoch, counted from 0: from 0 in a straight line to beta, which epoch number `warmup` is the first to have."
+    """Weight of the KL term in an epoch, counted from 0: from 0 in a straight line to beta, which
+    epoch number `warmup` is the first to have.
+    """
     return beta * min(epoch / warmup, 1.0) if warmup else beta
 
 # %% ../nbs/08_training.ipynb #record
 class Record(keras.callbacks.Callback):
-    """Adds learning_rate, seconds and cells_seen to each epoch's logs, and with a warm-up kl_weight.
+    """Adds learning_rate, seconds and cells_seen to each epoch's logs, and with a warm-up
+    kl_weight.
 
-    n_cells : training cells. kl_weight : the weight of the KL term as a function of the epoch, or None.
+    n_cells : training cells. kl_weight : the weight of the KL term as a function of the epoch, or
+        None.
     """
+
     def __init__(self, n_cells, kl_weight=None):
         super().__init__()
-        self.n_cells, self.kl_weight = n_cells, kl_weight
+        self.n_cells = n_cells
+        self.kl_weight = kl_weight
 
-    def on_epoch_begin(self, epoch, logs=None): self.start = time.time()
+    def on_epoch_begin(self, epoch, logs=None):
+        self.start = time.time()
 
     def on_epoch_end(self, epoch, logs=None):
         learning_rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
-        logs.update(learning_rate=learning_rate, seconds=time.time() - self.start, cells_seen=(epoch + 1) * self.n_cells)
-        if self.kl_weight: logs.update(kl_weight=self.kl_weight(epoch))
+        logs.update(
+            learning_rate=learning_rate,
+            seconds=time.time() - self.start,
+            cells_seen=(epoch + 1) * self.n_cells,
+        )
+        if self.kl_weight:
+            logs.update(kl_weight=self.kl_weight(epoch))
 
 # %% ../nbs/08_training.ipynb #checkpoint-file
 CHECKPOINT_FORMAT = 1
 
+
 def write_checkpoint(path, notes, arrays):
-    "Put notes (a dict for JSON) and a list of arrays, of any shapes, into one file, whole or not at all. OSError where it cannot be done."
+    """Put notes (a dict for JSON) and a list of arrays, of any shapes, into one file, whole or not
+    at all. OSError where it cannot be done.
+    """
     path = user_path(path)
-    if path.is_dir(): raise IsADirectoryError(f"{path} is a folder; name a file for the checkpoint.")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file for the checkpoint.")
     path.parent.mkdir(parents=True, exist_ok=True)
     notes = json.dumps({"format": CHECKPOINT_FORMAT, "arrays": len(arrays), **notes}).encode()
     try:
         with files.whole(path) as new, open(new, "wb") as file:
-            np.savez(file, notes=np.frombuffer(notes, "uint8"), **{str(i): a for i, a in enumerate(arrays)})
+            np.savez(
+                file,
+                notes=np.frombuffer(notes, "uint8"),
+                **{str(i): a for i, a in enumerate(arrays)},
+            )
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error: raise type(error)(error.errno, error.strerror, str(path)) from None
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from None
 
 # %% ../nbs/08_training.ipynb #read-checkpoint
-# What zipfile, json and numpy raise for a file that was cut short, in which a bit is wrong, or that is another file.
-READ_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, NotImplementedError, OSError, OverflowError,
-               MemoryError, SyntaxError, tokenize.TokenError, TypeError, AttributeError)
+# What zipfile, json and numpy raise for a file that was cut short, in which a bit is wrong, or that
+# is another file.
+READ_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    KeyError,
+    ValueError,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    MemoryError,
+    SyntaxError,
+    tokenize.TokenError,
+    TypeError,
+    AttributeError,
+)
+
 
 def read_checkpoint(path):
     """(notes, arrays) as write_checkpoint was given them, with the format in notes.
@@ -231,116 +357,195 @@ def read_checkpoint(path):
     ValueError for a damaged file, one with more or fewer arrays than it says, or a newer format.
     """
     try:
-        with np.load(user_path(path), allow_pickle=False) as file:           # a zip file checks its parts itself
+        # a zip file checks its parts itself
+        with np.load(user_path(path), allow_pickle=False) as file:
             notes = json.loads(file["notes"].tobytes())
             if notes["format"] <= CHECKPOINT_FORMAT:
                 n = len(file.files) - 1
-                said = notes.pop("arrays", n)                   # the list of a damaged zip file may end early
-                if said != n: raise ValueError(f"it has {n} arrays, not {said}")
+                # the list of a damaged zip file may end early
+                said = notes.pop("arrays", n)
+                if said != n:
+                    raise ValueError(f"it has {n} arrays, not {said}")
                 return notes, [file[str(i)] for i in range(n)]
-    except (FileNotFoundError, IsADirectoryError, PermissionError): raise
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
+        raise
     except READ_ERRORS as error:
-        raise ValueError(f"{path} is damaged, or no checkpoint ({error}); name another file, or remove it to begin anew.") from None
-    raise ValueError(f"{path} was written in format {notes['format']}, newer than {CHECKPOINT_FORMAT}; update vampsc.")
+        raise ValueError(
+            f"{path} is damaged, or no checkpoint ({error}); name another file, or remove it to"
+            " begin anew."
+        ) from None
+    raise ValueError(
+        f"{path} was written in format {notes['format']}, newer than {CHECKPOINT_FORMAT}; update"
+        " vampsc."
+    )
 
 # %% ../nbs/08_training.ipynb #checkpoint
-def _copy(variable): return np.asarray(ops.convert_to_tensor(variable)).copy()
+def _copy(variable):
+    return np.asarray(ops.convert_to_tensor(variable)).copy()
+
 
 COUNTERS = ("wait", "best", "cooldown_counter", "best_epoch", "stopped_epoch")
-_NOTES = {"identity": dict, "earlier": list, "rows": list, "counters": list, "retried": bool, "stopped": bool,
-          "n_best": int}
+_NOTES = {
+    "identity": dict,
+    "earlier": list,
+    "rows": list,
+    "counters": list,
+    "retried": bool,
+    "stopped": bool,
+    "n_best": int,
+}
 
-def _is_number(value): return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
 
 def _are_rows(rows, finite=()):
     "Is this a history: dicts of numbers, of which those of these names are there and finite?"
-    if not all(isinstance(row, dict) and all(map(_is_number, row.values())) for row in rows): return False
+    if not all(isinstance(row, dict) and all(map(_is_number, row.values())) for row in rows):
+        return False
     return all(np.isfinite(row.get(name, np.nan)) for row in rows for name in finite)
+
 
 def _are_counters(counters):
     "Are these the counters of a callback?"
-    if not isinstance(counters, dict) or not {"wait", "best"} <= counters.keys() <= {*COUNTERS}: return False
-    return all(_is_number(value) or name == "best" and value is None for name, value in counters.items())
+    if not isinstance(counters, dict) or not {"wait", "best"} <= counters.keys() <= {*COUNTERS}:
+        return False
+    return all(
+        _is_number(value) or name == "best" and value is None for name, value in counters.items()
+    )
+
 
 def _fault_of_notes(notes):
     "What is wrong with the notes of a run, in words, or None. notes : a dict, of read_checkpoint."
     for name, kind in _NOTES.items():
-        if name not in notes: return f"it has no {name}"
-        if type(notes[name]) is not kind: return f"{name} is {notes[name]!r:.60}, not of the kind {kind.__name__}"
+        if name not in notes:
+            return f"it has no {name}"
+        if type(notes[name]) is not kind:
+            return f"{name} is {notes[name]!r:.60}, not of the kind {kind.__name__}"
     for name, finite in (("earlier", ()), ("rows", ("loss", "val_loss"))):
-        if not _are_rows(notes[name], finite): return f"{name} is not a history of losses that are numbers"
+        if not _are_rows(notes[name], finite):
+            return f"{name} is not a history of losses that are numbers"
     if len(notes["counters"]) != 2 or not all(map(_are_counters, notes["counters"])):
         return "counters are not those of the two callbacks"
     best = notes["counters"][1]["best"]
     if best is not None and np.isfinite(best) and not notes["n_best"]:
         return f"n_best is 0, and the best weights, of loss {best:.4g}, are not in it"
 
+
 def _fault_of_arrays(arrays, variables):
     "What is wrong with arrays that are to be these variables, in words, or None."
     if len(arrays) != len(variables):
-        return f"it has {len(arrays)} arrays, and the network and its optimiser need {len(variables)}"
+        return (
+            f"it has {len(arrays)} arrays, and the network and its optimiser need {len(variables)}"
+        )
     for array, variable in zip(arrays, variables):
         dtype = backend.standardize_dtype(variable.dtype)
         if array.shape != tuple(variable.shape) or array.dtype != dtype:
             here = f"{dtype} {tuple(variable.shape)}"
-            return f"{variable.path} is {array.dtype} {array.shape} there, and {here} in the network"
-        if not np.isfinite(array).all(): return f"{variable.path} is not finite there"
+            return (
+                f"{variable.path} is {array.dtype} {array.shape} there, and {here} in the network"
+            )
+        if not np.isfinite(array).all():
+            return f"{variable.path} is not finite there"
 
 # %% ../nbs/08_training.ipynb #checkpoint-class
 class Checkpoint(keras.callbacks.Callback):
-    """Keeps the state of a run at the end of its epochs, in memory and in a file. Must be the last of the callbacks.
+    """Keeps the state of a run at the end of its epochs, in memory and in a file. Must be the last
+    of the callbacks.
 
-    network : compiled. schedule, stopping : the ReduceLROnPlateau and the EarlyStopping of the run; their counters belong to it.
-    path : of the file, or None. identity : what must be the same for a run to go on from it, a flat dict for JSON.
+    network : compiled. schedule, stopping : the ReduceLROnPlateau and the EarlyStopping of the run;
+        their counters belong to it.
+    path : of the file, or None. identity : what must be the same for a run to go on from it, a flat
+        dict for JSON.
     earlier : rows of the history before this run. share : of the time, for keeping.
     """
-    def __init__(self, network, schedule, stopping, path=None, identity=None, earlier=(), share=0.05):
+
+    def __init__(
+        self, network, schedule, stopping, path=None, identity=None, earlier=(), share=0.05
+    ):
         super().__init__()
-        self.network, self.watched, self.stopping, self.frozen = network, (schedule, stopping), stopping, False
-        self.path, self.identity, self.share = None if path is None else user_path(path), identity or {}, share
-        self.notes, self.state, self.rows = {"earlier": list(earlier), "retried": False}, None, []
-        self.cost, self.last = 0.0, 0.0                          # seconds that keeping takes, and when it was done last
+        self.network = network
+        self.watched = (schedule, stopping)
+        self.stopping = stopping
+        self.frozen = False
+        self.path = None if path is None else user_path(path)
+        self.identity = identity or {}
+        self.share = share
+        self.notes = {"earlier": list(earlier), "retried": False}
+        self.state = None
+        self.rows = []
+        self.cost = 0.0  # seconds that keeping takes, and when it was done last
+        self.last = 0.0
 
     def begin(self, resume):
-        "Before training: keep the start, or take over what the file holds. A disk that is full or locked is noticed here."
+        """Before training: keep the start, or take over what the file holds.
+
+        A disk that is full or locked is noticed here.
+        """
         if self.path and self.path.is_file() and not resume:
-            raise FileExistsError(f"{self.path} exists; resume=True goes on from it. Remove it, or name another file, to begin anew.")
-        if resume and self.path.exists(): self._take_over()
-        else: self.keep()
+            raise FileExistsError(
+                f"{self.path} exists; resume=True goes on from it. Remove it, or name another file,"
+                " to begin anew."
+            )
+        if resume and self.path.exists():
+            self._take_over()
+        else:
+            self.keep()
 
     def on_train_begin(self, logs=None):
         "Keras has just reset the counters."
         for callback, counters in zip(self.watched, self.notes["counters"]):
-            for name, value in counters.items(): setattr(callback, name, value)
+            for name, value in counters.items():
+                setattr(callback, name, value)
         self.stopping.best_weights = self.best
 
     def on_epoch_end(self, epoch, logs=None):
-        if self.frozen: return
-        self.rows.append({name: value if isinstance(value, int) else float(value) for name, value in logs.items()})
+        if self.frozen:
+            return
+        self.rows.append(
+            {
+                name: value if isinstance(value, int) else float(value)
+                for name, value in logs.items()
+            }
+        )
         at_the_end = self.model.stop_training or epoch + 1 == self.params["epochs"]
-        if at_the_end or time.perf_counter() - self.last >= self.cost / self.share: self.keep_or_warn()
+        if at_the_end or time.perf_counter() - self.last >= self.cost / self.share:
+            self.keep_or_warn()
 
     def keep_or_warn(self):
-        try: self.keep()
+        try:
+            self.keep()
         except OSError as error:
-            warnings.warn(f"{self.path} could not be written ({error}); training goes on without it.", stacklevel=2)
+            warnings.warn(
+                f"{self.path} could not be written ({error}); training goes on without it.",
+                stacklevel=2,
+            )
 
     def keep(self):
         "Copy the present state, and write it if there is a path."
         start = time.perf_counter()
-        counters = [{name: getattr(c, name) for name in COUNTERS if hasattr(c, name)} for c in self.watched]
-        self.notes.update(rows=list(self.rows), counters=counters, stopped=self.stopping.stopped_epoch > 0)
-        self.state, self.best = [_copy(v) for v in self._variables()], self.stopping.best_weights
+        counters = [
+            {name: getattr(c, name) for name in COUNTERS if hasattr(c, name)} for c in self.watched
+        ]
+        self.notes.update(
+            rows=list(self.rows), counters=counters, stopped=self.stopping.stopped_epoch > 0
+        )
+        self.state = [_copy(v) for v in self._variables()]
+        self.best = self.stopping.best_weights
         if self.path and devices.is_first():
             best = self.best or []
             notes = {**self.notes, "identity": self.identity, "n_best": len(best)}
-            with devices.undistributed(): write_checkpoint(self.path, notes, self.state + best)
+            with devices.undistributed():
+                write_checkpoint(self.path, notes, self.state + best)
         self.last = time.perf_counter()
         self.cost = self.last - start
 
     def restore(self):
         "Bring everything back to what was kept."
-        for variable, value in zip(self._variables(), self.state): variable.assign(value.copy())       # it may be used in place
+        # it may be used in place
+        for variable, value in zip(self._variables(), self.state):
+            variable.assign(value.copy())
         self.rows = list(self.notes["rows"])
         self.on_train_begin()
 
@@ -348,9 +553,11 @@ class Checkpoint(keras.callbacks.Callback):
         "Leave the network with the best weights so far."
         best = self.stopping.best_weights or self.best
         self.restore()
-        if best: self.network.set_weights(best)
+        if best:
+            self.network.set_weights(best)
 
-    def _variables(self): return [*self.network.variables, *self.network.optimizer.variables]
+    def _variables(self):
+        return [*self.network.variables, *self.network.optimizer.variables]
 
     def _take_over(self):
         notes, arrays = read_checkpoint(self.path)
@@ -359,138 +566,208 @@ class Checkpoint(keras.callbacks.Callback):
         n_best = notes.pop("n_best")
         for name in {**identity, **self.identity}:
             if identity.get(name) != self.identity.get(name):
-                raise ValueError(f"{self.path} belongs to another run: {name} was {identity.get(name)} there and is "
-                                 f"{self.identity.get(name)} now; make them equal, or remove it to begin anew.")
+                raise ValueError(
+                    f"{self.path} belongs to another run: {name} was {identity.get(name)} there and"
+                    f" is {self.identity.get(name)} now; make them equal, or remove it to begin"
+                    " anew."
+                )
         variables = self._variables()
-        self._refuse(_fault_of_arrays(arrays, [*variables, *(self.network.weights if n_best else ())]))
+        self._refuse(
+            _fault_of_arrays(arrays, [*variables, *(self.network.weights if n_best else ())])
+        )
         n = len(variables)
-        if n_best != len(arrays) - n: self._refuse(f"n_best is {n_best}, and it has {len(arrays) - n} best weights")
-        self.notes, self.state, self.best = notes, arrays[:n], arrays[n:] or None
+        if n_best != len(arrays) - n:
+            self._refuse(f"n_best is {n_best}, and it has {len(arrays) - n} best weights")
+        self.notes = notes
+        self.state = arrays[:n]
+        self.best = arrays[n:] or None
         self.restore()
 
     def _refuse(self, fault):
         "ValueError where there is a fault, in words."
-        if fault is None: return
-        raise ValueError(f"{self.path} does not hold what a run needs to go on: {fault}; "
-                         "name another file, or remove it to begin anew.")
+        if fault is None:
+            return
+        raise ValueError(
+            f"{self.path} does not hold what a run needs to go on: {fault}; "
+            "name another file, or remove it to begin anew."
+        )
 
 # %% ../nbs/08_training.ipynb #guard
-JUMP = 2.0                       # times the lowest loss of an epoch so far
+JUMP = 2.0  # times the lowest loss of an epoch so far
 
-class Diverged(Exception): "The loss is no longer a number, or it jumped."
+
+class Diverged(Exception):
+    "The loss is no longer a number, or it jumped."
 
 # %% ../nbs/08_training.ipynb #guard-class
 class Guard(keras.callbacks.Callback):
-    """Raises Diverged when a loss is NaN or infinite, or an epoch's over JUMP times the lowest so far; rows: the history.
+    """Raises Diverged when a loss is NaN or infinite, or an epoch's over JUMP times the lowest so
+    far; rows: the history.
 
     While the weight of the KL term rises, losses are compared at the present weight.
     """
+
     def __init__(self, rows):
         super().__init__()
         self.rows = rows
 
     def on_train_batch_end(self, batch, logs=None):
-        if not np.isfinite(logs["loss"]): raise Diverged(f"the loss became {float(logs['loss'])}")
+        if not np.isfinite(logs["loss"]):
+            raise Diverged(f"the loss became {float(logs['loss'])}")
 
     def on_epoch_end(self, epoch, logs=None):
-        if not np.isfinite(logs["val_loss"]): raise Diverged(f"the validation loss became {logs['val_loss']}")
-        more = lambda row: (logs["kl_weight"] - row["kl_weight"]) * row["kl"] if "kl_weight" in row else 0.0
+        if not np.isfinite(logs["val_loss"]):
+            raise Diverged(f"the validation loss became {logs['val_loss']}")
+
+        def more(row):
+            return (logs["kl_weight"] - row["kl_weight"]) * row["kl"] if "kl_weight" in row else 0.0
+
         lowest = min((row["loss"] + more(row) for row in self.rows()), default=np.inf)
-        if logs["loss"] > JUMP * lowest: raise Diverged(f"the loss jumped from {lowest:.4g} to {logs['loss']:.4g}")
+        if logs["loss"] > JUMP * lowest:
+            raise Diverged(f"the loss jumped from {lowest:.4g} to {logs['loss']:.4g}")
 
 # %% ../nbs/08_training.ipynb #examine
 class Examine(keras.callbacks.Callback):
-    "Keeps the variables before each step on `batches`, so that a step that went wrong can be looked at."
+    """Keeps the variables before each step on `batches`, so that a step that went wrong can be
+    looked at.
+    """
+
     def __init__(self, variables, batches):
         super().__init__()
-        self.variables, self.batches = variables, batches
+        self.variables = variables
+        self.batches = batches
 
     def on_train_batch_begin(self, batch, logs=None):
-        self.model                                                # on JAX, brings the variables up to date
+        _ = self.model  # on JAX, brings the variables up to date
         self.batch, self.before = batch, [_copy(v) for v in self.variables]
 
     def first_bad(self, network):
-        "What was first not finite in the last step, by name; its gradient, if that is all that is left."
-        for variable, value in zip(self.variables, self.before): variable.assign(value.copy())
+        """What was first not finite in the last step, by name; its gradient, if that is all that is
+        left.
+        """
+        for variable, value in zip(self.variables, self.before):
+            variable.assign(value.copy())
         return not_finite(network, self.batches[self.batch][0], training=True) or "the gradient"
 
 # %% ../nbs/08_training.ipynb #not-finite
 def not_finite(network, cells, training):
-    "Name of the first that is not finite, a weight or a stage of the forward pass of `cells`, counts (cells, genes); else None."
+    """Name of the first that is not finite, a weight or a stage of the forward pass of `cells`,
+    counts (cells, genes); else None.
+    """
     weights = ((f"the weights {v.path}", v) for v in network.weights)
     for name, value in itertools.chain(weights, network.stages(cells, training)):
-        if not np.isfinite(np.asarray(value)).all(): return name
+        if not np.isfinite(np.asarray(value)).all():
+            return name
 
 # %% ../nbs/08_training.ipynb #halving
 class Halving(keras.callbacks.ReduceLROnPlateau):
-    "Keras' schedule, halving the learning rate, that watches from the epoch `start_from_epoch` on, as EarlyStopping can."
+    """Keras' schedule, halving the learning rate, that watches from the epoch `start_from_epoch`
+    on, as EarlyStopping can.
+    """
+
     def __init__(self, patience, start_from_epoch=0):
         super().__init__(monitor="val_loss", factor=0.5, patience=patience)
         self.start_from_epoch = start_from_epoch
 
     def on_epoch_end(self, epoch, logs=None):
-        if epoch >= self.start_from_epoch: super().on_epoch_end(epoch, logs)
+        if epoch >= self.start_from_epoch:
+            super().on_epoch_end(epoch, logs)
 
 # %% ../nbs/08_training.ipynb #falling
 class Falling(keras.callbacks.Callback):
-    "Sets the learning rate of each epoch: from `start` along half a cosine, to reach 0 after so many epochs."
+    """Sets the learning rate of each epoch: from `start` along half a cosine, to reach 0 after so
+    many epochs.
+    """
+
     def __init__(self, start, epochs):
         super().__init__()
-        self.start, self.epochs = start, epochs
+        self.start = start
+        self.epochs = epochs
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.model.optimizer.learning_rate = self.start * (1 + np.cos(np.pi * epoch / self.epochs)) / 2
+        self.model.optimizer.learning_rate = (
+            self.start * (1 + np.cos(np.pi * epoch / self.epochs)) / 2
+        )
 
 # %% ../nbs/08_training.ipynb #inputs
 class _Inputs(Batches):
     """Batches as Keras' fit takes them; with several devices, this process's share of each.
 
-    kl_weight : a function of the epoch, handed on for each cell; None: the network's own, always. steps : so many minibatches are an item,
-    which holds the positions of their cells, and `reading`'s arrays; 0: an item is one minibatch, its counts.
+    kl_weight : a function of the epoch, handed on for each cell; None: the network's own, always.
+        steps : so many minibatches are an item,
+    which holds the positions of their cells, and `reading`'s arrays; 0: an item is one minibatch,
+    its counts.
     """
+
     def __init__(self, *args, kl_weight=None, steps=0, reading=None, **kwargs):
         self.kl_weight = kl_weight
-        self.steps, self.reading = steps, reading
-        self.sharing = devices.sharing()                 # of here: the thread that reads batches knows of no strategy
+        self.steps = steps
+        self.reading = reading
+        # of here: the thread that reads batches knows of no strategy
+        self.sharing = devices.sharing()
         super().__init__(*args, **kwargs)
 
     def __getitem__(self, i):
         cells = self.cells(i)
-        x = (np.asarray(cells, "int32"), *self.reading.arrays) if self.steps else super().__getitem__(i)
-        return (x, np.full(len(cells), self.kl_weight(self.epoch), "float32")) if self.kl_weight else (x,)
+        x = (
+            (np.asarray(cells, "int32"), *self.reading.arrays)
+            if self.steps
+            else super().__getitem__(i)
+        )
+        return (
+            (x, np.full(len(cells), self.kl_weight(self.epoch), "float32"))
+            if self.kl_weight
+            else (x,)
+        )
 
     def cells(self, i):
         "Positions of the cells of item i."
-        if not self.steps: return self.sharing.part(super().cells(i))
+        if not self.steps:
+            return self.sharing.part(super().cells(i))
         size = self.steps * self.batch_size
-        return self.order[i * size:None if i == len(self) - 1 else (i + 1) * size]
+        return self.order[i * size : None if i == len(self) - 1 else (i + 1) * size]
 
     def let_go(self):
         "Forget the counts: TensorFlow keeps what has once fed it as long as the process lives."
         self.X = None
         self.rows = None
         self.reading = None
-        self.kl_weight = None                            # a function that knows the whole run
+        self.kl_weight = None  # a function that knows the whole run
 
     def __len__(self):
-        if self.steps: return -(-super().__len__() // self.steps)
-        if self.sharing.n == 1: return super().__len__()
+        if self.steps:
+            return -(-super().__len__() // self.steps)
+        if self.sharing.n == 1:
+            return super().__len__()
         full, rest = divmod(len(self.indices), self.batch_size)
         return full + (rest >= self.sharing.n)
 
 # %% ../nbs/08_training.ipynb #compile-network
 def widest_hidden(network):
     "Units of the widest hidden layer of a Network; 0 where it has none."
-    return max((layer.units for layer in network.encoder.layers if isinstance(layer, keras.layers.Dense)), default=0)
+    return max(
+        (layer.units for layer in network.encoder.layers if isinstance(layer, keras.layers.Dense)),
+        default=0,
+    )
+
 
 def compile_network(network, learning_rate, beta_2=0.999):
-    "Keras' compile with a built FusedAdam and the settings that are fastest for this backend; learning_rate: at the start."
-    network.compile(optimizer=FusedAdam(learning_rate, beta_2=beta_2, adds_penalty=True), jit_compile=backend.backend() == "jax")
+    """Keras' compile with a built FusedAdam and the settings that are fastest for this backend;
+    learning_rate: at the start.
+    """
+    network.compile(
+        optimizer=FusedAdam(learning_rate, beta_2=beta_2, adds_penalty=True),
+        jit_compile=backend.backend() == "jax",
+    )
     network.optimizer.build(network.trainable_variables)
 
+
 def forget_compiled(network):
-    "Let go of what only training needs: the compiled steps, some megabytes, and the counts that they read."
-    if network.reading: network.reading.let_go()
+    """Let go of what only training needs: the compiled steps, some megabytes, and the counts that
+    they read.
+    """
+    if network.reading:
+        network.reading.let_go()
     network.reading = None
     network.train_function = network.test_function = None
 
@@ -498,9 +775,11 @@ def forget_compiled(network):
 class SeveralSteps:
     """Keras' fit for data that are positions of cells, without a data pipeline; TensorFlow only.
 
-    Keras makes a tf.data pipeline for each epoch, whose start takes longer than an epoch of a few thousand cells.
+    Keras makes a tf.data pipeline for each epoch, whose start takes longer than an epoch of a few
+    thousand cells.
     network : compiled, with a `reading`. weighted : a weight for each cell is handed on.
     """
+
     def __init__(self, network, weighted):
         self.network = network
         self.train_step = self._compiled(network.train_step, weighted)
@@ -508,27 +787,42 @@ class SeveralSteps:
 
     def _compiled(self, step, weighted):
         import tensorflow as tf
+
         arrays = [tf.TensorSpec(array.shape, array.dtype) for array in self.network.reading.arrays]
         positions = (tf.TensorSpec([None], tf.int32), *arrays)
         weights = (tf.TensorSpec([None], tf.float32),)
-        return tf.function(step, input_signature=[(positions, *weights) if weighted else (positions,)], autograph=False)
+        return tf.function(
+            step,
+            input_signature=[(positions, *weights) if weighted else (positions,)],
+            autograph=False,
+        )
 
     def fit(self, train, validation, epochs, initial_epoch, callbacks):
-        "train, validation : `_Inputs` of positions. The callbacks are called as by Keras, for a batch once a call."
+        """train, validation : `_Inputs` of positions.
+
+        The callbacks are called as by Keras, for a batch once a call.
+        """
         network = self.network
-        called = keras.callbacks.CallbackList(callbacks, model=network, epochs=epochs, steps=len(train))
+        called = keras.callbacks.CallbackList(
+            callbacks, model=network, epochs=epochs, steps=len(train)
+        )
         network.stop_training = False
         called.on_train_begin()
         logs = {}
         for epoch in range(initial_epoch, epochs):
             called.on_epoch_begin(epoch)
-            logs = self._pass(self.train_step, train, called.on_train_batch_begin, called.on_train_batch_end)
+            logs = self._pass(
+                self.train_step, train, called.on_train_batch_begin, called.on_train_batch_end
+            )
             called.on_test_begin()
-            watched = self._pass(self.test_step, validation, called.on_test_batch_begin, called.on_test_batch_end)
+            watched = self._pass(
+                self.test_step, validation, called.on_test_batch_begin, called.on_test_batch_end
+            )
             called.on_test_end(watched)
             logs.update({f"val_{name}": value for name, value in watched.items()})
             called.on_epoch_end(epoch, logs)
-            if network.stop_training: break
+            if network.stop_training:
+                break
         called.on_train_end(logs)
 
     def _pass(self, step, items, before, after):
@@ -539,106 +833,175 @@ class SeveralSteps:
             found = step(items[i])
             logs = {name: float(found[name]) for name in sorted(found)}
             after(i, logs)
-            if self.network.stop_training: break
+            if self.network.stop_training:
+                break
         return logs
 
 # %% ../nbs/08_training.ipynb #callbacks
 def checked_callbacks(callbacks):
     """A list of Keras callbacks, of one or of several.
 
-    TypeError for what is none; ValueError for a ModelCheckpoint that would write the network whole: Keras can write its weights.
+    TypeError for what is none; ValueError for a ModelCheckpoint that would write the network whole:
+    Keras can write its weights.
     """
-    given = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks or ())
+    given = (
+        [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks or ())
+    )
     for callback in given:
         if not isinstance(callback, keras.callbacks.Callback):
-            raise TypeError("callbacks must be Keras callbacks, such as keras.callbacks.TerminateOnNaN(), not "
-                            f"{callback!r}")
+            raise TypeError(
+                "callbacks must be Keras callbacks, such as keras.callbacks.TerminateOnNaN(), not "
+                f"{callback!r}"
+            )
         if isinstance(callback, keras.callbacks.ModelCheckpoint) and not callback.save_weights_only:
-            raise ValueError("ModelCheckpoint cannot write this network whole: give it save_weights_only=True and a path that ends "
-                             "in .weights.h5; or let train(checkpoint='runs/x.checkpoint') keep the whole run, and model.save the "
-                             "model")
+            raise ValueError(
+                "ModelCheckpoint cannot write this network whole: give it save_weights_only=True"
+                " and a path that ends in .weights.h5; or let train(checkpoint='runs/x.checkpoint')"
+                " keep the whole run, and model.save the model"
+            )
     return given
 
-STEP_HOOKS = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end", "on_test_batch_begin",
-              "on_test_batch_end")
+
+STEP_HOOKS = (
+    "on_train_batch_begin",
+    "on_train_batch_end",
+    "on_batch_begin",
+    "on_batch_end",
+    "on_test_batch_begin",
+    "on_test_batch_end",
+)
+
 
 def watches_steps(callback):
-    "Does somebody's callback look at each step? Progress only counts them; a LambdaCallback has its functions itself."
-    if isinstance(callback, Progress): return False
-    def is_own(name): return getattr(type(callback), name, None) is not getattr(keras.callbacks.Callback, name, None)
+    """Does somebody's callback look at each step?
+
+    Progress only counts them; a LambdaCallback has its functions itself.
+    """
+    if isinstance(callback, Progress):
+        return False
+
+    def is_own(name):
+        return getattr(type(callback), name, None) is not getattr(
+            keras.callbacks.Callback, name, None
+        )
 
     return any(name in vars(callback) or is_own(name) for name in STEP_HOOKS)
+
 
 @contextlib.contextmanager
 def quiet_about_tracing():
     """Within: TensorFlow does not warn that functions are traced anew.
 
-    Keras makes a function of the same name for each network, and TensorFlow takes those of several networks for one that is
-    traced again and again. All other warnings are shown.
+    Keras makes a function of the same name for each network, and TensorFlow takes those of several
+    networks for one that is traced again and again. All other warnings are shown.
     """
     if backend.backend() != "tensorflow":
         yield
         return
     import tensorflow as tf
-    def shown(record): return "triggered tf.function retracing" not in str(record.msg)
+
+    def shown(record):
+        return "triggered tf.function retracing" not in str(record.msg)
 
     tf.get_logger().addFilter(shown)
-    try: yield
-    finally: tf.get_logger().removeFilter(shown)
+    try:
+        yield
+    finally:
+        tf.get_logger().removeFilter(shown)
 
 # %% ../nbs/08_training.ipynb #run
 class Run:
     """A training run of a Network on counts, on one device or on those of `devices.all_devices`.
 
-    X : Counts or any layout (cells, genes). split : a Split; trains on .train, watches .validation. profile : a Profile.
-    seed : decides the order of the cells. progress : show losses and time left. callbacks : more Keras callbacks.
-    label : what to call it. checkpoint, identity, earlier : as in Checkpoint. resume : go on from the file, if it is there.
+    X : Counts or any layout (cells, genes). split : a Split; trains on .train, watches .validation.
+        profile : a Profile.
+    seed : decides the order of the cells. progress : show losses and time left. callbacks : more
+        Keras callbacks.
+    label : what to call it. checkpoint, identity, earlier : as in Checkpoint. resume : go on from
+        the file, if it is there.
     """
-    def __init__(self, network, X, split, profile, seed=0, progress=True, callbacks=(), label="training", checkpoint=None,
-                 resume=False, identity=None, earlier=()):
+
+    def __init__(
+        self,
+        network,
+        X,
+        split,
+        profile,
+        seed=0,
+        progress=True,
+        callbacks=(),
+        label="training",
+        checkpoint=None,
+        resume=False,
+        identity=None,
+        earlier=(),
+    ):
         devices.check_ready()
-        self.network, self.X = network, as_counts(X)
+        self.network = network
+        self.X = as_counts(X)
         self.split = check_split(split, len(self.X))
-        self.epochs = profile.epochs(len(self.split.train), widest_hidden(network), network.prior is not None)
+        self.epochs = profile.epochs(
+            len(self.split.train), widest_hidden(network), network.prior is not None
+        )
         self.falling = None
-        self.profile, self.seed, self.label = profile, whole_number("seed", seed), label
+        self.profile = profile
+        self.seed = whole_number("seed", seed)
+        self.label = label
         bar = [Progress(label)] if flag("progress", progress) and devices.is_first() else []
         self.compiled = None
-        self.shown, self.resume = [*bar, *checked_callbacks(callbacks)], flag("resume", resume)
-        self.checkpoint, self.state, self.interrupted = (checkpoint, identity, earlier), None, False
+        self.shown = [*bar, *checked_callbacks(callbacks)]
+        self.resume = flag("resume", resume)
+        self.checkpoint = (checkpoint, identity, earlier)
+        self.state = None
+        self.interrupted = False
         self.inputs = ()
 
     @property
     def history(self):
         "A DataFrame with a row for each epoch, those before this run included."
-        rows = [*self.state.notes["earlier"], *self.state.rows] if self.state else list(self.checkpoint[-1])
+        rows = (
+            [*self.state.notes["earlier"], *self.state.rows]
+            if self.state
+            else list(self.checkpoint[-1])
+        )
         return pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="epoch"))
 
     def go(self):
-        """Train to the end. The network ends with its best weights, also where Ctrl-C interrupts; `interrupted` then is true.
+        """Train to the end. The network ends with its best weights, also where Ctrl-C interrupts;
+        `interrupted` then is true.
 
-        Raises ValueError where the checkpoint is damaged or of another run, OSError where it cannot be written, and
-        FloatingPointError where the loss goes wrong, and does so again at half the learning rate. BlockingIOError : another
+        Raises ValueError where the checkpoint is damaged or of another run, OSError where it cannot
+        be written, and
+        FloatingPointError where the loss goes wrong, and does so again at half the learning rate.
+            BlockingIOError : another
         process writes to the checkpoint.
         """
         try:
-            with self._alone(): devices.spread(self._go)(self.network)
+            with self._alone():
+                devices.spread(self._go)(self.network)
         finally:
             forget_compiled(self.network)
             self.compiled = None
-            for batches in self.inputs: batches.let_go()
+            for batches in self.inputs:
+                batches.let_go()
         return self
 
     def _alone(self):
         "A context in which the checkpoint, if there is one, is this process's."
         path = self.checkpoint[0]
-        return contextlib.nullcontext() if path is None or not devices.is_first() else files.alone(path, wait=False)
+        return (
+            contextlib.nullcontext()
+            if path is None or not devices.is_first()
+            else files.alone(path, wait=False)
+        )
 
     def _go(self, network):
         self._prepare()
-        try: self._go_or_try_again()
+        try:
+            self._go_or_try_again()
         except KeyboardInterrupt:
-            rows, self.interrupted = self.state.rows, True
+            rows = self.state.rows
+            self.interrupted = True
             self.state.restore_best()
             self.state.rows = rows
         except FloatingPointError:
@@ -647,80 +1010,146 @@ class Run:
 
     def _prepare(self):
         "The optimiser, the state, the batches and the callbacks."
-        split, profile, sharing = self.split, self.profile, devices.sharing()
+        split = self.split
+        profile = self.profile
+        sharing = devices.sharing()
         if not len(split.validation):
-            raise ValueError("the split has no validation cells, by which training stops: split_cells(n, validation=0.1) "
-                             "draws some.")
+            raise ValueError(
+                "the split has no validation cells, by which training stops: split_cells(n,"
+                " validation=0.1) draws some."
+            )
         sharing.check(profile.batch_size, training=split.train, validation=split.validation)
         compile_network(self.network, profile.learning_rate, profile.beta_2)
         wait = dict(start_from_epoch=profile.kl_warmup)
         schedule = Halving(profile.lr_patience or np.inf, **wait)
-        stopping = keras.callbacks.EarlyStopping(monitor="val_loss", patience=profile.patience or np.inf, restore_best_weights=True,
-                                                 **wait)
-        state = Checkpoint(self.network, schedule, stopping, *self.checkpoint, share=0.05 if sharing.processes == 1 else np.inf)
+        stopping = keras.callbacks.EarlyStopping(
+            monitor="val_loss",
+            patience=profile.patience or np.inf,
+            restore_best_weights=True,
+            **wait,
+        )
+        state = Checkpoint(
+            self.network,
+            schedule,
+            stopping,
+            *self.checkpoint,
+            share=0.05 if sharing.processes == 1 else np.inf,
+        )
         state.begin(self.resume)
         self.state, rows = state, kernels.row_reader(self.X) if sharing.n == 1 else self.X.dense
         seed = self.seed + len(state.notes["earlier"])
-        kl_weight = (lambda epoch: rising_weight(epoch, self.network.beta, profile.kl_warmup)) if profile.kl_warmup else None
+        kl_weight = (
+            (lambda epoch: rising_weight(epoch, self.network.beta, profile.kl_warmup))
+            if profile.kl_warmup
+            else None
+        )
         how = dict(rows=rows, steps=self._steps_at_once(), reading=self.network.reading)
-        self.train = _Inputs(self.X, split.train, profile.batch_size, shuffle=True, seed=seed, kl_weight=kl_weight, **how)
+        self.train = _Inputs(
+            self.X,
+            split.train,
+            profile.batch_size,
+            shuffle=True,
+            seed=seed,
+            kl_weight=kl_weight,
+            **how,
+        )
         self.validation = _Inputs(self.X, split.validation, profile.batch_size, **how)
         self.inputs = (self.train, self.validation)
         in_step = keras.callbacks.LambdaCallback(on_epoch_begin=self._begin_epoch)
-        self.callbacks = [in_step, Record(len(split.train), kl_weight), Guard(lambda: state.rows), schedule, stopping]
+        self.callbacks = [
+            in_step,
+            Record(len(split.train), kl_weight),
+            Guard(lambda: state.rows),
+            schedule,
+            stopping,
+        ]
         if profile.steps:
             halved = state.notes["retried"]
-            self.falling = Falling(profile.learning_rate / 2 if halved else profile.learning_rate, self.epochs)
+            self.falling = Falling(
+                profile.learning_rate / 2 if halved else profile.learning_rate, self.epochs
+            )
             self.callbacks.insert(0, self.falling)
 
     def _steps_at_once(self):
-        "How many steps one compiled call does; 0: it is handed the counts of one minibatch. The numbers are the same."
+        """How many steps one compiled call does; 0: it is handed the counts of one minibatch.
+
+        The numbers are the same.
+        """
         n = kernels.steps_at_once(self.network.count_params(), self.profile.batch_size)
         in_between = any(watches_steps(callback) for callback in self.shown)
         alone = n == 1 or in_between or devices.sharing().n > 1
-        self.network.reading = None if alone else kernels.reading_of(self.X, self.profile.batch_size)
+        self.network.reading = (
+            None if alone else kernels.reading_of(self.X, self.profile.batch_size)
+        )
         return n if self.network.reading else 0
 
     def _begin_epoch(self, epoch, logs):
-        self.train.epoch = epoch              # Keras advances a data set once before the first
+        self.train.epoch = epoch  # Keras advances a data set once before the first
         devices.separate_noise(self.network)
         if is_fused(self.network.optimizer, traced=True):
-            kernels.own_memory(self.network.trainable_variables)             # a callback may hold them
+            # a callback may hold them
+            kernels.own_memory(self.network.trainable_variables)
 
     def _fit(self, callbacks, epochs):
         done = len(self.state.rows)
-        if self.state.notes["stopped"] or done >= epochs: return self.state.restore_best()
+        if self.state.notes["stopped"] or done >= epochs:
+            return self.state.restore_best()
         callbacks = [*self.callbacks, *callbacks, self.state]
         with quiet_about_tracing():
             if self.train.steps and backend.backend() == "tensorflow":
-                self.compiled = self.compiled or SeveralSteps(self.network, self.train.kl_weight is not None)
+                self.compiled = self.compiled or SeveralSteps(
+                    self.network, self.train.kl_weight is not None
+                )
                 self.compiled.fit(self.train, self.validation, epochs, done, callbacks)
             else:
-                self.network.fit(self.train, validation_data=self.validation, epochs=epochs, initial_epoch=done,
-                                 callbacks=callbacks, verbose=0, shuffle=False)
+                self.network.fit(
+                    self.train,
+                    validation_data=self.validation,
+                    epochs=epochs,
+                    initial_epoch=done,
+                    callbacks=callbacks,
+                    verbose=0,
+                    shuffle=False,
+                )
 
     def _go_or_try_again(self):
-        try: return self._fit(self.shown, self.epochs)
-        except Diverged as error: cause = f"{error} in epoch {len(self.state.rows) + 1}{self._where(error)}"
+        try:
+            return self._fit(self.shown, self.epochs)
+        except Diverged as error:
+            cause = f"{error} in epoch {len(self.state.rows) + 1}{self._where(error)}"
         remedy = "try a smaller learning_rate, and look at the cells with the largest counts"
-        if self.state.notes["retried"]: raise FloatingPointError(f"{self.label}: {cause}, again; {remedy}.")
+        if self.state.notes["retried"]:
+            raise FloatingPointError(f"{self.label}: {cause}, again; {remedy}.")
         self.state.restore()
         rate = float(ops.convert_to_numpy(self.network.optimizer.learning_rate)) / 2
         self.network.optimizer.learning_rate = rate
-        if self.falling: self.falling.start /= 2
+        if self.falling:
+            self.falling.start /= 2
         self.state.notes["retried"] = True
         self.state.keep_or_warn()
-        warnings.warn(f"{self.label}: {cause}; going on from epoch {len(self.state.rows)} at half the learning rate, {rate:.2g}.",
-                      stacklevel=6)
+        warnings.warn(
+            f"{self.label}: {cause}; going on from epoch {len(self.state.rows)} at half the"
+            f" learning rate, {rate:.2g}.",
+            stacklevel=6,
+        )
         self._go_or_try_again()
 
     def _where(self, error):
-        "What was first not finite, by name; for that, the epochs since the kept state are run again, step by step. On one device only."
-        if "jumped" in str(error) or devices.sharing().n > 1: return ""
+        """What was first not finite, by name; for that, the epochs since the kept state are run
+        again, step by step. On one device only.
+        """
+        if "jumped" in str(error) or devices.sharing().n > 1:
+            return ""
         steps = self.train.steps
         self.train.steps = self.validation.steps = 0
-        try: return self._first_bad_of_validation() if "validation" in str(error) else self._first_bad_of_training()
-        finally: self.train.steps = self.validation.steps = steps
+        try:
+            return (
+                self._first_bad_of_validation()
+                if "validation" in str(error)
+                else self._first_bad_of_training()
+            )
+        finally:
+            self.train.steps = self.validation.steps = steps
 
     def _first_bad_of_validation(self):
         names = (not_finite(self.network, batch[0], training=False) for batch in self.validation)
@@ -731,15 +1160,20 @@ class Run:
         self.state.restore()
         examine = Examine(self.state._variables(), self.train)
         self.state.frozen = True
-        try: self._fit([examine], bad)
-        except Diverged: return f", first in {examine.first_bad(self.network)}"
-        finally: self.state.frozen = False
+        try:
+            self._fit([examine], bad)
+        except Diverged:
+            return f", first in {examine.first_bad(self.network)}"
+        finally:
+            self.state.frozen = False
         return ""
 
 # %% ../nbs/08_training.ipynb #fit
 def fit(network, X, split, profile, **settings):
-    """Train a Network on counts X (cells, genes), with the settings of a Run; the network ends with its best weights.
+    """Train a Network on counts X (cells, genes), with the settings of a Run; the network ends with
+    its best weights.
 
-    Returns the history, a DataFrame with a row for each epoch; losses in nats a cell. Raises what Run.go raises.
+    Returns the history, a DataFrame with a row for each epoch; losses in nats a cell. Raises what
+    Run.go raises.
     """
     return Run(network, X, split, profile, **settings).go().history
