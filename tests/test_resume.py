@@ -187,8 +187,8 @@ def trained_to_the_end(folder, ready):
 
 
 @pytest.mark.slow
-def test_killed_at_ten_random_moments(adata, tmp_path):
-    """kill -9, ten times in the course of 20 epochs; each time it goes on, and the end is that of
+def test_killed_at_five_random_moments(adata, tmp_path):
+    """kill -9, five times in the course of 20 epochs; each time it goes on, and the end is that of
     an untroubled run.
     """
     context = multiprocessing.get_context("forkserver")
@@ -226,7 +226,7 @@ def test_killed_at_ten_random_moments(adata, tmp_path):
     epoch = (time.time() - begun) / 20
     rng = random.Random(0)
     stopped = []
-    for k in range(10):
+    for k in range(5):
         process = start("killed")
         # in the start, or in steps and writing
         if k % 3:
