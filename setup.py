@@ -4,11 +4,26 @@ from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 config = ConfigParser(delimiters=["="])
 config.read("settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 lib = cfg["lib_name"]
+
+
+class WithTemplates(build_py):
+    "The analysis notebooks, which reports are made of, go into the package that is installed."
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        templates = Path(self.build_lib, lib, "analysis")
+        templates.mkdir(parents=True, exist_ok=True)
+        for notebook in Path("nbs/analysis").glob("*.ipynb"):
+            self.copy_file(str(notebook), str(templates / notebook.name))
+
 
 setup(
     name=lib,
@@ -22,7 +37,8 @@ setup(
     keywords=cfg["keywords"],
     url=cfg["git_url"],
     packages=find_packages(include=[lib, lib + ".*"]),
-    package_data={lib: ["data/*", "analysis/*.ipynb"]},
+    package_data={lib: ["data/*"]},
+    cmdclass={"build_py": WithTemplates},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
     extras_require={

@@ -724,11 +724,18 @@ def refuse_unknown(given, known):
         )
 
 # %% ../nbs/14_study.ipynb #report
-TEMPLATE = Path(counts.__file__).parent / "analysis" / "organ.ipynb"
+def _templates():
+    "The folder of the analysis notebooks: in an installed package its own, in a clone nbs/analysis."
+    package = Path(counts.__file__).parent
+    installed = package / "analysis"
+    return installed if installed.is_dir() else package.parent / "nbs" / "analysis"
+
+
+TEMPLATE = _templates() / "organ.ipynb"
+# A report ends as a run does.
+KINDS = {kind.__name__: kind for kind in (FloatingPointError, KeyboardInterrupt, FileExistsError)}
 # The kernel keeps what libraries write to the error stream out of the notebook, and its own advice
 # to itself.
-# a report ends as a run does
-KINDS = {kind.__name__: kind for kind in (FloatingPointError, KeyboardInterrupt, FileExistsError)}
 KERNEL = ["--IPKernelApp.capture_fd_output=False", "--IPKernelApp.log_level=40"]
 
 IN_A_REPORT = ("table.csv", "metrics.json", "umap.png", "covariance.png", "curves.png")
