@@ -725,7 +725,7 @@ def refuse_unknown(given, known):
 
 # %% ../nbs/14_study.ipynb #report
 def _templates():
-    "The folder of the analysis notebooks: in an installed package its own, in a clone nbs/analysis."
+    "The folder of the analysis notebooks: of the installed package, or of a clone."
     package = Path(counts.__file__).parent
     installed = package / "analysis"
     return installed if installed.is_dir() else package.parent / "nbs" / "analysis"
