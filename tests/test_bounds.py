@@ -175,6 +175,7 @@ def test_with_the_true_posterior_every_draw_is_exact():
 KINDS = [
     ("gaussian", "normal"),
     ("iaf", "normal"),
+    ("gaussian", "mixture"),
     ("gaussian", "vamp"),
     ("iaf", "vamp"),
     ("hierarchical", "hvamp"),

@@ -161,6 +161,7 @@ def dense_kernels(stack):
         ("point", "none"),
         ("gaussian", "normal"),
         ("iaf", "normal"),
+        ("gaussian", "mixture"),
         ("gaussian", "vamp"),
         ("iaf", "vamp"),
         ("hierarchical", "hvamp"),

@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 
-_MODELS = ("CountAutoencoder", "AE", "VAE", "IAF", "VAMP", "VAMPIAF", "HVAMP", "load")
+_MODELS = ("CountAutoencoder", "AE", "VAE", "IAF", "VAMP", "VAMPIAF", "MOG", "HVAMP", "load")
 _ROOMS = (
     "genes",
     "counts",

@@ -197,7 +197,7 @@ def _done(said, run):
 @ends_well
 def fit(
     data: str = typer.Argument(help=DATA),
-    model: str = option("vamp", "ae, vae, iaf, vamp, vampiaf or hvamp."),
+    model: str = option("vamp", "ae, vae, iaf, vamp, vampiaf, mog or hvamp."),
     out: Path = option(Path("runs"), "The run goes into OUT/<model>-seed<seed>."),
     profile: str = option("quick", "quick, or paper for the paper's settings."),
     label_key: str = option(

@@ -8,7 +8,7 @@ __all__ = ['PRIORS_OF', 'MORE_GENES', 'MANY', 'WHOLE', 'FLAGS', 'INSTEAD', 'MUCH
            'build_network', 'mean_log_rates', 'variable_genes', 'genes_to_keep', 'batch_name', 'batch_codes', 'verb',
            'Inference', 'importance_bound', 'log_odds_of_both', 'Bounds', 'Generative', 'CellMarks', 'Persistence',
            'load', 'FixedRows', 'NewRows', 'only_new_rows', 'Trainable', 'CountAutoencoder', 'AE', 'VAE', 'IAF', 'VAMP',
-           'VAMPIAF', 'HVAMP']
+           'VAMPIAF', 'MOG', 'HVAMP']
 
 # %% ../nbs/07_models.ipynb #imports
 import contextlib
@@ -73,6 +73,7 @@ from .posteriors import GaussianPosterior, PointPosterior, kl_to_standard_normal
 from vampsc.priors import (
     HierarchicalPosterior,
     HierarchicalVampPrior,
+    MixturePrior,
     StandardNormal,
     VampPrior,
     gaussian_log_densities,
@@ -303,8 +304,8 @@ def counts_and_batch(cells):
 # A point has no density and so no prior; two levels need a prior of two levels.
 PRIORS_OF = {
     "point": ("none",),
-    "gaussian": ("normal", "vamp"),
-    "iaf": ("normal", "vamp"),
+    "gaussian": ("normal", "mixture", "vamp"),
+    "iaf": ("normal", "mixture", "vamp"),
     "hierarchical": ("hvamp",),
 }
 
@@ -317,7 +318,7 @@ class Architecture:
     """
 
     posterior: str = "gaussian"  # "point", "gaussian", "iaf" or "hierarchical"
-    prior: str = "normal"  # "none", "normal", "vamp" or "hvamp"
+    prior: str = "normal"  # "none", "normal", "mixture", "vamp" or "hvamp"
     n_latent: int = 128  # width of the bottleneck
     hidden: tuple = (512, 256)  # encoder widths; the decoder mirrors them
     dropout: float = 0.2
@@ -326,7 +327,7 @@ class Architecture:
     dispersion: str = "gene-cell"  # or "gene"
     linear_decoder: bool = False
     beta: float = 1.0  # weight of the KL term while training
-    n_pseudo_inputs: int = 500  # K of the VAMP prior
+    n_pseudo_inputs: int = 500  # K, the number of components of a mixture or VAMP prior
     learn_weights: bool = False  # of its components; else 1/K each
     n_flow_steps: int = 5
     flow_hidden: tuple = (320, 320)
@@ -341,7 +342,7 @@ class Architecture:
             object.__setattr__(self, name, check(name, getattr(self, name), *bounds, **named))
 
         settle("posterior", choice, tuple(PRIORS_OF))
-        settle("prior", choice, ("none", "normal", "vamp", "hvamp"))
+        settle("prior", choice, ("none", "normal", "mixture", "vamp", "hvamp"))
         settle("precision", choice, ("float32", "mixed_bfloat16"))
         settle("dispersion", choice, ("gene-cell", "gene"))
         if self.prior not in (fitting := PRIORS_OF[self.posterior]):
@@ -352,7 +353,7 @@ class Architecture:
 
         settle("n_latent", whole_number, 1)
         settle("n_flow_steps", whole_number, 1)
-        settle("n_pseudo_inputs", whole_number, int(self.has_pseudo_inputs))
+        settle("n_pseudo_inputs", whole_number, int(self.has_components))
         settle("n_batches", whole_number)
         for name in ("hidden", "flow_hidden"):
             settle(name, whole_numbers)
@@ -366,6 +367,10 @@ class Architecture:
     def has_pseudo_inputs(self):
         return self.prior in ("vamp", "hvamp")
 
+    @property
+    def has_components(self):
+        return self.has_pseudo_inputs or self.prior == "mixture"
+
 # %% ../nbs/07_models.ipynb #build-network
 @contextlib.contextmanager
 def _layers_in(precision):
@@ -378,15 +383,17 @@ def _layers_in(precision):
         keras.config.set_dtype_policy(before)
 
 # %% ../nbs/07_models.ipynb #build-network-of
-def build_network(a, n_genes, seed=0):
+def build_network(a, n_genes, seed=0, prior=None):
     """The Network of an Architecture `a`, built for counts (cells, n_genes); `seed` decides all
     that is random in it.
+
+    prior : a layer that takes the place of the architecture's prior.
     """
     with _layers_in(a.precision):
-        return _built_network(a, n_genes, seed)
+        return _built_network(a, n_genes, seed, prior)
 
 
-def _built_network(a, n_genes, seed):
+def _built_network(a, n_genes, seed, prior=None):
     seeds = new_seeds(seed)
     penalty = dict(l1=a.l1, l2=a.l2)
     encoder = hidden_layers(a.hidden, seeds, a.dropout, **penalty, name="encoder")
@@ -398,9 +405,10 @@ def _built_network(a, n_genes, seed):
         "hierarchical": lambda: HierarchicalPosterior(a.n_latent, seeds, **level),
     }[a.posterior]()
     mixture = (a.n_pseudo_inputs, n_genes)
-    prior = {
+    prior = prior or {
         "none": lambda: None,
         "normal": StandardNormal,
+        "mixture": lambda: MixturePrior(a.n_pseudo_inputs, a.n_latent, seeds),
         "vamp": lambda: VampPrior(*mixture, a.learn_weights),
         "hvamp": lambda: HierarchicalVampPrior(
             *mixture, a.n_latent, seeds, a.learn_weights, **level
@@ -2257,7 +2265,7 @@ def _check_sizes(weights, a, n_genes):
     lengths = {length for shape in shapes for length in shape}
     sizes = [("n_latent", a.n_latent, a.n_latent + a.n_batches), ("genes", n_genes, n_genes)]
     sizes += [("hidden", width, width) for width in a.hidden]
-    if a.has_pseudo_inputs:
+    if a.has_components:
         sizes.append(("n_pseudo_inputs", a.n_pseudo_inputs, a.n_pseudo_inputs))
     if a.posterior == "iaf":
         sizes += [("flow_hidden", width, width) for width in a.flow_hidden]
@@ -2642,7 +2650,7 @@ class CountAutoencoder(Generative, Trainable, Persistence):
     Parameters
     ----------
     adata : AnnData of raw counts, cells x genes; every value is checked.
-    posterior, prior : see Architecture. The presets AE, VAE, IAF, VAMP, VAMPIAF and HVAMP set both.
+    posterior, prior : see Architecture; the presets, such as AE, VAE, VAMP and MOG, set both.
     gene_space : "auto" maps onto the embedded protein-coding genes when the data's names allow it;
         a name, a path or a GeneSpace maps onto that one; None takes the data's genes as they are.
     n_genes : keep so many genes, those that vary most between training cells; or which: a list of
@@ -2667,7 +2675,7 @@ class CountAutoencoder(Generative, Trainable, Persistence):
         the decoder.
     beta : weight of the KL term while training.
     n_pseudo_inputs, learn_weights : of a VAMP prior, the number of its components, and whether
-        their weights are learnt.
+        their weights are learnt; of a mixture the first, and they always are.
     n_flow_steps, flow_hidden : of a flow, its steps, and the widths of their layers.
     encode_batch : with batch_key, the encoder is told the batch, too.
     precision : "float32", or "mixed_bfloat16" for the layers' products.
@@ -2796,7 +2804,7 @@ class CountAutoencoder(Generative, Trainable, Persistence):
         a = self.architecture
         s = self.split
         trained = f"trained for {len(self.history)} epochs" if len(self.history) else "not trained"
-        k = f" of {a.n_pseudo_inputs} components" if a.has_pseudo_inputs else ""
+        k = f" of {a.n_pseudo_inputs} components" if a.has_components else ""
         batches = f", {a.n_batches} batches of {self.batch_key!r}" if self.batches else ""
         return (
             f"{type(self).__name__}: {a.posterior} posterior, {a.prior} prior{k}, {a.n_latent}"
@@ -2868,6 +2876,16 @@ class VAMPIAF(CountAutoencoder):
         super().__init__(adata, "iaf", "vamp", **settings)
 
 
+class MOG(CountAutoencoder):
+    """A VAE whose prior is a plain mixture of Gaussians, not tied to the encoder.
+
+    n_pseudo_inputs is the number of its components; there are no pseudo-inputs.
+    """
+
+    def __init__(self, adata, **settings):
+        super().__init__(adata, "gaussian", "mixture", **settings)
+
+
 class HVAMP(CountAutoencoder):
     """Two latent levels, the upper with a VAMP prior (Tomczak & Welling 2018): 64 + 64 units
     instead of 128.
@@ -2877,7 +2895,7 @@ class HVAMP(CountAutoencoder):
         super().__init__(adata, "hierarchical", "hvamp", **settings)
 
 
-PRESETS = {cls.__name__: cls for cls in (AE, VAE, IAF, VAMP, VAMPIAF, HVAMP)}
+PRESETS = {cls.__name__: cls for cls in (AE, VAE, IAF, VAMP, VAMPIAF, MOG, HVAMP)}
 
 
 def _show_arguments(cls):

@@ -311,7 +311,7 @@ def difference(old, new):
 
 # %% ../nbs/14_study.ipynb #preset
 def preset(name):
-    """The model class of that name, in any case: ae, vae, iaf, vamp, vampiaf, hvamp.
+    """The model class of that name, in any case: ae, vae, iaf, vamp, vampiaf, mog, hvamp.
 
     ValueError for any other name.
     """
@@ -342,7 +342,7 @@ def run(
 
     Parameters
     ----------
-    adata : AnnData of raw counts. model : "ae", "vae", "iaf", "vamp", "vampiaf" or "hvamp".
+    adata : AnnData of raw counts. model : "ae", "vae", "iaf", "vamp", "vampiaf", "mog" or "hvamp".
     profile : name or training.Profile. label_key : the column of obs with cell types, None, or
         "auto": cell_type if there is one.
     overwrite : replace what the folder holds of a run with other settings or data, or files of
