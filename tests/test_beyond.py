@@ -427,8 +427,49 @@ def test_component_use_of_a_prior_that_uses_two_of_its_components(linear):
         and beyond.component_use(model, labels)["types"] == 1
     )
     model.network.prior.pseudo_inputs.assign(before)
-    with pytest.raises(ValueError, match="no pseudo-inputs"):
+    with pytest.raises(ValueError, match="VAE has no components"):
         beyond.component_use(models.VAE(organs.load("pancreas"), n_genes=100, hidden=(8,)))
+
+
+# ---- a new posterior for the same decoder and prior
+
+
+@pytest.mark.parametrize("name", ["VAE", "MOG", "VAMP"])
+def test_a_new_posterior_leaves_p_of_x_as_it_is(adata, name):
+    settings = dict(n_genes=60, hidden=(8,), n_latent=2, n_pseudo_inputs=5, beta=1e-3)
+    if name == "VAE":
+        settings.pop("n_pseudo_inputs")
+    model = models.PRESETS[name](adata, **settings).train(max_epochs=3, progress=False)
+    before = model.network.get_weights()
+    new = beyond.refit_posterior(model, max_epochs=3)
+    z = np.random.default_rng(0).normal(size=(7, 2)).astype("float32")
+    cells = model.X[:7].toarray()
+
+    def density(network):
+        log_p = network.prior.log_prob(z, network.components())
+        return np.asarray(log_p) - np.asarray(network.reconstruction(cells, z))
+
+    np.testing.assert_allclose(density(new.network), density(model.network), rtol=1e-5)
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.network.get_weights()))
+    assert new.network.beta == 1 and new.architecture.beta == 1 and len(new.history) == 3
+    kernel = [network.posterior.mean.kernel.numpy() for network in (new.network, model.network)]
+    assert not np.allclose(*kernel, atol=0.05)
+
+
+def test_a_point_has_no_posterior_to_fit(adata):
+    model = models.AE(adata, n_genes=60, hidden=(8,), n_latent=2)
+    with pytest.raises(ValueError, match="a point posterior"):
+        beyond.refit_posterior(model)
+
+
+def test_the_bound_of_a_run_by_a_new_posterior_is_kept(adata, swept, tmp_path):
+    _, frame = swept
+    row = frame[frame.variant == "scaled"].iloc[0]
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    bound = beyond.bound_by_new_posterior(str(tmp_path / "cells.h5ad"), row.folder)
+    assert np.isfinite(bound) and bound > row.test_marginal_ll - 20
+    # no cells are needed any more
+    assert beyond.bound_by_new_posterior("nowhere.h5ad", row.folder) == bound
 
 
 # ---- the notebooks

@@ -821,17 +821,19 @@ def marker_agreement(table, known):
 
 # %% ../nbs/19_beyond.ipynb #component-use
 def component_use(model, labels=None):
-    """How many components of a VAMP prior are used, and for which cell types.
+    """How many components of a mixture prior are used, and for which cell types.
 
-    model : VAMP or VAMPIAF, with its cells. labels : (cells,) of the model's cells, missing where
-        there is none.
+    model : VAMP, VAMPIAF or MOG, with its cells. labels : (cells,) of the model's cells, missing
+        where there is none.
     Returns a dict: effective, the exponential of the entropy of the components' shares, from 1 to
     K; used, how many have a tenth of an equal share and more; and, with labels, types, the number
     of cell types for which a used
-    component stands, and n_types, that of all. ValueError : a model without a VAMP prior.
+    component stands, and n_types, that of all. ValueError : a model without such a prior.
     """
-    # raises where there are none
-    inputs = model.pseudo_inputs()
+    if model.architecture.prior not in ("vamp", "mixture"):
+        raise ValueError(
+            f"{type(model).__name__} has no components in one level; take VAMP, VAMPIAF or MOG."
+        )
     means, log_vars, log_weights = model.network.components()
     z = model.get_latent_representation()
     own = [
@@ -851,7 +853,7 @@ def component_use(model, labels=None):
     nearest = (
         NearestNeighbors(n_neighbors=1)
         .fit(z[known])
-        .kneighbors(inputs.obsm["z"][shares >= 0.1 / len(shares)], return_distance=False)[:, 0]
+        .kneighbors(np.asarray(means)[shares >= 0.1 / len(shares)], return_distance=False)[:, 0]
     )
     return {
         **said,

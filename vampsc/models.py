@@ -405,15 +405,18 @@ def _built_network(a, n_genes, seed, prior=None):
         "hierarchical": lambda: HierarchicalPosterior(a.n_latent, seeds, **level),
     }[a.posterior]()
     mixture = (a.n_pseudo_inputs, n_genes)
-    prior = prior or {
-        "none": lambda: None,
-        "normal": StandardNormal,
-        "mixture": lambda: MixturePrior(a.n_pseudo_inputs, a.n_latent, seeds),
-        "vamp": lambda: VampPrior(*mixture, a.learn_weights),
-        "hvamp": lambda: HierarchicalVampPrior(
-            *mixture, a.n_latent, seeds, a.learn_weights, **level
-        ),
-    }[a.prior]()
+    prior = (
+        prior
+        or {
+            "none": lambda: None,
+            "normal": StandardNormal,
+            "mixture": lambda: MixturePrior(a.n_pseudo_inputs, a.n_latent, seeds),
+            "vamp": lambda: VampPrior(*mixture, a.learn_weights),
+            "hvamp": lambda: HierarchicalVampPrior(
+                *mixture, a.n_latent, seeds, a.learn_weights, **level
+            ),
+        }[a.prior]()
+    )
     decoder = Decoder(
         n_genes,
         seeds,
