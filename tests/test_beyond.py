@@ -369,7 +369,7 @@ def linear():
     model = models.VAMP(
         cells, n_genes=400, hidden=(32,), n_latent=8, n_pseudo_inputs=40, linear_decoder=True
     )
-    return model.train("quick", max_epochs=12, progress=False), cells.obs["cell_type"]
+    return model.train("quick", max_epochs=40, progress=False), cells.obs["cell_type"]
 
 
 def test_programmes_are_the_decoders_change_between_means(linear):
