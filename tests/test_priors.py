@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from keras import layers, ops
 from scipy import special, stats
 
+from vampsc import priors
 from vampsc.models import Architecture, build_network
 from vampsc.networks import log_normalise, new_seeds
 from vampsc.priors import (
@@ -639,3 +640,37 @@ def test_components_of_a_model_without_prior_or_with_the_standard_normal():
         made = build_network(Architecture(posterior, prior_name, n_latent=3, hidden=(5,)), 11)
         assert made.components() is None
         assert not any("pseudo" in v.path for v in made.variables)
+
+
+def test_what_every_mixture_does():
+    "Against scipy's densities, and moments of its draws against those of the mixture."
+    rng = np.random.default_rng(3)
+    means = rng.normal(size=(4, 2)).astype("float32")
+    log_vars = rng.normal(-1, 0.5, size=(4, 2)).astype("float32")
+    shares = np.float32([0.4, 0.3, 0.2, 0.1])
+    components = (means, log_vars, np.log(shares))
+    z = rng.normal(size=(9, 2)).astype("float32")
+    densities = [
+        share * stats.norm.pdf(z, m, np.exp(v / 2)).prod(1)
+        for m, v, share in zip(means, log_vars, shares)
+    ]
+    expected = np.log(np.sum(densities, axis=0))
+    mixture = priors.Mixture()
+    np.testing.assert_allclose(mixture.log_prob(z, components), expected, atol=1e-5)
+    by_unit, component = mixture.log_prob_by_unit(z, components)
+    np.testing.assert_allclose(by_unit.sum(1) - component, expected, atol=1e-5)
+    drawn = mixture.sample(200_000, 2, components, rng)
+    mean = shares @ means
+    var = shares @ (np.exp(log_vars) + (means - mean) ** 2)
+    np.testing.assert_allclose(drawn.mean(0), mean, atol=0.02)
+    np.testing.assert_allclose(drawn.var(0), var, atol=0.02)
+
+
+def test_the_shares_of_a_plain_mixture_are_learnt_and_its_variances_bounded():
+    prior = priors.MixturePrior(3, 2, new_seeds(0))
+    assert len(prior.trainable_variables) == 3
+    prior.log_vars.assign(np.float32([[-100, 100]] * 3))
+    means, log_vars, log_weights = prior.components()
+    np.testing.assert_allclose(np.asarray(log_vars)[0], priors.LOG_VAR_BOUNDS, atol=0.02)
+    np.testing.assert_allclose(np.exp(log_weights), 1 / 3, rtol=1e-5)
+    assert np.std(means) > 0.1

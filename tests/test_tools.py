@@ -286,7 +286,7 @@ def test_the_page_of_a_module_documents_all_that_it_exports():
     page = reference.page(priors, "priors")
     assert (
         all(f"## {s.__name__}\n" in page for s in reference.public(priors))
-        and "### VampPrior.log_prob\n" in page
+        and "### Mixture.log_prob\n" in page
     )
 
 

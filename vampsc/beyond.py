@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['N_INVENTED', 'TRAINING', 'ONE_CORE', 'QUESTIONS', 'Variant', 'judge_cells', 'judge_invented', 'judge_real',
-           'FixedMixture', 'refit_posterior', 'run', 'listed', 'in_processes', 'sweep', 'CountUnits', 'units_by_step',
-           'compare', 'over_seeds', 'told', 'summary', 'plain', 'bound_by_new_posterior', 'gather', 'ask', 'part_of',
-           'changes', 'marker_genes', 'programmes', 'marker_agreement', 'component_use', 'make']
+           'refit_posterior', 'run', 'listed', 'in_processes', 'sweep', 'CountUnits', 'units_by_step', 'compare',
+           'over_seeds', 'told', 'summary', 'plain', 'bound_by_new_posterior', 'gather', 'ask', 'part_of', 'changes',
+           'marker_genes', 'programmes', 'marker_agreement', 'component_use', 'make']
 
 # %% ../nbs/19_beyond.ipynb #imports
 import contextlib
@@ -96,7 +96,7 @@ def judge_cells(model, cells, labels=None, seed=0):
         said["types"] = float((shares[0] - shares[1]).abs().sum() / 2)
     return said
 
-
+# %% ../nbs/19_beyond.ipynb #halves
 def _halves(model, seed):
     "The training cells in two halves, at random: to learn the types from, and to compare with."
     return np.array_split(np.random.default_rng(seed).permutation(model.split.train), 2)
@@ -123,7 +123,7 @@ def judge_invented(model, labels=None, seed=0):
         )["marginal_ll"]
     return said
 
-
+# %% ../nbs/19_beyond.ipynb #judge-real
 def judge_real(model, labels=None, seed=0):
     """What the judges say of training cells, drawn at random from the half that no types were
     learnt from: the dict of `judge_cells`.
@@ -131,7 +131,7 @@ def judge_real(model, labels=None, seed=0):
     return judge_cells(model, model.X[_halves(model, seed)[1][:N_INVENTED]], labels, seed)
 
 # %% ../nbs/19_beyond.ipynb #refit-posterior
-class FixedMixture(Mixture):
+class _FixedMixture(Mixture):
     "A mixture whose Gaussians stay as they are: `components` of another prior, computed once."
 
     def __init__(self, components):
@@ -141,7 +141,7 @@ class FixedMixture(Mixture):
     def components(self, encode=None):
         return tuple(ops.convert_to_tensor(part) for part in self.fixed)
 
-
+# %% ../nbs/19_beyond.ipynb #refit-posterior-2
 def refit_posterior(model, profile="quick", seed=0, **changes):
     """The same decoder and prior with a new encoder and posterior, trained at a KL weight of 1.
 
@@ -166,7 +166,7 @@ def refit_posterior(model, profile="quick", seed=0, **changes):
         raise ValueError(f"a {a.posterior} posterior cannot be fitted anew to its prior.")
     new = copy.copy(model)
     new.architecture = dataclasses.replace(a, beta=1.0)
-    prior = FixedMixture(model.network.components()) if a.has_components else None
+    prior = _FixedMixture(model.network.components()) if a.has_components else None
     new.network = models.build_network(new.architecture, len(model.genes), seed + 1, prior)
     decoder = new.network.decoder
     decoder.set_weights(model.network.decoder.get_weights())
@@ -237,7 +237,7 @@ def run(
     )
     return {**row, **invented, **{f"real_{name}": value for name, value in real.items()}}
 
-
+# %% ../nbs/19_beyond.ipynb #of-real-cells
 def _of_real_cells(config):
     """A short hash of all that decides what is said of real cells: not the model, so that all
     variants share it.
@@ -280,7 +280,7 @@ def _once(values, what):
         raise ValueError(f"{what}: {twice[0]!r} is there twice.")
     return values
 
-
+# %% ../nbs/19_beyond.ipynb #seeds
 def _seeds(seeds):
     "Seeds, any row of them or with commas, as whole numbers."
     try:
@@ -318,7 +318,7 @@ def _environment(**variables):
             else:
                 os.environ[name] = value
 
-
+# %% ../nbs/19_beyond.ipynb #failed
 class _Failed(str):
     "The error that stopped a task, in one line."
 
@@ -332,7 +332,7 @@ def _try(i, function, task):
         found = _Failed(f"{type(error).__name__}: {error}")
     return i, found, time.time() - start
 
-
+# %% ../nbs/19_beyond.ipynb #in-processes
 def in_processes(function, tasks, names, jobs=None, progress=True):
     """Call a function for each task, in processes of one core each.
 
@@ -427,7 +427,7 @@ def sweep(
         raise ValueError(_told_failed(failed, n))
     return pd.DataFrame(rows)
 
-
+# %% ../nbs/19_beyond.ipynb #sweep-2
 def _sweep(adata, variants, out, seeds, profile, label_key, jobs, progress=True, **settings):
     "(rows of the runs that ended well, sentences about those that did not, the number of all)."
     label_key = organs.label_key(adata, label_key)
@@ -477,7 +477,7 @@ class CountUnits(keras.callbacks.Callback):
         )
         self.rows.append({"step": step, **counted, **losses})
 
-
+# %% ../nbs/19_beyond.ipynb #units-by-step-2
 def units_by_step(
     adata, variant, out, steps, seed=0, learning_rate=4e-3, counts_made=25, **settings
 ):
@@ -552,7 +552,7 @@ def compare(frame, more, less, metric):
         "clear": bool(low > 0 or high < 0),
     }
 
-
+# %% ../nbs/19_beyond.ipynb #over-seeds
 def over_seeds(runs, column):
     """(mean, low, high) of a column over the seeds of some runs, rows of `sweep`: 95 % t interval,
     as in `compare`.
@@ -577,7 +577,7 @@ def told(value, digits=3, signed=False):
     text = form(mean) + ("" if np.isnan(low) else f" [{form(low)}, {form(high)}]")
     return text + (" (not clear)" if isinstance(value, dict) and not value["clear"] else "")
 
-
+# %% ../nbs/19_beyond.ipynb #summary
 def summary(frame, metrics_, digits=3, by="variant"):
     """Each metric of each variant over its seeds, as text: mean [95 % t interval].
 
@@ -704,7 +704,7 @@ def gather(
         raise ValueError(_told_failed(failed, n))
     return pd.concat(frames, ignore_index=True)
 
-
+# %% ../nbs/19_beyond.ipynb #ask
 def ask(out, question, names, overwrite=False):
     """Stop where the numbers of a question, out/<data set>/<question>.csv, would replace somebody
     else's file.
@@ -776,7 +776,7 @@ def marker_genes(path=None):
         )
     return found[["cell_type", "gene"]].dropna()
 
-
+# %% ../nbs/19_beyond.ipynb #programmes
 def programmes(model, labels, at_least=5):
     """The programme of each cell type in a model with a linear decoder: a DataFrame (genes, types)
     of changes of the log-rate, named by symbols.
@@ -794,7 +794,7 @@ def programmes(model, labels, at_least=5):
     }
     return pd.DataFrame(found, index=model.gene_table["symbol"].to_numpy())
 
-
+# %% ../nbs/19_beyond.ipynb #marker-agreement
 def marker_agreement(table, known):
     """How high known markers stand in the programme of their type, and in those of the others.
 

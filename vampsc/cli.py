@@ -54,7 +54,7 @@ def ends_well(command):
 
     return guarded
 
-
+# %% ../nbs/15_command_line.ipynb #told
 @contextlib.contextmanager
 def told(as_json):
     """Yields a list for (result, text): at the end the result as JSON, or the text.
@@ -125,7 +125,7 @@ def option(default, text):
     "An option with a value; the help shows the default, unless it is None."
     return typer.Option(default, help=text, show_default=default is not None)
 
-
+# %% ../nbs/15_command_line.ipynb #flag
 def flag(name, text):
     "An option that is given or not, without a value."
     return typer.Option(False, name, help=text, show_default=False)
@@ -165,7 +165,7 @@ def _names(text):
     "The names in a text with commas between them, as a list."
     return [name.strip() for name in text.split(",") if name.strip()]
 
-
+# %% ../nbs/15_command_line.ipynb #folder
 N_GENES = (
     "Number of most variable genes to keep, or the name of a column of var that says which, such as"
     " highly_variable; the profile decides if not given."
@@ -192,7 +192,7 @@ def _done(said, run):
         )
     )
 
-
+# %% ../nbs/15_command_line.ipynb #fit
 @app.command()
 @ends_well
 def fit(
@@ -283,7 +283,7 @@ def fit(
 
         _done(said, _without_empty(adata, train) if drop_empty else train(adata))
 
-
+# %% ../nbs/15_command_line.ipynb #without-empty
 def _without_empty(adata, train):
     """train(adata), again without the cells for which it says that they have no count, until there
     are none.
@@ -310,7 +310,7 @@ def _some_cells(names):
     "How many cells these are, and the first, for a message."
     return f"{len(names):,} {'cell' if len(names) == 1 else 'cells'} (first: {names[0]})"
 
-
+# %% ../nbs/15_command_line.ipynb #transfer
 @app.command()
 @ends_well
 def transfer(
@@ -389,7 +389,7 @@ def _model_in(folder, adata=None):
     folder = folder.expanduser()
     return models.load(folder / "model" if (folder / "model").exists() else folder)
 
-
+# %% ../nbs/15_command_line.ipynb #embed
 KINDS = (".h5ad", ".csv", ".npy")
 
 
@@ -448,7 +448,7 @@ def embed(
             )
         said.append((result, text))
 
-
+# %% ../nbs/15_command_line.ipynb #embedding
 def _embedding(model, adata, drop_empty):
     """(z (cells, latent), the names of the cells whose rows are NaN: without a count in the model's
     genes).
@@ -496,7 +496,7 @@ def _write_embedding(path, adata, z, key, source):
     with h5py.File(path, "r+") as file:
         _put_into_obsm(file, key, z)
 
-
+# %% ../nbs/15_command_line.ipynb #put-into-obsm
 def _put_into_obsm(file, key, z):
     "Put z into obsm of an open .h5ad file of any age."
     import anndata as ad
@@ -516,7 +516,7 @@ def _put_into_obsm(file, key, z):
             obsm.attrs[name] = value
     ad.io.write_elem(obsm, key, z)
 
-
+# %% ../nbs/15_command_line.ipynb #copy-zarr
 def _copy_zarr(folder, path):
     """A .zarr folder of anndata as an .h5ad file: matrices in parts, so that they need not fit into
     memory.
@@ -539,7 +539,7 @@ def _copy_zarr(folder, path):
             else:
                 ad.io.write_elem(file, name, ad.io.read_elem(source[name]))
 
-
+# %% ../nbs/15_command_line.ipynb #copy-group
 def _copy_group(source, file, name):
     "Layers, or raw: of its entries those that are tables are read."
     import anndata as ad
@@ -552,7 +552,7 @@ def _copy_group(source, file, name):
         else:
             _copy_matrix(source[part], group, part)
 
-
+# %% ../nbs/15_command_line.ipynb #copy-matrix
 def _copy_matrix(source, group, name, most=1 << 22):
     "A dense array, or the three of a sparse matrix, so many values at a time."
     if not hasattr(source, "shape"):
@@ -811,7 +811,7 @@ def _listed(found):
     shown["here"] = shown["here"].map({True: "yes", False: "-"})
     return shown.to_string(index=False)
 
-
+# %% ../nbs/15_command_line.ipynb #organs-fetch
 @organs_app.command("fetch")
 @ends_well
 def organs_fetch(
@@ -854,7 +854,7 @@ def organs_fetch(
             )
         )
 
-
+# %% ../nbs/15_command_line.ipynb #organs-callback
 @organs_app.callback()
 def organs_callback():
     pass

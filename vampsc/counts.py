@@ -203,7 +203,7 @@ class Counts:
         "The sum of each cell's counts, float64 (cells,)."
         return np.concatenate([[], *(cell_totals(kept) for _, _, kept in self.blocks())])
 
-
+# %% ../nbs/01_counts.ipynb #as-counts
 def as_counts(X):
     "X as Counts: a matrix of any layout (cells, genes), or Counts as they are."
     return X if isinstance(X, Counts) else Counts(X)
@@ -243,7 +243,7 @@ class _InMemory:
         data = self.csr.data
         return len(data), float(data[:: len(data) // 10_000 + 1].sum(dtype="float64"))
 
-
+# %% ../nbs/01_counts.ipynb #sparsefile
 class _SparseFile:
     "Rows of a CSR matrix in an h5ad or zarr file."
 
@@ -289,7 +289,7 @@ class _SparseFile:
         )
         return csr if np.array_equal(back, np.arange(len(indptr) - 1)) else csr[back]
 
-
+# %% ../nbs/01_counts.ipynb #densefile
 class _DenseFile:
     "Rows of a dense matrix in an h5ad or zarr file."
 
@@ -311,7 +311,7 @@ class _DenseFile:
     def mark(self):
         return self.nnz
 
-
+# %% ../nbs/01_counts.ipynb #check-open
 def _check_open(dataset):
     """Raise OSError if the h5ad file of these counts was closed; h5py itself would not say which
     file.
@@ -322,7 +322,7 @@ def _check_open(dataset):
             " cells in with adata="
         )
 
-
+# %% ../nbs/01_counts.ipynb #read-from
 _UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, zlib.error)
 
 
@@ -341,7 +341,7 @@ def _read_from(node):
             why = f"the file is damaged ({why}); get another copy of it"
         raise CountsError(f"{place}, {node.name}: {why}") from None
 
-
+# %% ../nbs/01_counts.ipynb #in-file
 def _in_file(X):
     "A source for what lies in a file and can be read by rows, else None."
     if isinstance(X, CSRDataset):
@@ -490,7 +490,7 @@ def _check_whole(X, broken, nonzero, high, elsewhere):
     )
     warnings.warn(f"{found}: these look like {hint}. They are used as they are.", stacklevel=3)
 
-
+# %% ../nbs/01_counts.ipynb #check-exact
 def _check_exact(high):
     "Warn of counts that single precision rounds."
     if high >= 2**24:
@@ -536,7 +536,7 @@ def _looked_through(X):
     low, high, broken, nonzero = np.array(found).T
     return low.min(), high.max(), int(broken.sum()), int(nonzero.sum())
 
-
+# %% ../nbs/01_counts.ipynb #of-genes
 def _of_genes(X, rows):
     "The values of some rows, without those of features that are no genes."
     return rows.data[~X.no_gene[rows.indices]] if X.no_gene.any() else rows.data
@@ -548,7 +548,7 @@ def _finite_sum(values):
         total = values.sum(dtype="float64")
     return total if np.isfinite(total) else values.sum(dtype="float64", where=np.isfinite(values))
 
-
+# %% ../nbs/01_counts.ipynb #check-counts-2
 def check_counts(X, names=None, genes=None, elsewhere=lambda: ELSEWHERE, leave_out=LEAVE_OUT):
     """Check that a matrix holds counts of cells that can be used. Every value is looked at.
 
@@ -578,7 +578,7 @@ def check_counts(X, names=None, genes=None, elsewhere=lambda: ELSEWHERE, leave_o
     _check_exact(high)
     _check_empty(X, names, leave_out)
 
-
+# %% ../nbs/01_counts.ipynb #check-empty
 def _check_empty(X, names, leave_out):
     "Raise EmptyCellsError where cells have no count in the genes that are used."
     empty = np.flatnonzero(X.totals == 0)
@@ -611,7 +611,7 @@ def _whole(matrix):
         and (v == np.floor(v)).all()
     )
 
-
+# %% ../nbs/01_counts.ipynb #where-counts-may-be-2
 def where_counts_may_be(adata, layer=None, use_raw=False):
     """Where else than in the place named by layer and use_raw an AnnData may hold raw counts, in
     words for a message.
@@ -707,7 +707,7 @@ def has_counts(adata, genes="auto", layer=None, use_raw=False):
     # NaN is not empty: it is for check_counts
     return X.totals != 0
 
-
+# %% ../nbs/01_counts.ipynb #leave-out
 def _leave_out(space, layer, use_raw, of_model):
     "What to do about cells without a count in the genes of a space: a line that can be typed."
     place = ", use_raw=True" if use_raw else "" if layer is None else f", layer={layer!r}"
@@ -738,7 +738,7 @@ def _warn_of_names(names):
         stacklevel=3,
     )
 
-
+# %% ../nbs/01_counts.ipynb #warn-of-genes
 def _warn_of_genes(space, report):
     """Warn where a mapping loses most of the counts, or finds few of the genes that were chosen for
     a model.
@@ -757,7 +757,7 @@ def _warn_of_genes(space, report):
             stacklevel=3,
         )
 
-
+# %% ../nbs/01_counts.ipynb #warn-of-missing
 def _warn_of_missing(space, X, known):
     """Say how many of a model's genes these Counts lack.
 
@@ -786,7 +786,7 @@ def whole_number(name, value, least=0):
         raise CountsError(f"{name} must be a whole number of at least {least}, not {value!r}")
     return number
 
-
+# %% ../nbs/01_counts.ipynb #real-number
 def real_number(name, value, least=None, above=None, below=None):
     """value, of Python or numpy, as a finite float within its bounds, or a CountsError that names
     them.
@@ -809,7 +809,7 @@ def real_number(name, value, least=None, above=None, below=None):
         raise CountsError(f"{name} must be a number {words}, not {value!r}")
     return number
 
-
+# %% ../nbs/01_counts.ipynb #flag
 def flag(name, value):
     "value, of Python or numpy, as a bool, or a CountsError that names it."
     if not isinstance(value, (bool, np.bool_)):
@@ -835,7 +835,7 @@ def whole_numbers(name, values, least=1):
         )
     return tuple(whole_number(f"each of {name}", value, least) for value in values)
 
-
+# %% ../nbs/01_counts.ipynb #column-name
 def column_name(name, key):
     """key, the name of one column: a str, or the number by which it is called; or a CountsError
     that names it.
@@ -847,7 +847,7 @@ def column_name(name, key):
         "adata.obs['both'] = adata.obs['one'].astype(str) + '-' + adata.obs['other'].astype(str)"
     )
 
-
+# %% ../nbs/01_counts.ipynb #column-of
 def column_of(obs, key, what=""):
     """The column of that name.
 
@@ -888,7 +888,7 @@ def _mask_or_positions(indices, what="indices"):
         f" ({cells.dtype}){names}"
     )
 
-
+# %% ../nbs/01_counts.ipynb #mask-of-objects
 def _mask_of_objects(cells):
     """A mask whose entries are objects as one of bool; CountsError where some are missing.
 
@@ -904,7 +904,7 @@ def _mask_of_objects(cells):
         )
     return cells.astype(bool)
 
-
+# %% ../nbs/01_counts.ipynb #cell-positions-2
 def cell_positions(indices, n, what="indices"):
     """Positions of cells, an int array from 0 to n - 1.
 
@@ -984,7 +984,7 @@ class Split:
 def _is_share(value):
     return isinstance(value, (int, float, np.number)) and 0 <= value < 1
 
-
+# %% ../nbs/01_counts.ipynb #split-cells-2
 def split_cells(n, seed=0, validation=0.1, test=0.1):
     """Divide n cells at random into training, validation and test.
 

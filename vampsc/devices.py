@@ -49,7 +49,7 @@ def all_devices():
     finally:
         _meant = before
 
-
+# %% ../nbs/18_devices.ipynb #mirrored
 @functools.cache
 def _mirrored(names):
     "One strategy for the whole program: two on the same devices would mix up what they exchange."
@@ -146,7 +146,7 @@ class Sharing:
         for name, few in ((k, len(v)) for k, v in cells.items() if len(v) < self.n):
             raise ValueError(f"{few} {name} cells are too few for {self.n} devices.")
 
-
+# %% ../nbs/18_devices.ipynb #sharing-2
 def sharing():
     "The Sharing in force here."
     if _distribution() is None:
@@ -198,7 +198,7 @@ def spread(train):
 
     return on_all_devices
 
-
+# %% ../nbs/18_devices.ipynb #in-its-strategy
 def _in_its_strategy(network):
     "The scope of the strategy that the network was made in."
     strategy = network.distribute_strategy
@@ -221,7 +221,7 @@ def _on_jax_devices(network, distribution):
     finally:
         _lay_out(network, lambda v: None)
 
-
+# %% ../nbs/18_devices.ipynb #lay-out
 def _lay_out(network, layout):
     "Put each variable where layout(variable) says; None: on this process's own first device."
     optimizer = getattr(network, "optimizer", None)

@@ -96,7 +96,7 @@ def path_in(folder, name):
         )
     return Path(folder) / name
 
-
+# %% ../nbs/12_downloads.ipynb #unfit
 def _unfit(name):
     "Why a name cannot be used, in words; empty where it can."
     if not name.strip():
@@ -129,7 +129,7 @@ def sha256(path):
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
-
+# %% ../nbs/12_downloads.ipynb #records
 def records(folder):
     """What is written down of the files of a folder.
 
@@ -152,7 +152,7 @@ def records(folder):
         f"{path} cannot be read; delete it, and the files' checksums are written down anew"
     )
 
-
+# %% ../nbs/12_downloads.ipynb #is-record
 def _is_record(entry):
     "Is this what `records` has of a file?"
     return (
@@ -175,7 +175,7 @@ def _record(path, digest, address):
         with whole(path.parent / RECORDS) as new:
             new.write_text(json.dumps(known, indent=1, sort_keys=True))
 
-
+# %% ../nbs/12_downloads.ipynb #verify
 # what a folder answers that takes nothing more
 UNWRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT}
 
@@ -247,7 +247,7 @@ SAID = {
 def _size(n):
     return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB" if n >= 1e5 else f"{n:,} bytes"
 
-
+# %% ../nbs/12_downloads.ipynb #refuse
 def _refuse(reply, address):
     "Raise where the reply is no file."
     server = _host(address)
@@ -263,7 +263,7 @@ def _refuse(reply, address):
             f"{in_words(address)}"
         )
 
-
+# %% ../nbs/12_downloads.ipynb #within
 def _within(seconds, function):
     "What a function returns or raises; requests.Timeout where it takes longer."
     found = queue.Queue()
@@ -283,7 +283,7 @@ def _within(seconds, function):
         raise error
     return value
 
-
+# %% ../nbs/12_downloads.ipynb #session
 class _Session(requests.Session):
     """Follows no redirection: for that it would read the page that comes with it, of whatever
     length, to its end.
@@ -295,7 +295,7 @@ class _Session(requests.Session):
     def leads_to(self, reply):
         return super().get_redirect_target(reply)
 
-
+# %% ../nbs/12_downloads.ipynb #get
 def _get(session, address, headers):
     "The beginning of a reply, after redirections."
     for _ in range(REDIRECTS + 1):
@@ -340,7 +340,7 @@ def _range(reply):
         return None
     return int(said[1]), int(said[2]), None if said[3] == "*" else int(said[3])
 
-
+# %% ../nbs/12_downloads.ipynb #version
 def _version(part):
     """(mark, length of the whole or None, server) of what has come; an empty mark where nothing
     tells.
@@ -367,7 +367,7 @@ def _goes_on(reply, part, mark, length):
         theirs == mark and (told[2] or length) is not None and told[2] in (None, length or told[2])
     )
 
-
+# %% ../nbs/12_downloads.ipynb #ask-2
 def _ask(address, part, session, from_start=False):
     "The server's reply: the rest (206), where it is that of the part, else all (200)."
     mark, length, source = _version(part)
@@ -419,7 +419,7 @@ def _blocks(reply):
     if slow:
         raise requests.Timeout(f"less than {SLOWEST} bytes a second came")
 
-
+# %% ../nbs/12_downloads.ipynb #length
 def _length(reply):
     "How long the body is, as the server says; None if it does not."
     said = reply.headers.get("Content-Length", "")
@@ -449,7 +449,7 @@ def _bounds(reply, part):
         return first, last + 1 - first, length or _version(part)[1]
     return 0, _length(reply), _length(reply)
 
-
+# %% ../nbs/12_downloads.ipynb #opened
 def _opened(part, reply, address, length):
     """The part, to be written on, or anew; then the mark of the old version goes first, and that of
     the new one comes last.
@@ -465,7 +465,7 @@ def _opened(part, reply, address, length):
     )
     return file
 
-
+# %% ../nbs/12_downloads.ipynb #over-one-connection
 def _over_one_connection(address, part, session, progress):
     "Whatever comes is added to the part. An error of requests or urllib3 where it ends too early."
     with _ask(address, part, session) as reply:
@@ -498,7 +498,7 @@ def _over_one_connection(address, part, session, progress):
     if not got:
         raise DownloadError(f"{_host(address)} sent an empty file: {in_words(address)}")
 
-
+# %% ../nbs/12_downloads.ipynb #bounded
 def _bounded(part, file, address):
     """Raise where a file of unknown length has become too long; it cannot be gone on with, and its
     mark is taken away.
@@ -544,7 +544,7 @@ def _counts(part):
     """
     return min(CHUNK, max((_version(part)[1] or CHUNK) // 100, 1))
 
-
+# %% ../nbs/12_downloads.ipynb #fetch-from-2
 def _fetch_from(address, part, progress):
     """All of the file into the part, over as many connections as it takes while each brings
     something.
@@ -568,7 +568,7 @@ def _fetch_from(address, part, progress):
             except (requests.RequestException, ValueError) as error:
                 raise DownloadError(f"{_why(error)}: {in_words(address)}") from None
 
-
+# %% ../nbs/12_downloads.ipynb #kept
 def _kept(part):
     "What is said of what has come."
     if not part.exists() or not part.stat().st_size:
@@ -619,7 +619,7 @@ def fetch(addresses, path, expected=None, progress=True):
             " environment variable VAMPSC_CACHE names another folder",
         ) from None
 
-
+# %% ../nbs/12_downloads.ipynb #fetched
 def _fetched(addresses, path, expected, progress):
     "The file from the first of the addresses that gives it; no other process is at it."
     part = path.with_name(f"{path.name}.part")
@@ -650,7 +650,7 @@ def _fetched(addresses, path, expected, progress):
         )
     )
 
-
+# %% ../nbs/12_downloads.ipynb #forget
 def _forget(part):
     for file in (part, _beside(part)):
         file.unlink(missing_ok=True)
@@ -692,7 +692,7 @@ def fetch_json(address):
             f"{_host(address)} answers something else than JSON: {in_words(address)}"
         ) from None
 
-
+# %% ../nbs/12_downloads.ipynb #body
 def _body(address):
     "All that an address gives, in memory."
     body = bytearray()

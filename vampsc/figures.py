@@ -102,7 +102,7 @@ def _categorical(labels):
 
     return labels.astype(pd.CategoricalDtype(sorted(labels.dropna().unique(), key=natural)))
 
-
+# %% ../nbs/10_figures.ipynb #category-colours-2
 def category_colours(labels):
     """A colour for each category of labels: a dict from category to a hex string, in order.
 
@@ -130,7 +130,7 @@ def _legend(figure, names, colours, columns):
         labelspacing=0.35,
     )
 
-
+# %% ../nbs/10_figures.ipynb #legend-room
 def _legend_room(names, colours, height):
     """Columns, width and height in inches of the legend: the fewest columns, up to 3, that fit the
     height.

@@ -78,7 +78,7 @@ def written(folder):
     notes = [note for note in Path(folder).glob(f"{NOTE}*") if note.is_file()]
     return {name for note in notes for name in note.read_text(errors="replace").splitlines()}
 
-
+# %% ../nbs/21_files.ipynb #claim-2
 def claim(folder, purpose, names, overwrite=False, ours=False):
     """Make a folder for files of one purpose; stop where one of them is there and is somebody
     else's.
@@ -105,7 +105,7 @@ def claim(folder, purpose, names, overwrite=False, ours=False):
         new.write_text("".join(f"{name}\n" for name in dict.fromkeys([*noted, *names])))
     return folder
 
-
+# %% ../nbs/21_files.ipynb #only
 def only(folder, names, what, known=None):
     """Stop where a folder that will be replaced as one is somebody else's; overwriting is no remedy
     here.
@@ -174,7 +174,7 @@ def standing(folder):
     )
     return old
 
-
+# %% ../nbs/21_files.ipynb #bring-back
 def bring_back(folder):
     """Give a folder its name again, if it is where `standing` looks for it.
 
@@ -199,12 +199,12 @@ def _aside(folder):
 def _put_aside(folder):
     return list(folder.parent.glob(f".{glob.escape(folder.name)}.*.old"))
 
-
+# %% ../nbs/21_files.ipynb #real
 # behind symbolic links; one that leads in a circle is itself
 def _real(path):
     return Path(os.path.realpath(path))
 
-
+# %% ../nbs/21_files.ipynb #whole-folder-2
 @contextlib.contextmanager
 def whole_folder(path):
     """A folder to write into, which becomes `path` at the end; if anything fails, what was there
@@ -279,7 +279,7 @@ def alone(path, wait=True):
             holder.unlink(missing_ok=True)
             lock.release()
 
-
+# %% ../nbs/21_files.ipynb #acquire
 def _acquire(lock, holder, path, wait):
     "Take the lock, and note who has it. False on a file system without locks."
     try:
@@ -315,7 +315,7 @@ def _acquire(lock, holder, path, wait):
     )
     return True
 
-
+# %% ../nbs/21_files.ipynb #named
 def _named(holder):
     "Who holds a lock, in words."
     try:

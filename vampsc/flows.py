@@ -47,7 +47,7 @@ class _Masked(keras.constraints.Constraint):
     def __call__(self, kernel):
         return kernel * ops.cast(self.mask, kernel.dtype)
 
-
+# %% ../nbs/05_flows.ipynb #maskeddense
 class MaskedDense(layers.Layer):
     """A dense layer whose kernel is multiplied by `mask`: (cells, in) -> (cells, out).
 

@@ -87,7 +87,7 @@ def _is_missing_word(label):
     "Is this text blank, or a word that a program writes in place of a missing label?"
     return isinstance(label, str) and label.strip() in MISSING_WORDS
 
-
+# %% ../nbs/00_genes.ipynb #as-word
 def _as_word(label):
     return str(label).strip().casefold()
 
@@ -109,7 +109,7 @@ def unlabelled_words(unlabelled=None):
         )
     return [word.strip() for word in unlabelled if word.strip()]
 
-
+# %% ../nbs/00_genes.ipynb #missing-labels-2
 def missing_labels(labels, unlabelled=None):
     """Which labels of cells are missing: NaN, None, blank, one of MISSING_WORDS, or one that is
     said to be none.
@@ -127,7 +127,7 @@ def missing_labels(labels, unlabelled=None):
     words = np.fromiter(map(missing, values), bool, len(values))
     return values.isna().to_numpy() | words
 
-
+# %% ../nbs/00_genes.ipynb #check-words
 def check_words(labels, unlabelled=None):
     """Warn of labels that look like none, such as "unknown", and of words for a missing one that no
     cell has.
@@ -325,7 +325,7 @@ def protein_coding(path):
         )
     return pd.DataFrame(sorted(rows), columns=["id", "symbol"])
 
-
+# %% ../nbs/00_genes.ipynb #ensembl-2
 def _ensembl(release, name):
     """A release of Ensembl: its table is kept in the user's cache as a csv, made of the GTF where
     it is not there yet or is damaged.
@@ -414,7 +414,7 @@ def _plain(name):
     "A name of a column or a type in lower case, with single spaces between its words."
     return re.sub(r"[\W_]+", " ", str(name).lower()).strip()
 
-
+# %% ../nbs/00_genes.ipynb #types-in
 def _types_in(values):
     """Of a column of feature types, the type where it is no gene's, else None.
 
@@ -427,7 +427,7 @@ def _types_in(values):
     # the last answers for -1
     return np.append(np.where(other, np.asarray(types, object), None), None)[codes]
 
-
+# %% ../nbs/00_genes.ipynb #other-features
 def other_features(var):
     """Which features are said to be no genes, as in CITE-seq or multiome data.
 
@@ -445,7 +445,7 @@ def other_features(var):
         found = np.where(np.equal(found, None), types, found)
     return found
 
-
+# %% ../nbs/00_genes.ipynb #is-gene
 def _is_gene(adata):
     "Which features are genes, bool (features,). GeneSpaceError if none is."
     types = other_features(adata.var)
@@ -503,7 +503,7 @@ def _some_of(names, most=1000):
     "Some of many names, evenly spread: enough to say of what kind they are."
     return names[:: len(names) // most + 1]
 
-
+# %% ../nbs/00_genes.ipynb #mostly
 def _mostly(names, pattern):
     "Do most of these names (an array of text) begin like the pattern?"
     like = re.compile(pattern).match
@@ -521,7 +521,7 @@ def _like_mouse(names):
     capital = [name.upper() for name in _some_of(names) if re.match(pattern, name)]
     return 4 * np.isin(capital, GeneSpace.load("gencode-48").symbols).sum() >= len(capital)
 
-
+# %% ../nbs/00_genes.ipynb #species
 def _species(names):
     """Whose genes most of these names are, told by the prefix of Ensembl or by the case of symbols;
     empty if that is not known.
@@ -538,7 +538,7 @@ def _stripped(values):
     "Text without spaces around it, an object array; what is no text becomes empty."
     return np.array([v.strip() if isinstance(v, str) else "" for v in values], dtype=object)
 
-
+# %% ../nbs/00_genes.ipynb #names-in-2
 def _names_in(adata):
     """Lists of candidate identifiers and of candidate symbols (each an array over the data's
     genes), best first.
@@ -590,7 +590,7 @@ def _by_ids(space, ids, n):
         else _look_up(space.ids, ids, np.full(n, -1))
     )
 
-
+# %% ../nbs/00_genes.ipynb #by-symbols
 def _by_symbols(space, names, symbols, n):
     """Positions of n genes by their candidate symbols, or -1; orthologs often share a symbol, so
     that it must be of the same species.
@@ -601,7 +601,7 @@ def _by_symbols(space, names, symbols, n):
         return np.full(n, -1)
     return _look_up(space.symbols, symbols, np.full(n, -1), refuse=space.ambiguous)
 
-
+# %% ../nbs/00_genes.ipynb #place
 def _place(space, adata):
     """Positions of the data's genes in a whole space, which of them were found by identifier,
     ambiguous symbols, and which disagree.
@@ -622,7 +622,7 @@ def _place(space, adata):
     _check_agreement(space, adata, disagree, both, of_id, of_symbol)
     return where, by_id, ambiguous, disagree
 
-
+# %% ../nbs/00_genes.ipynb #check-agreement
 def _check_agreement(space, adata, disagree, both, of_id, of_symbol):
     """Raise GeneSpaceError where most identifiers are not those of the symbols beside them, as in a
     table whose rows were mixed up.
@@ -649,7 +649,7 @@ def _placed(space, adata):
         where = np.where(where >= 0, in_part[where], where)
     return where, by_id & (where >= 0), ambiguous, disagree & (where >= 0)
 
-
+# %% ../nbs/00_genes.ipynb #positions-2
 def positions(space, adata):
     """Where each gene of the data lies in the space.
 
@@ -677,7 +677,7 @@ def positions(space, adata):
 class DamagedError(GeneSpaceError):
     "A sparse matrix whose pointers or indices cannot be right."
 
-
+# %% ../nbs/00_genes.ipynb #check-pointers
 # what the pointers divide, and the indices count
 _AXES = {"csr": ("row", "column"), "csc": ("column", "row")}
 
@@ -709,7 +709,7 @@ def check_pointers(indptr, n, entries, kind="csr"):
         f"the sparse matrix is damaged: {wrong}; read it again, or get another copy of it"
     )
 
-
+# %% ../nbs/00_genes.ipynb #check-indices
 def check_indices(indices, n, kind="csr", start=0):
     """DamagedError unless the indices of a sparse matrix are from 0 to n - 1; their order is free,
     repeats are allowed.
@@ -735,7 +735,7 @@ def check_indices(indices, n, kind="csr", start=0):
         f" {indices[first]}); read it again, or get another copy of it"
     )
 
-
+# %% ../nbs/00_genes.ipynb #check-sparse-2
 def check_sparse(data, indices, indptr, kind, shape):
     """DamagedError unless scipy and compiled code, which trust these arrays, can use them as a
     sparse matrix.
@@ -755,7 +755,7 @@ def check_matrix(matrix):
         return
     check_sparse(matrix.data, matrix.indices, matrix.indptr, matrix.format, matrix.shape)
 
-
+# %% ../nbs/00_genes.ipynb #pointers-of
 def pointers_of(dataset):
     """The `native` pointers of a sparse matrix in a file (anndata's CSRDataset or CSCDataset),
     after `check_pointers`.
@@ -766,7 +766,7 @@ def pointers_of(dataset):
     check_pointers(indptr, dataset.shape[dataset.format == "csc"], entries, dataset.format)
     return indptr
 
-
+# %% ../nbs/00_genes.ipynb #check-in-file
 # matrices in files whose indices were seen to be right
 _LOOKED_THROUGH = set()
 
@@ -790,7 +790,7 @@ def _check_in_file(dataset, block=1 << 22):
     if mark is not None:
         _LOOKED_THROUGH.add(mark)
 
-
+# %% ../nbs/00_genes.ipynb #mark-of
 def _mark_of(dataset):
     """What a dataset of an h5ad file is known by until the file is written to; None for one of
     zarr, or of a file that is gone.
@@ -829,7 +829,7 @@ def _check_matrix(matrix):
         )
     return matrix
 
-
+# %% ../nbs/00_genes.ipynb #native
 def native(values):
     """Numbers as compiled code knows them: in the machine's byte order, half precision as single,
     unsigned 64-bit as signed.
@@ -845,7 +845,7 @@ def native(values):
         return values.astype("int64")
     return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
 
-
+# %% ../nbs/00_genes.ipynb #native-sparse
 _COMPRESSED = {"csr": sparse.csr_matrix, "csc": sparse.csc_matrix}
 
 
@@ -862,7 +862,7 @@ def native_sparse(matrix):
         return matrix
     return _COMPRESSED[matrix.format](parts, shape=matrix.shape)
 
-
+# %% ../nbs/00_genes.ipynb #sparse-of
 def sparse_of(group, kind, shape):
     """A sparse matrix out of the group of an h5ad or zarr file, of any number types.
 
@@ -886,7 +886,7 @@ def compressed(data, indices, indptr, kind, shape):
     check_sparse(*parts, kind, shape)
     return _COMPRESSED[kind](parts, shape=shape)
 
-
+# %% ../nbs/00_genes.ipynb #csr-float32-2
 def csr_float32(matrix, block=4096):
     """Counts of any layout as CSR in single precision with sorted indices; the input is never
     changed.
@@ -940,7 +940,7 @@ def layer_names(adata):
     "The layers of an AnnData beside X, as a list: from anndata 0.13 on X is the layer None."
     return [name for name in adata.layers if name is not None]
 
-
+# %% ../nbs/00_genes.ipynb #values-of
 def values_of(adata, layer=None):
     """X of an AnnData, or the named layer, (cells, genes), as it is: X of a backed one is still in
     its file.
@@ -965,7 +965,7 @@ def values_of(adata, layer=None):
         raise GeneSpaceError(f"adata.X is empty: pass layer=; layers: {listed(layer_names(adata))}")
     return values
 
-
+# %% ../nbs/00_genes.ipynb #check-source
 def _check_source(adata, layer=None, use_raw=False):
     "DamagedError unless the matrix of which a view shows a part can be used."
     # None where it is no view
@@ -987,7 +987,7 @@ def some_cells(adata, which):
         _check_any(adata.raw.X)
     return adata[which]
 
-
+# %% ../nbs/00_genes.ipynb #check-adata
 def _check_adata(adata):
     "Raise TypeError unless this is an AnnData."
     if isinstance(adata, anndata.AnnData):
@@ -1038,7 +1038,7 @@ def raw_of(adata):
         )
         return anndata.AnnData(adata.raw.X, obs=adata.obs, var=adata.raw.var)
 
-
+# %% ../nbs/00_genes.ipynb #check-places
 def check_places(layer, use_raw):
     "Raise GeneSpaceError where both layer and use_raw say where the counts are."
     if use_raw and layer is not None:
@@ -1088,7 +1088,7 @@ def _some(names, number, n=5):
     rest = ", ..." if number > len(names[:n]) else ""
     return f" ({listed(names[:n])}{rest})"
 
-
+# %% ../nbs/00_genes.ipynb #report-text-2
 def _report_text(r):
     "The report as one paragraph."
     share = (
@@ -1182,7 +1182,7 @@ def project(csr, where, n):
     placed.sort_indices()
     return placed
 
-
+# %% ../nbs/00_genes.ipynb #mapping
 def mapping(space, adata, min_recognised=MIN_RECOGNISED):
     """Where each gene of the data lies in the space, as in `positions`, and a MappingReport; no
     count is looked at.
@@ -1216,7 +1216,7 @@ def mapping(space, adata, min_recognised=MIN_RECOGNISED):
         )
     return where, report
 
-
+# %% ../nbs/00_genes.ipynb #report
 def _report(space, adata, where, by_id, ambiguous, disagree):
     "The MappingReport of places in the space, before any count is looked at."
     used, times = np.unique(where[where >= 0], return_counts=True)
@@ -1237,7 +1237,7 @@ def _report(space, adata, where, by_id, ambiguous, disagree):
         disagreeing=int(disagree.sum()),
     )
 
-
+# %% ../nbs/00_genes.ipynb #way-to-human
 def _way_to_human(adata, before=""):
     "How mouse genes get a place among human ones, for a message; empty for other data."
     of_mouse = _species(_stripped(adata.var_names.astype(str))) == "mouse or rat"
@@ -1290,7 +1290,7 @@ def _subset(space, which):
     whole = space if space.whole is None else space.whole
     return GeneSpace(name, space.ids[which], space.symbols[which], whole)
 
-
+# %% ../nbs/00_genes.ipynb #to-dict
 def _to_dict(space):
     "GeneSpace.to_dict: plain lists, ready for JSON."
     return {
@@ -1314,7 +1314,7 @@ def _usual_names(space, places, own):
         object
     )
 
-
+# %% ../nbs/00_genes.ipynb #ownnames
 @dataclass(frozen=True, eq=False)
 class OwnNames:
     """What a data set calls the genes of a space, and in which order it has them.

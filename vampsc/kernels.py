@@ -48,7 +48,7 @@ def _gpus():
 
     return len(tf.config.list_logical_devices("GPU"))
 
-
+# %% ../nbs/17_speed.ipynb #use-path
 @contextlib.contextmanager
 def use_path(path):
     """Within `with use_path(...):`, compute by another path: "compiled" (kernels of this chapter;
@@ -94,7 +94,7 @@ class _Kept(FunctionCache):
         with contextlib.suppress(OSError):
             super().save_overload(sig, data)
 
-
+# %% ../nbs/17_speed.ipynb #jit
 def _jit(fastmath=("contract",), **options):
     """numba.njit that keeps its machine code for the next session, where there is a folder to write
     to.
@@ -242,7 +242,7 @@ def _unit_deviance(t):
     w = max(F(1) + t, F(1e-30))
     return series if small else w * _log(w) - (w - F(1))
 
-
+# %% ../nbs/17_speed.ipynb #stirling-error
 @_inlined
 def _stirling_error(y):
     "likelihood.stirling_error"
@@ -335,7 +335,7 @@ def _sum(values):
         s += v
     return s
 
-
+# %% ../nbs/17_speed.ipynb #nb
 @_parallel
 def _nb(x, a, b, target_sum, curve, scale, log_prob, by_a, by_b):
     """log NB of each cell (the sum over genes), and scale times its derivatives by both heads; all
@@ -381,7 +381,7 @@ def _nb(x, a, b, target_sum, curve, scale, log_prob, by_a, by_b):
                 da[at[j]], db[at[j]] = w[9, j] * w[2, at[j]], w[10, j] * w[3, at[j]]
         log_prob[i] = cell
 
-
+# %% ../nbs/17_speed.ipynb #scaled
 @_parallel
 def _scaled(a, b, scale, out_a, out_b):
     "Two matrices (cells, genes), each row times its entry of scale."
@@ -414,7 +414,7 @@ class _Memory:
             blocks.append(np.empty(size, np.uint8))
             return blocks[-1]
 
-
+# %% ../nbs/17_speed.ipynb #aligned
 _memory = _Memory()
 
 
@@ -427,7 +427,7 @@ def _aligned(shape):
     start = -memory.ctypes.data % 64
     return memory[start : start + size].view(np.float32).reshape(shape)
 
-
+# %% ../nbs/17_speed.ipynb #on-host
 # TensorFlow would call two at once, and not every numba can do that
 _one_at_a_time = threading.Lock()
 
@@ -523,7 +523,7 @@ def fits_on_device(X):
     limit = (device.memory_stats() or {}).get("bytes_limit", 0) if device.platform != "cpu" else 0
     return X.nnz < 2**31 and 8 * X.nnz < limit / 3
 
-
+# %% ../nbs/17_speed.ipynb #rowsondevice
 class RowsOnDevice:
     """Called with positions (n,), it gives rows of X as a dense float32 JAX array (n, genes), from
     a copy that stays on the device.
@@ -559,7 +559,7 @@ class RowsOnDevice:
 
         return self.read(*self.arrays, jnp.asarray(rows, "int32"))
 
-
+# %% ../nbs/17_speed.ipynb #row-reader
 def row_reader(X, on_device=None):
     """A function positions (n,) -> dense float32 (n, genes), rows of Counts X (cells, genes), by
     the fastest way that there is.
@@ -630,7 +630,7 @@ def _strength(variable):
     r = variable.regularizer
     return (F(0), F(0)) if r is None else (F(getattr(r, "l1", 0)), F(getattr(r, "l2", 0)))
 
-
+# %% ../nbs/17_speed.ipynb #penalty-2
 def penalty(variables):
     """The sum of the variables' L1/L2 penalties, compiled, without a derivative (`adam_in_place`
     adds that).
@@ -725,7 +725,7 @@ def updates_in_place():
 
     return not tf.config.functions_run_eagerly() and _shares_memory()
 
-
+# %% ../nbs/17_speed.ipynb #shares-memory
 @functools.cache
 def _shares_memory():
     "Tried out on a small variable."
@@ -814,7 +814,7 @@ def reading_of(X, batch_size):
         X.batch,
     )
 
-
+# %% ../nbs/17_speed.ipynb #reading-on-host
 def _reading_on_host(X, batch_size, small):
     """The Reading of Counts X within a TensorFlow function.
 
@@ -866,7 +866,7 @@ def each_minibatch(network, step, *arguments, lone=False):
     several = _each_on_tensorflow if backend.backend() == "tensorflow" else _each_on_jax
     return several(network, step, *arguments, lone)
 
-
+# %% ../nbs/17_speed.ipynb #each-on-tensorflow
 def _each_on_tensorflow(network, step, data, lone):
     import tensorflow as tf
 
@@ -883,7 +883,7 @@ def _each_on_tensorflow(network, step, data, lone):
     tf.while_loop(lambda i: i < steps, one, (0,))
     return network.get_metrics_result()
 
-
+# %% ../nbs/17_speed.ipynb #each-on-jax
 def _each_on_jax(network, step, state, data, lone):
     import jax
 
@@ -949,7 +949,7 @@ def traced(network, names):
         return types.SimpleNamespace(**{name: _jitted(network, f) for name, f in functions.items()})
     return network
 
-
+# %% ../nbs/17_speed.ipynb #jitted
 def _jitted(network, function):
     import jax
 

@@ -195,7 +195,7 @@ def _components_of_halves(a, b, share):
     before = np.clip(eigenvalues[: k - 1], 0, None).sum()
     return k, k - 1 + min(max((share * total - before) / last, 0.0), 1.0)
 
-
+# %% ../nbs/09_metrics.ipynb #n-components-split-half-2
 def n_components_split_half(mean_a, mean_b, share=0.95, n_noisier=8):
     """PCs95 from two independent Monte Carlo means of E[z|x], without the variance of their noise
     and what it takes from the count.
@@ -257,7 +257,7 @@ def n_labelled(labels, unlabelled=None):
     """
     return int((_label_codes(labels, unlabelled) >= 0).sum())
 
-
+# %% ../nbs/09_metrics.ipynb #check-labels
 def check_labels(labels, what="Judging by labels", unlabelled=None):
     """Raise ValueError unless there are two different labels and one of them has two cells, as
     `silhouette` and its like need.
@@ -304,7 +304,7 @@ def _total(values):
         total += v
     return total
 
-
+# %% ../nbs/09_metrics.ipynb #tile-sums-2
 @kernels._jit(nogil=True)
 def _tile_sums(squares, row_types, ends, by_row, by_column):
     """Add up the roots of a tile of squared distances, by type.
@@ -339,7 +339,7 @@ def _tile(left, right, codes, rows, columns):
     _tile_sums(squares, codes[rows] - of_rows.start, ends, by_row, by_column)
     return by_row, by_column.T, of_rows, of_columns
 
-
+# %% ../nbs/09_metrics.ipynb #distance-sums-2
 def _distance_sums(z, codes, block_size, other=None):
     """Sums over each type of the Euclidean distances from every cell: (cells, types).
 
@@ -419,7 +419,7 @@ def _silhouettes(z, labels, block_size, other=None, unlabelled=None):
     widths[by_type] = _widths(sums, codes[by_type], sizes)
     return widths
 
-
+# %% ../nbs/09_metrics.ipynb #silhouette-samples-2
 def silhouette_samples(z, labels, block_size=1024, unlabelled=None):
     """Silhouette of each cell with respect to its label, Euclidean, exact (Rousseeuw 1987).
 
@@ -566,7 +566,7 @@ def _expression(counts, name):
         )
     return np.log1p(1e4 * x / np.maximum(x.sum(1, keepdims=True), 1)).astype("float32")
 
-
+# %% ../nbs/09_metrics.ipynb #two-samples-2
 def _two_samples(real, invented, most, rng):
     """Log-normalised expression of equally many real and invented cells, drawn where there are
     more, and at most `most` of each.

@@ -392,7 +392,7 @@ def build_network(a, n_genes, seed=0, prior=None):
     with _layers_in(a.precision):
         return _built_network(a, n_genes, seed, prior)
 
-
+# %% ../nbs/07_models.ipynb #built-network
 def _built_network(a, n_genes, seed, prior=None):
     seeds = new_seeds(seed)
     penalty = dict(l1=a.l1, l2=a.l2)
@@ -505,7 +505,7 @@ def _genes_of_column(adata, column):
 def _is_mask(values):
     return len(values) > 0 and all(isinstance(value, (bool, np.bool_)) for value in values)
 
-
+# %% ../nbs/07_models.ipynb #list-of-genes
 def _list_of_genes(what, value, adata):
     """Names of genes as a list: of one name, a row of names, or a mask of the data's genes.
 
@@ -525,7 +525,7 @@ def _list_of_genes(what, value, adata):
         )
     return [str(name) for name in value]
 
-
+# %% ../nbs/07_models.ipynb #genes-to-keep
 def genes_to_keep(what, value, adata, data, where, space):
     """The places in a gene space of genes that a user names: an int array, ascending.
 
@@ -574,7 +574,7 @@ def genes_to_keep(what, value, adata, data, where, space):
         )
     return np.array(keep, int)
 
-
+# %% ../nbs/07_models.ipynb #only-there
 def _only_there(space, X, mapping):
     """Positions of the genes that the data have; None where these are half of the space or more, or
     it is a part itself.
@@ -613,7 +613,7 @@ def _alike(name, others):
 
     return next((other for other in others if other != name and plain(other) == plain(name)), None)
 
-
+# %% ../nbs/07_models.ipynb #names-of-batches
 def _names_of_batches(adata, key):
     """The name of each cell's batch, a Series (cells,).
 
@@ -637,7 +637,7 @@ def _names_of_batches(adata, key):
         )
     return names
 
-
+# %% ../nbs/07_models.ipynb #batch-codes-2
 def batch_codes(adata, key, names=None):
     """The batch of each cell, an int array (cells,), and the names of the batches: those in
     obs[key], sorted, or `names`.
@@ -671,7 +671,7 @@ def batch_codes(adata, key, names=None):
         )
     return values.map(known).to_numpy(int), list(names)
 
-
+# %% ../nbs/07_models.ipynb #warn-if-alike
 def _warn_if_alike(key, name, others):
     "Warn where a name differs from one of the others only by case or blanks."
     other = _alike(name, others)
@@ -727,7 +727,7 @@ def _hint(name, known=()):
     """
     return f"; here it is {INSTEAD[name]}" if name in INSTEAD else genes.nearest(name, known)
 
-
+# %% ../nbs/07_models.ipynb #settled
 def _settled(name, value):
     """The value of an argument, checked and made Python's, if it is one of those that many verbs
     have.
@@ -736,7 +736,7 @@ def _settled(name, value):
         return whole_number(name, value, WHOLE[name])
     return flag(name, value) if name in FLAGS else value
 
-
+# %% ../nbs/07_models.ipynb #verb
 def verb(method):
     """A method whose arguments are checked before it begins; in a forked process it stops instead
     of waiting for ever.
@@ -766,7 +766,7 @@ def verb(method):
 
     return checked
 
-
+# %% ../nbs/07_models.ipynb #standard-error
 def _standard_error(values):
     "Of the mean over cells; NaN for a single cell."
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
@@ -1039,7 +1039,7 @@ def importance_bound(log_weights):
     )
     return first - np.log(n), np.sqrt(relative_variance)
 
-
+# %% ../nbs/07_models.ipynb #log-odds-of-both
 def log_odds_of_both(draws):
     """Logarithms of twice the shares of posterior and prior among so many draws in turn, float32
     (2,); 0 where they are even.
@@ -1660,7 +1660,7 @@ def _write_through(path, content):
         file.flush()
         os.fsync(file.fileno())
 
-
+# %% ../nbs/07_models.ipynb #naming
 @contextlib.contextmanager
 def _naming(path):
     "Within: an OSError of the system's says what it was about."
@@ -1676,7 +1676,7 @@ def _naming(path):
             str(path),
         ) from None
 
-
+# %% ../nbs/07_models.ipynb #read-listed
 def _read_listed(folder):
     """{name: bytes} of the files in the list of checksums.
 
@@ -1707,7 +1707,7 @@ def _read_listed(folder):
         raise ValueError(f"{altered}: it does not list {left_out[0]}{_AGAIN}")
     return files
 
-
+# %% ../nbs/07_models.ipynb #read-whole
 def _read_whole(folder):
     """The files of a saved model, {name: bytes}, read once: what was compared is what is loaded.
 
@@ -1729,7 +1729,7 @@ def _read_whole(folder):
         "load it when the other process is done."
     )
 
-
+# %% ../nbs/07_models.ipynb #moment
 def _moment(folder):
     "What tells a folder from the one that replaces it; None where there is none."
     try:
@@ -1753,7 +1753,7 @@ def _is_saved(folder):
     except (OSError, ValueError, AttributeError):
         return False
 
-
+# %% ../nbs/07_models.ipynb #new-folder
 @contextlib.contextmanager
 def _new_folder(path, overwrite):
     """A folder to write into, which takes its name when all is written; if anything fails, what was
@@ -1864,7 +1864,7 @@ class CellMarks:
             f" {names[strange[0]]}){OTHER_CELLS}"
         )
 
-
+# %% ../nbs/07_models.ipynb #same-totals
 def _same_totals(one, other):
     return np.isclose(one, other, rtol=1e-5, atol=0)
 
@@ -1906,7 +1906,7 @@ class _InMemory(io.BytesIO):
     def __str__(self):
         return "model.weights.h5"
 
-
+# %% ../nbs/07_models.ipynb #persistence-2
 class Persistence:
     "Verbs that write and read a folder: mixed into CountAutoencoder."
 
@@ -2219,7 +2219,7 @@ def _genes_of(d):
         _genes_of(d["whole"])
     return genes.GeneSpace.from_dict(d)
 
-
+# %% ../nbs/07_models.ipynb #split-of
 def _split_of(d, marks, library):
     """The Split of what its to_dict wrote.
 
@@ -2238,7 +2238,7 @@ def _split_of(d, marks, library):
         )
     return split
 
-
+# %% ../nbs/07_models.ipynb #batches-of
 def _batches_of(d, n_batches, n_cells):
     """Batches as `_assemble` takes them, or None for a model that knows none.
 
@@ -2256,7 +2256,7 @@ def _batches_of(d, n_batches, n_cells):
         )
     return {"key": column_name("key", d["key"]), "names": names, "of_library": codes}
 
-
+# %% ../nbs/07_models.ipynb #check-sizes
 def _check_sizes(weights, a, n_genes):
     """ValueError where no array of a weights file has a length that the Architecture `a` needs, or
     a shape beyond the file.
@@ -2280,7 +2280,7 @@ def _check_sizes(weights, a, n_genes):
             f"{len(shapes)} arrays do not make n_flow_steps={a.n_flow_steps:,} of model.json"
         )
 
-
+# %% ../nbs/07_models.ipynb #shapes
 def _shapes(weights):
     """Of all arrays in an HDF5 file, bytes; ValueError for one that is said to be larger than the
     file.
@@ -2300,7 +2300,7 @@ def _shapes(weights):
         file.visititems(look)
     return shapes
 
-
+# %% ../nbs/07_models.ipynb #weights-not-finite
 def _weights_not_finite(network):
     """The first of a network's weights that hold NaN or infinity, by its path; None: all are
     numbers.
@@ -2343,7 +2343,7 @@ class FixedRows(keras.constraints.Constraint):
     def __call__(self, weight):
         return ops.concatenate([ops.cast(self.rows, weight.dtype), weight[len(self.rows) :]])
 
-
+# %% ../nbs/07_models.ipynb #newrows
 @dataclasses.dataclass(frozen=True)
 class NewRows:
     """What is trained of a model that took new batches in: the last `rows` rows of these weights.
@@ -2379,7 +2379,7 @@ class NewRows:
             )
         return only_new_rows(network, [network.weights[i] for i in self.weights], self.rows)
 
-
+# %% ../nbs/07_models.ipynb #only-new-rows
 @contextlib.contextmanager
 def only_new_rows(network, weights, n_new):
     """Within: training changes only the last n_new rows of these weights; all else in the network
@@ -2888,7 +2888,7 @@ class MOG(CountAutoencoder):
     def __init__(self, adata, **settings):
         super().__init__(adata, "gaussian", "mixture", **settings)
 
-
+# %% ../nbs/07_models.ipynb #hvamp
 class HVAMP(CountAutoencoder):
     """Two latent levels, the upper with a VAMP prior (Tomczak & Welling 2018): 64 + 64 units
     instead of 128.
@@ -2897,7 +2897,7 @@ class HVAMP(CountAutoencoder):
     def __init__(self, adata, **settings):
         super().__init__(adata, "hierarchical", "hvamp", **settings)
 
-
+# %% ../nbs/07_models.ipynb #show-arguments
 PRESETS = {cls.__name__: cls for cls in (AE, VAE, IAF, VAMP, VAMPIAF, MOG, HVAMP)}
 
 

@@ -48,7 +48,7 @@ from .readers import GROUPS, READERS
 class OrganError(ValueError):
     "Data that cannot be found or read, or labels that they do not have."
 
-
+# %% ../nbs/11_organs.ipynb #is
 STUDY = {
     "name": str,
     "organ": str,
@@ -111,7 +111,7 @@ NEEDS = {
 def _is(value, kind):
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
-
+# %% ../nbs/11_organs.ipynb #said
 def _said(value):
     return in_words(reprlib.repr(value))
 
@@ -126,7 +126,7 @@ def _known(name, names, where, what="field"):
         f"{where}: no {what} is called '{in_words(name)}'{guess}; there are {', '.join(names)}"
     )
 
-
+# %% ../nbs/11_organs.ipynb #check
 def _check(entry, known, needed, where):
     "OrganError names the field that is not known, of another kind, or missing."
     if not isinstance(entry, dict):
@@ -144,7 +144,7 @@ def _check(entry, known, needed, where):
         if not entry.get(field):
             raise OrganError(f"{where}: the field '{field}' is missing")
 
-
+# %% ../nbs/11_organs.ipynb #check-texts
 def _check_texts(entry, fields, where):
     "OrganError where a list of text, or a table of text, holds something else."
     for field in fields:
@@ -167,7 +167,7 @@ def _check_name(name, where):
             f"{where}: name = {_said(name)}: + joins the names of studies; take another sign"
         )
 
-
+# %% ../nbs/11_organs.ipynb #check-file
 def _check_file(file, where):
     if not (isinstance(file, dict) and file.get("name")):
         raise OrganError(f'{where} must be like {{ name = "x.h5ad", urls = [] }}')
@@ -191,7 +191,7 @@ def _check_file(file, where):
     if "\0" in file["name"]:
         raise OrganError(f"{where}: name = {_said(file['name'])} has a NUL in it")
 
-
+# %% ../nbs/11_organs.ipynb #check-source
 def _check_source(source, where, own=True):
     _check(source, SOURCE, ("reader",), where)
     _check_texts(source, ("unlabelled", "drop", "rename"), where)
@@ -218,7 +218,7 @@ def _check_wanted(wanted, where):
     _check_texts(wanted, ["datasets"], where)
     _check_name(wanted["collection"], f"{where}: collection")
 
-
+# %% ../nbs/11_organs.ipynb #check-settings
 def _check_settings(source, where):
     "OrganError where the reader has no such setting, or takes another kind."
     reader = source["reader"]
@@ -242,7 +242,7 @@ def _check_settings(source, where):
                 f"{error}"
             ) from None
 
-
+# %% ../nbs/11_organs.ipynb #check-study
 def _check_study(study, where, own=True):
     _check(study, STUDY, ("name", "organ", "source"), where)
     _check_name(study["name"], where)
@@ -302,7 +302,7 @@ def _entries(path):
             )
     return {study["name"]: {**study, "folder": path.parent} for study in studies}
 
-
+# %% ../nbs/11_organs.ipynb #registry-2
 def registry():
     """All known studies.
 
@@ -329,7 +329,7 @@ def registry():
         found.update(_entries(path))
     return found
 
-
+# %% ../nbs/11_organs.ipynb #table
 def table():
     """The registry as a table.
 
@@ -367,7 +367,7 @@ def _sets(entries):
     embedded = [n for n, e in entries.items() if "embedded" in _accesses(e)]
     return {"paper": paper, "all": usual or list(entries), "": embedded or paper or list(entries)}
 
-
+# %% ../nbs/11_organs.ipynb #studies-of-2
 def studies_of(name):
     """The studies that a name stands for.
 
@@ -399,7 +399,7 @@ def studies_of(name):
             raise OrganError(_unknown(part.strip(), known))
     return list(dict.fromkeys(found))
 
-
+# %% ../nbs/11_organs.ipynb #unknown
 def _unknown(name, known):
     organs = dict.fromkeys(e["organ"] for e in known.values())
     close = difflib.get_close_matches(name, [*organs, *known], 1)
@@ -424,7 +424,7 @@ def _folder(study):
     except ValueError as error:
         raise OrganError(str(error)) from None
 
-
+# %% ../nbs/11_organs.ipynb #in-cache
 def _in_cache(study, name, where):
     """Where a file of a study is kept.
 
@@ -438,7 +438,7 @@ def _in_cache(study, name, where):
         raise DownloadError(f"{where}: the name {_said(name)} is kept for the cache's own files")
     return path
 
-
+# %% ../nbs/11_organs.ipynb #here
 def _here(study, name):
     """The path of a file that is here, or None: in the folders of VAMPSC_DATA, beside the
     registry's file, in the cache.
@@ -482,7 +482,7 @@ def _of_cellxgene(study, wanted, ask=True):
         ) from None
     return files
 
-
+# %% ../nbs/11_organs.ipynb #noted
 def _noted(study, note, ask):
     "The files in a note of ours. DownloadError where it is damaged; None if nobody is to be asked."
     try:
@@ -496,7 +496,7 @@ def _noted(study, note, ask):
     if ask:
         raise DownloadError(f"{note} is damaged; delete it, and it is fetched from CELLxGENE again")
 
-
+# %% ../nbs/11_organs.ipynb #named
 def _named(study, wanted, answer):
     "{role: file} of the datasets that are wanted, out of what CELLxGENE answered."
     collection = f"CELLxGENE's collection {wanted['collection']}"
@@ -526,7 +526,7 @@ def _named(study, wanted, answer):
             )
     return files
 
-
+# %% ../nbs/11_organs.ipynb #datasets
 def _datasets(answer, wanted):
     "How many datasets an answer has, and {dataset: address of its .h5ad} of those that are wanted."
     found = answer.get("datasets", [])
@@ -563,7 +563,7 @@ def _first_here(study):
         if paths and all(paths.values()):
             return source, paths
 
-
+# %% ../nbs/11_organs.ipynb #fetched
 def _fetched(study, source, progress):
     """{role: path} of a source's files, fetched where they are not here.
 
@@ -590,7 +590,7 @@ def _fetched(study, source, progress):
         for role, f in files.items()
     }
 
-
+# %% ../nbs/11_organs.ipynb #obtain-2
 def obtain(study, progress=True):
     """The files of a study, fetched where they are not here.
 
@@ -684,7 +684,7 @@ def harmonised(adata, study, source):
     adata.obs = pd.concat([obs, rest], axis=1)
     return adata[keep].copy() if not keep.all() else adata
 
-
+# %% ../nbs/11_organs.ipynb #of-cellxgenes-cells
 def _of_cellxgenes_cells(obs, wanted):
     """Which cells are wanted: of the tissue, and, where datasets of a collection overlap, each only
     once (is_primary_data).
@@ -718,7 +718,7 @@ def _on_space(adata, space):
         found = found[full].copy()
     return found
 
-
+# %% ../nbs/11_organs.ipynb #read-study
 def _read_study(study, gene_space, progress):
     """A study as one AnnData, in the common form, on a gene space; kept in the cache, since text of
     gigabytes takes minutes to read.
@@ -765,7 +765,7 @@ def _read_study(study, gene_space, progress):
         )
     return adata
 
-
+# %% ../nbs/11_organs.ipynb #kept
 def _kept(path):
     "The cells that were read before; None, with a warning, where their file is damaged."
     try:
@@ -781,7 +781,7 @@ def _of_writing(error):
     told = re.search("error message = '([^']*)'", str(error))
     return in_words(told[1] if told else getattr(error, "strerror", None) or error)
 
-
+# %% ../nbs/11_organs.ipynb #key
 def _key(study, source, files, space):
     "What the reading of a study depends on, as a short hash."
 
@@ -799,7 +799,7 @@ def _key(study, source, files, space):
         :12
     ]
 
-
+# %% ../nbs/11_organs.ipynb #write
 def _write(adata, path):
     """An .h5ad that is there whole or not at all.
 
@@ -902,7 +902,7 @@ def _read_file(path, backed):
         else anndata.read_h5ad(path, backed="r" if backed else None)
     )
 
-
+# %% ../nbs/11_organs.ipynb #open-group
 def _open_group(path):
     "The root of an .h5ad file or a .zarr folder, to read."
     if path.suffix != ".zarr":
@@ -929,7 +929,7 @@ def _holds(group, name):
     """
     return name in group and group[name].attrs.get("encoding-type") != "null"
 
-
+# %% ../nbs/11_organs.ipynb #is-unusual
 def _is_unusual(node):
     "Is this a sparse matrix whose values scipy has no type for?"
     if hasattr(node, "shape") or "data" not in node:
@@ -949,7 +949,7 @@ def _check_pointers(node):
     except DamagedError as error:
         raise DamagedError(f"{node.name}: {error}") from None
 
-
+# %% ../nbs/11_organs.ipynb #check-matrices
 def _check_matrices(adata, backed, but):
     """DamagedError that names the matrix unless the sparse ones in memory can be used; but: one
     that is checked later.
@@ -965,7 +965,7 @@ def _check_matrices(adata, backed, but):
         except DamagedError as error:
             raise DamagedError(f"{name}: {error}") from None
 
-
+# %% ../nbs/11_organs.ipynb #converted
 def _converted(group):
     "A file's AnnData, whose sparse matrices are of the types that scipy has."
 
@@ -979,7 +979,7 @@ def _converted(group):
 
     return read_dispatched(group, read)
 
-
+# %% ../nbs/11_organs.ipynb #left-in-file
 def _left_in_file(group):
     "A file's AnnData, of which the matrices are read only when they are asked for, by rows."
     parts = {name: read_elem(group[name]) for name in _SMALL if name in group}
@@ -1050,7 +1050,7 @@ def load(name, backed=False, layer=None, use_raw=False, gene_space="auto", progr
         next(iter(parts.values())) if len(parts) == 1 else join(parts), names, backed
     )
 
-
+# %% ../nbs/11_organs.ipynb #is-known
 def _is_known(name):
     try:
         return bool(studies_of(name))
@@ -1214,7 +1214,7 @@ def labels(adata, key="cell_type", unlabelled=None):
         f"no column '{key}' in adata.obs; it has: {listed(columns)}.{guess} {WITHOUT_LABELS}"
     )
 
-
+# %% ../nbs/11_organs.ipynb #label-key
 def label_key(adata, key="auto"):
     """The column of cell types to judge by: a name as it is; of "auto", "cell_type" where any cell
     has a label there, else None.

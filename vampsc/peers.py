@@ -62,7 +62,7 @@ class Task:
             )
         )
 
-
+# %% ../nbs/20_peers.ipynb #fitted
 @dataclasses.dataclass
 class Fitted:
     """What a method made of the cells: latent (cells, units); numbers, a dict; invented, counts (n,
@@ -74,7 +74,7 @@ class Fitted:
     invented: sp.csr_matrix | None = None
     halves: list | None = None
 
-
+# %% ../nbs/20_peers.ipynb #prepare
 TEST = 0.2  # share of the cells to test on, as in chapter 19
 
 
@@ -210,7 +210,7 @@ def plain_autoencoder(task):
         {"test_nats_per_cell": float(loss), "epochs": len(history.epoch), "train_seconds": seconds},
     )
 
-
+# %% ../nbs/20_peers.ipynb #nb-loss
 def _nb_loss(x, heads):
     "-log p(x), nats per cell, from log-means and log-dispersions, (cells, 2 genes)."
     log_mean, log_theta = ops.split(heads, 2, axis=-1)
@@ -225,7 +225,7 @@ def _nb_loss(x, heads):
     )
     return -ops.sum(log_p, axis=-1)
 
-
+# %% ../nbs/20_peers.ipynb #lgamma
 def _lgamma(x):
     "Each backend's own; Keras has none."
     if keras.backend.backend() == "tensorflow":
@@ -301,7 +301,7 @@ def scvi(task, our_shape=False):
         _scvi_cells(model, task, torch),
     )
 
-
+# %% ../nbs/20_peers.ipynb #trained
 def _trained(model, task, **how):
     "Trains a model of scvi-tools on our split. Returns seconds."
     start = time.perf_counter()
@@ -314,7 +314,7 @@ def _trained(model, task, **how):
     )
     return time.perf_counter() - start
 
-
+# %% ../nbs/20_peers.ipynb #scvi-cells
 def _scvi_cells(model, task, torch):
     """Counts (beyond.N_INVENTED, genes): z from the standard normal, library sizes of training
     cells.
@@ -408,7 +408,7 @@ def judge(fit, task):
         )["accuracy"]
     return said
 
-
+# %% ../nbs/20_peers.ipynb #scib
 def scib(latent, labels):
     """Numbers of scib-metrics, a dict, of the labelled cells: four that it counts as
     bio-conservation, their mean, and the connectivity of the graph.
@@ -461,7 +461,7 @@ def memory_rise():
         thread.join()
         found["mb"] = max(most, process.memory_info().rss) / 2**20 - start / 2**20
 
-
+# %% ../nbs/20_peers.ipynb #main-2
 def main(arguments=None):
     """One run, in this process: METHOD CELLS.h5ad FOLDER SETTINGS.
 
@@ -481,7 +481,7 @@ def main(arguments=None):
         sp.save_npz(folder / "invented.npz", fit.invented)
     _write_numbers(folder / "numbers.json", {**judge(fit, task), "memory_mb": memory["mb"]})
 
-
+# %% ../nbs/20_peers.ipynb #score
 def score(arguments=None):
     """scib-metrics of all runs in FOLDER that have none yet, in this process: writes scib.json into
     each, empty where there are no labels.
@@ -508,7 +508,7 @@ def _write_numbers(path, numbers):
         path, json.dumps({k: v if v is None else float(v) for k, v in numbers.items()}, indent=1)
     )
 
-
+# %% ../nbs/20_peers.ipynb #has
 def _has(package):
     from importlib.util import find_spec
 
@@ -667,7 +667,7 @@ def _division(adata, seed):
         study.cells_of(adata.obs_names, counts.split_cells(adata.n_obs, seed, test=TEST))
     )
 
-
+# %% ../nbs/20_peers.ipynb #scores
 def _scores(python, runs, progress):
     """The numbers of `score`, one dict for each run, empty without scib-metrics; from one process,
     as its imports take longer than a run's numbers.
@@ -685,7 +685,7 @@ def _scores(python, runs, progress):
             raise ValueError(f"scib-metrics failed: {_last_line(log)}")
     return [json.loads(path.read_text()) if path.exists() else {} for path in kept]
 
-
+# %% ../nbs/20_peers.ipynb #call
 def _call(python, command, log):
     """The exit status of a command of Python, [code, arguments ...], on one core, that ends with
     this process; what it says is in the log.
@@ -706,7 +706,7 @@ def _last_line(log):
     said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return f"{said[-1] if said else 'no word of why'} ({log})"
 
-
+# %% ../nbs/20_peers.ipynb #process
 def _process(python, method, seed, folder, settings, progress):
     "The numbers of a run, read or made; or a text that says why there are none."
     start = time.time()

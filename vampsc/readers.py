@@ -37,7 +37,7 @@ class ReaderError(ValueError):
     the place, and what to do.
     """
 
-
+# %% ../nbs/13_readers.ipynb #why-unreadable
 BROKEN = (
     EOFError,
     OSError,
@@ -64,7 +64,7 @@ def _why_unreadable(path, error):
     reason = (str(error) or type(error).__name__).splitlines()[0]
     return f"is damaged, not whole, or of another format ({reason})"
 
-
+# %% ../nbs/13_readers.ipynb #reading-2
 @contextmanager
 def reading(path):
     "Whatever goes wrong while a file is read, as a ReaderError that names it."
@@ -153,7 +153,7 @@ def _value_blocks(X, totals, size=1 << 22):
             None if totals is None else np.repeat(totals[a:b], np.diff(X.indptr[a : b + 1])),
         )
 
-
+# %% ../nbs/13_readers.ipynb #tried
 def _tried(X, totals, name):
     """(share of the judged values that a formula makes whole, how many were judged, sum); the first
     block decides against it.
@@ -273,7 +273,7 @@ def _counts(name, X, totals=None, rounded=False, normalised=False):
             "normalised: exp(X) - 1, not counts",
         )
 
-
+# %% ../nbs/13_readers.ipynb #assembled-2
 def _assembled(counts, cells, symbols, ensembl=None, obs=None):
     "The AnnData of a reader, from what _counts returns; Ensembl identifiers lose their version."
     var = pd.DataFrame(index=pd.Index(np.asarray(symbols, object), dtype=object))
@@ -341,7 +341,7 @@ def _whole_fields(text, starts, ends):
         values[live] = 10 * values[live] + digit
     return values, plain
 
-
+# %% ../nbs/13_readers.ipynb #number
 def _number(field):
     "A field that is not plain digits as a number; NaN where the value is missing."
     word = field.strip(b' "').lower()
@@ -512,7 +512,7 @@ def read_labels(path, sep="\t", index=0):
     name = frame.columns[index] if isinstance(index, int) else index
     return frame.set_index(_column(frame, name, path)).drop(columns=name)
 
-
+# %% ../nbs/13_readers.ipynb #column
 def _column(frame, name, path):
     "A column of a table, or a ReaderError with those that there are."
     if name in frame:
@@ -595,7 +595,7 @@ def table(
     counts = _counts(Path(files["counts"]).name, X[kept], rounded=rounded)
     return _assembled(counts, cells[kept], *_gene_names(names, gene), obs[kept])
 
-
+# %% ../nbs/13_readers.ipynb #gene-names
 def _gene_names(names, gene):
     """(symbols, identifiers or None) of the names of a table's rows; a name that does not match is
     a symbol.
@@ -612,7 +612,7 @@ def _gene_keys(part, by_id):
     names = part.var["ensembl"].to_numpy() if by_id else part.var_names.to_numpy()
     return pd.MultiIndex.from_arrays([names, pd.Series(names).groupby(names).cumcount()])
 
-
+# %% ../nbs/13_readers.ipynb #joined-2
 def _joined(parts):
     """One AnnData of several, {part: AnnData}, on their common genes; obs['part'] says which.
 
@@ -706,7 +706,7 @@ def _laid_out(path, kind):
             f"{path.name} is {kind} of another layout: {said.splitlines()[0]}"
         ) from None
 
-
+# %% ../nbs/13_readers.ipynb #check-sizes
 def _check_sizes(path, shape, cells, genes):
     """ReaderError unless a file's lists are as long as its matrix is large.
 
@@ -722,7 +722,7 @@ def _check_sizes(path, shape, cells, genes):
             f" {shape[0]:,} cells x {shape[1]:,} genes: delete the file and fetch it again"
         )
 
-
+# %% ../nbs/13_readers.ipynb #text
 def _text(values):
     "Bytes as text, other values as they are."
     values = np.atleast_1d(values)
@@ -734,7 +734,7 @@ def _text(values):
         [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values], object
     )
 
-
+# %% ../nbs/13_readers.ipynb #frame
 def _frame(file, key):
     "obs or var of an .h5ad file of any age."
     node = file[key]
@@ -760,7 +760,7 @@ def _sparse_form(node):
     kind = (kind.decode() if isinstance(kind, bytes) else str(kind))[:3]
     return kind, told["shape"] if "shape" in told else told["h5sparse_shape"]
 
-
+# %% ../nbs/13_readers.ipynb #matrix
 def _matrix(node, block=4096):
     "X of an .h5ad file of any age as CSR; a dense one is read in blocks of rows."
     if isinstance(node, h5py.Group):
@@ -804,7 +804,7 @@ def _genes_of(file, key, symbols, ensembl, path):
 
     return named(symbols), None if ensembl is None else named(ensembl)
 
-
+# %% ../nbs/13_readers.ipynb #of-genes
 def _of_genes(counts, obs, names, var, path):
     """The AnnData of counts with their (symbols, identifiers or None), without the features that
     var says are no genes.
@@ -820,7 +820,7 @@ def _of_genes(counts, obs, names, var, path):
         obs,
     )
 
-
+# %% ../nbs/13_readers.ipynb #h5ad-2
 def _h5ad(path, totals, symbols, ensembl, where, normalised):
     "One .h5ad file as an AnnData; None if it has no cell that matches."
     reasons = []
@@ -977,7 +977,7 @@ def loom(files, where=None, min_counts=0, block=512):
         _counts(path.name, X[enough]), obs["CellID"][enough], symbols, ids, obs[enough]
     )
 
-
+# %% ../nbs/13_readers.ipynb #loom-wanted
 def _loom_wanted(path, told, where, n):
     "Which of the n cells of a loom file match."
     lacking = [name for name in where if name not in told]
@@ -1032,7 +1032,7 @@ def kinchen(files, min_counts=250):
     }
     return _joined(groups)
 
-
+# %% ../nbs/13_readers.ipynb #labelled
 def _labelled(group, path):
     """The cells of a group whose barcode is there once, and is known to the table of labels, with
     their rows of it.
@@ -1080,7 +1080,7 @@ def mtx_tar(files):
             )
         return _joined({sample: _triplet(path, archive, found, sample) for sample in samples})
 
-
+# %% ../nbs/13_readers.ipynb #members
 def _members(path, archive):
     """The files of a tar, after a look at whether the mark of its end is there; a broken download
     lacks it.
@@ -1103,7 +1103,7 @@ def _unpacked(path, archive, member):
             f"{path.name}, {member.name}: {error}; delete the archive and fetch it again"
         ) from None
 
-
+# %% ../nbs/13_readers.ipynb #triplet
 def _triplet(path, archive, found, sample):
     "One sample of mtx_tar."
     names = [f"{sample}_{part}" for part in ("matrix.mtx.gz", "features.tsv.gz", "barcodes.tsv.gz")]
@@ -1187,7 +1187,7 @@ def cell_files_tar(files, first=1, last=-6, title=None):
         obs=told,
     )
 
-
+# %% ../nbs/13_readers.ipynb #cell-file
 def _cell_file(path, archive, member, first, last):
     "(genes, values) of the table of one cell; genes as bytes, since they are only compared."
     lines = _unpacked(path, archive, member).splitlines()[first:last]
@@ -1245,7 +1245,7 @@ def series_matrix(path):
         )
     return pd.DataFrame(columns, index=pd.Index(ids, dtype=object))
 
-
+# %% ../nbs/13_readers.ipynb #add-characteristics
 def _add_characteristics(columns, values):
     "One line of `key: value`; a key may be spread over several lines."
     pairs = [value.partition(": ") for value in values]
@@ -1281,7 +1281,7 @@ def seurat(files):
         obs = told.reindex(cells)
     return _assembled(_counts(path.name, X), cells, genes, obs=obs)
 
-
+# %% ../nbs/13_readers.ipynb #seurat-slots
 def _seurat_slots(path):
     "(raw.data, meta.data) of the first object of an .rdata file that has them."
     try:

@@ -62,7 +62,7 @@ def without_noise(z, halves):
         "pcs95": metrics.n_components_split_half(*halves),
     }
 
-
+# %% ../nbs/14_study.ipynb #compactness-2
 def compactness(model, z, halves):
     """Active units and PCs95, free of sampling noise, and the plain 10-sample figures beside them
     where they differ.
@@ -119,7 +119,7 @@ def judge(model, labels=None, unlabelled=None):
         **(_by_labels(z, labels, halves, unlabelled) if labels is not None else {}),
     }, z
 
-
+# %% ../nbs/14_study.ipynb #by-labels
 def _by_labels(z, labels, halves=None, unlabelled=None):
     """The part of these numbers that judges an embedding (cells, units) by labels (cells,); halves
     as of `embed`.
@@ -179,7 +179,7 @@ class Run:
     def name(self):
         return self.config["model"]
 
-
+# %% ../nbs/14_study.ipynb #read-run
 def read_run(folder):
     """The finished run in a folder, as a Run.
 
@@ -210,7 +210,7 @@ def read_run(folder):
         read("cells.csv", cells),
     )
 
-
+# %% ../nbs/14_study.ipynb #write-whole
 def _write_whole(path, content):
     """A file, of text or bytes, is there whole or as it was.
 
@@ -269,7 +269,7 @@ def configuration(adata, model, profile, seed, label_key, settings, unlabelled=N
         "data": data_hash(adata, settings.get("layer"), settings.get("use_raw", False)),
     }
 
-
+# %% ../nbs/14_study.ipynb #by-content
 def _by_content(value):
     "A setting that JSON has no word for: a Split or a GeneSpace by what is in it."
     if hasattr(value, "to_dict"):
@@ -277,7 +277,7 @@ def _by_content(value):
     # of numpy and pandas, as Python's
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
-
+# %% ../nbs/14_study.ipynb #difference
 def difference(old, new):
     """The first setting in which two configurations differ, in words, or None.
 
@@ -375,7 +375,7 @@ def run(
     net = preset(model)(adata, seed=seed, **{"n_genes": profile.n_genes, **settings})
     return _alone_in(folder, net, config, profile, labels, progress, overwrite)
 
-
+# %% ../nbs/14_study.ipynb #transfer
 def transfer(
     source,
     adata,
@@ -447,7 +447,7 @@ def transfer(
         )
     return _alone_in(folder, net, config, profile, labels, progress, overwrite)
 
-
+# %% ../nbs/14_study.ipynb #to-judge
 def _to_judge(profile):
     "The training.Profile; ValueError where it trains nothing that could be judged."
     profile = training.get_profile(profile)
@@ -467,7 +467,7 @@ def _alone_in(folder, net, config, profile, labels, progress, overwrite):
             net, folder, config, profile, labels, progress, overwrite
         )
 
-
+# %% ../nbs/14_study.ipynb #ask-run
 IN_A_RUN = ("config.json", "history.csv", "latent.npy", "cells.csv", "metrics.json", "checkpoint")
 
 
@@ -490,7 +490,7 @@ def ask_run(folder, overwrite=False):
     files.only(folder / "model", models.FILES, "part of a saved model", models._is_saved)
     return folder
 
-
+# %% ../nbs/14_study.ipynb #is-configuration
 def _is_configuration(path):
     try:
         said = json.loads(path.read_text())
@@ -507,7 +507,7 @@ def _is_checkpoint(path):
         return False
     return True
 
-
+# %% ../nbs/14_study.ipynb #labels-to-judge
 def _labels_to_judge(adata, label_key, unlabelled=None):
     """(the column of obs to judge by, its labels), None where there is none.
 
@@ -521,7 +521,7 @@ def _labels_to_judge(adata, label_key, unlabelled=None):
     metrics.check_labels(labels, f"Judging by {label_key!r}", unlabelled="")
     return label_key, labels
 
-
+# %% ../nbs/14_study.ipynb #as-wanted
 def _as_wanted(folder, config, overwrite):
     """The finished run in a folder if it is of this configuration; None where there is none, or it
     may be replaced.
@@ -539,7 +539,7 @@ def _as_wanted(folder, config, overwrite):
         " overwrite it (--overwrite, overwrite=True)."
     )
 
-
+# %% ../nbs/14_study.ipynb #finished
 def _finished(folder):
     """The run in a folder, or None where it is not finished.
 
@@ -580,7 +580,7 @@ def _train_and_record(net, folder, config, profile, labels, progress, overwrite)
     checkpoint.unlink(missing_ok=True)
     return read_run(folder)
 
-
+# %% ../nbs/14_study.ipynb #cells-of
 def cells_of(names, split, labels=None):
     """A row for each cell: its label, if there are labels, and the part of the split that it is in.
 
@@ -594,7 +594,7 @@ def cells_of(names, split, labels=None):
         cells["label"] = pd.Series(labels, dtype=object).fillna("").astype(str).to_numpy()
     return cells
 
-
+# %% ../nbs/14_study.ipynb #division-of
 def division_of(cells):
     """How a run's cells were divided, as a dict: n_train, n_test, and test_cells, a short hash of
     the names, "" without any.
@@ -644,7 +644,7 @@ def table(runs, of="mean"):
     frame = frame.reindex(columns=COLUMNS).rename(columns=COLUMNS).dropna(axis=1, how="all")
     return frame.groupby(level=0, sort=False).agg(of)
 
-
+# %% ../nbs/14_study.ipynb #show-table
 def show_table(frame, spread=None):
     """The table with sensible digits and a dash where a model has no such number; with `spread`, a
     table too, as mean ± spread.
@@ -730,7 +730,7 @@ def _templates():
     installed = package / "analysis"
     return installed if installed.is_dir() else package.parent / "nbs" / "analysis"
 
-
+# %% ../nbs/14_study.ipynb #report-2
 TEMPLATE = _templates() / "organ.ipynb"
 # A report ends as a run does.
 KINDS = {kind.__name__: kind for kind in (FloatingPointError, KeyboardInterrupt, FileExistsError)}
@@ -766,7 +766,7 @@ def report(out, overwrite=False, **parameters):
         overwrite=overwrite,
     )
 
-
+# %% ../nbs/14_study.ipynb #fill-in
 def _fill_in(template, target, parameters, leave_out=(), others=(), overwrite=False):
     """Run a notebook with these parameters, a dict, into target, an .ipynb, and the page beside it,
     without the cells of the ids in leave_out.
@@ -805,7 +805,7 @@ def _fill_in(template, target, parameters, leave_out=(), others=(), overwrite=Fa
     nbformat.write(done, target)
     return to_html(target, overwrite=True)  # which was asked above
 
-
+# %% ../nbs/14_study.ipynb #kernels-of-this-python
 @contextlib.contextmanager
 def _kernels_of_this_python():
     """A class of Jupyter kernels that are this very Python, whatever is installed by their name.
@@ -838,7 +838,7 @@ def _kernels_of_this_python():
             for process in started:
                 _end_group(process)
 
-
+# %% ../nbs/14_study.ipynb #end-group
 def _end_group(process, patience=5.0):
     """End a process that leads a group, and with it the group: first asked, then not.
 
@@ -855,7 +855,7 @@ def _end_group(process, patience=5.0):
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(patience)
 
-
+# %% ../nbs/14_study.ipynb #sigterm-ends
 @contextlib.contextmanager
 def _sigterm_ends(processes):
     """Within, SIGTERM ends these, a list that may grow, and then this process.
@@ -880,7 +880,7 @@ def _sigterm_ends(processes):
         if ours:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-
+# %% ../nbs/14_study.ipynb #is-of
 def _is_of(template, target):
     """Was this notebook made of that template?
 
@@ -921,7 +921,7 @@ def to_html(notebook, overwrite=False):
     _write_whole(path, page.replace("<head>", f"<head>{files.MARK}", 1))
     return path
 
-
+# %% ../nbs/14_study.ipynb #figure-texts
 def _figure_texts(notebook):
     "What the cells say about their figures, `#| fig-alt: ...`, once for each figure, in order."
     for cell in notebook.cells:
@@ -1019,14 +1019,14 @@ def _table(rows, heads=()):
     )
     return f'<div class="wide"><table>{head}{body}</table></div>'
 
-
+# %% ../nbs/14_study.ipynb #image
 def _image(figure, words):
     return (
         f'<img alt="{html.escape(words)}"'
         f' src="data:image/png;base64,{base64.b64encode(figure._repr_png_()).decode()}">'
     )
 
-
+# %% ../nbs/14_study.ipynb #settings-of
 def settings_of(run):
     "What a run's model is made of, as (name, value) pairs for people."
     model = json.loads((run.folder / "model" / "model.json").read_text())
@@ -1120,7 +1120,7 @@ def run_page(folder, path=None, overwrite=False):
     )
     return path
 
-
+# %% ../nbs/14_study.ipynb #settings-rows
 def _settings_rows(names, runs):
     "What all runs share once, and the rest for each run."
     each = [dict(settings_of(r)) for r in runs]
@@ -1131,7 +1131,7 @@ def _settings_rows(names, runs):
         elif key != "model":
             yield from ((f"{name}: {key}", value) for name, value in zip(names, values))
 
-
+# %% ../nbs/14_study.ipynb #embedding-figures
 def _embedding_figures(runs):
     "UMAPs by label, or by split where there are no labels, and the covariance of the units."
     for group in _of_the_same_cells(runs):
@@ -1150,7 +1150,7 @@ def _embedding_figures(runs):
     yield _image(figures.covariance_grid(embeddings), "Covariance matrix of the latent units")
     yield "<p>The covariance of the latent units: a compact embedding varies along few of them.</p>"
 
-
+# %% ../nbs/14_study.ipynb #of-the-same-cells
 def _of_the_same_cells(runs):
     """Runs in groups that share a legend: the same cells, in the same order, with the same labels
     and split.

@@ -45,7 +45,7 @@ class Metric:
     digits: int
     step: float = 0.0
 
-
+# %% ../nbs/16_tables.ipynb #printed
 METRICS = {
     "active_units": Metric("active units", True, 1, 1),
     "pcs95": Metric("PCs for 95 %", False, 1, 1),
@@ -123,7 +123,7 @@ def profile_of(settings):
     name = min(differing, key=lambda n: len(differing[n]))
     return ", ".join([name, *differing[name]])
 
-
+# %% ../nbs/16_tables.ipynb #unlike-the-paper
 def unlike_the_paper(settings):
     "The training settings of a run that are not the paper's, in words; empty where all are."
     settings = training.with_defaults(settings)
@@ -168,7 +168,7 @@ def training_end(settings, history, n_train, width=128, has_kl=True):
         return "it is not known how many cells it was trained on"
     return _end_of_steps(profile, len(history), n_train, width, has_kl)
 
-
+# %% ../nbs/16_tables.ipynb #end-of-steps
 def _end_of_steps(profile, done, n_train, width, has_kl):
     def epochs(steps):
         return dataclasses.replace(profile, steps=steps, max_epochs=None, kl_warmup=0).epochs(
@@ -184,7 +184,7 @@ def _end_of_steps(profile, done, n_train, width, has_kl):
         f"steps {profile.steps}, {own} epochs, where steps 'auto' are {rule}" if own < rule else ""
     )
 
-
+# %% ../nbs/16_tables.ipynb #end-of-patience
 def _end_of_patience(profile, history):
     if profile.patience is None:
         return f"ended by max_epochs {profile.max_epochs}, with neither steps nor patience"
@@ -211,7 +211,7 @@ def _cells_of(folder, problems):
         )
         return _described(name, {})
 
-
+# %% ../nbs/16_tables.ipynb #described
 def _described(organ, said):
     "The columns of an organ from the content of its cells.json."
     studies = said.get("studies") or {}
@@ -276,7 +276,7 @@ def _row(folder):
         "folder": path,
     }
 
-
+# %% ../nbs/16_tables.ipynb #why-not-at-its-end
 def _why_not_at_its_end(run):
     """The words of `training_end`.
 
@@ -293,7 +293,7 @@ def _why_not_at_its_end(run):
         run.config["training"], run.history, n_train, max(np.atleast_1d(hidden), default=0), has_kl
     )
 
-
+# %% ../nbs/16_tables.ipynb #numbers-of
 def _numbers_of(found):
     """The numbers of a run, NaN where there is none; those of 10 samples are the exact ones where
     nothing is sampled.
@@ -316,7 +316,7 @@ def _numbers_of(found):
     )
     return {**numbers, **exact}
 
-
+# %% ../nbs/16_tables.ipynb #of-the-units
 def _of_the_units(z, numbers, by_halves=None):
     """What the claims need beyond the tables: how many units there are, how many are inactive, how
     they vary together.
@@ -396,7 +396,7 @@ def _left_out(folder, error):
     )
     return " ".join(f"{words} It is left out.".split())
 
-
+# %% ../nbs/16_tables.ipynb #not-alike
 def _not_alike(runs):
     "Sentences about organs whose runs differ in what they should share."
     shared = {"data": "data", "n_genes": "numbers of genes", "profile": "training settings"}
@@ -421,7 +421,7 @@ def _not_alike(runs):
         if 0 < group["asw"].notna().sum() < len(group):
             yield f"{organ}: not all of its runs were judged by cell types."
 
-
+# %% ../nbs/16_tables.ipynb #tested-otherwise
 def _tested_otherwise(group):
     "The seeds whose models were not all tested on the same cells."
     kinds = group.groupby("seed")["test_cells"].nunique()
@@ -453,7 +453,7 @@ def _run_folders(folder):
 
     return sorted(filter(meant, folder.iterdir()))
 
-
+# %% ../nbs/16_tables.ipynb #organ-folders
 def _organ_folders(folder, organs):
     "The folders of the chosen organs, or of all."
     if not folder.is_dir():
@@ -475,7 +475,7 @@ def _organ_folders(folder, organs):
         )
     return {o: found[o] for o in (found if organs is None else organs)}
 
-
+# %% ../nbs/16_tables.ipynb #in-order
 def _in_order(runs):
     """Organs as they came, the paper's models in its order and then the others, seeds from the
     smallest.
@@ -519,7 +519,7 @@ def overview(runs):
         ]
     )
 
-
+# %% ../nbs/16_tables.ipynb #cells-in-words
 def _cells_in_words(group):
     first = group.iloc[0]
 
@@ -538,7 +538,7 @@ def _cells_in_words(group):
         "the paper's data": PAPERS_DATA.get(first["papers_data"], "not known"),
     }
 
-
+# %% ../nbs/16_tables.ipynb #runs-in-words
 def _runs_in_words(group):
     seeds = group.groupby("model", sort=False)["seed"].agg(lambda s: ", ".join(map(str, s)))
     alike = {text: ", ".join(seeds.index[seeds == text]) for text in seeds.unique()}
@@ -596,7 +596,7 @@ def caveats(runs):
         )
     return said
 
-
+# %% ../nbs/16_tables.ipynb #not-at-their-end
 def _not_at_their_end(runs, names, most=3):
     "One sentence about the organs with runs whose training was not at its end, or none."
     short = runs[~runs["at_its_end"]]
@@ -638,7 +638,7 @@ def interval(values, level=0.95, least_sd=0.0, ratio=0.0):
     )
     return mean, float(mean - half), float(mean + half)
 
-
+# %% ../nbs/16_tables.ipynb #test-ratio
 def test_ratio(runs):
     """n_test / n_train of runs (a DataFrame) whose seeds divide the same cells anew; 0 where they
     do not, or it is not known.
@@ -675,7 +675,7 @@ def summarise(runs):
         ]
     return pd.DataFrame(rows)
 
-
+# %% ../nbs/16_tables.ipynb #over-seeds
 def _over_seeds(group, metric):
     values = group[metric].dropna()
     mean, low, high = interval(values, ratio=test_ratio(group))
@@ -728,7 +728,7 @@ def table_2(runs):
     "The paper's Table 2: test loss per gene and ASW by cell type, in the form of `table_1`."
     return _table(summarise(runs), IN_TABLE_2)
 
-
+# %% ../nbs/16_tables.ipynb #table
 def _table(summary, columns):
     rows = []
     for (organ, model), group in summary.groupby(["organ", "model"], sort=False):
@@ -770,7 +770,7 @@ def _cell(content, head=False, left=False, span=1):
     wrap = "" if left or head else "; white-space: nowrap"
     return f'<{tag}{wide} style="text-align: {side}; vertical-align: top{wrap}">{content}</{tag}>'
 
-
+# %% ../nbs/16_tables.ipynb #html
 def _html(heads, rows, caption=""):
     "Rows of ready cells as a table that scrolls sideways where it must, with a caption."
     head, body = ("".join(f"<tr>{''.join(row)}</tr>" for row in part) for part in (heads, rows))
@@ -780,7 +780,7 @@ def _html(heads, rows, caption=""):
         f' auto"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>{note}'
     )
 
-
+# %% ../nbs/16_tables.ipynb #show-words
 def show_words(frame, caption="", index=False):
     """Any DataFrame with its texts written out whole, and whatever is in a name as it is.
 
@@ -799,7 +799,7 @@ def show_words(frame, caption="", index=False):
     ]
     return _html([[*([name("")] if index else []), *map(name, frame)]], rows, caption)
 
-
+# %% ../nbs/16_tables.ipynb #in-markdown
 def in_markdown(name):
     """A name as a piece of Markdown that shows it as it is, also inside of `**`.
 
@@ -848,7 +848,7 @@ def show(table, models=PAPER_MODELS):
     said = INTERVAL + rule * bool(set(there) & set(GENERATIVE))
     return _html(_heads(columns), rows, f"{said.strip()} {noise}".strip())
 
-
+# %% ../nbs/16_tables.ipynb #noise-said
 NOISE = {"asw": "The ASW", "co_variation": "The mean |correlation|"}
 
 
@@ -875,7 +875,7 @@ def _alike_models(runs):
     organs = runs.groupby("model", sort=False)["title"].agg(lambda t: ", ".join(dict.fromkeys(t)))
     return [(titles, ", ".join(organs.index[organs == titles])) for titles in organs.unique()]
 
-
+# %% ../nbs/16_tables.ipynb #heads
 def _heads(columns):
     "Two rows of heads: metrics, and below each its models. columns : dict from metric to models."
     return [
@@ -889,7 +889,7 @@ def _heads(columns):
         ],
     ]
 
-
+# %% ../nbs/16_tables.ipynb #with-interval
 def _with_interval(table, row, metric):
     "A cell with the mean and its mark, and below it the interval."
     if row not in table.index:
@@ -925,7 +925,7 @@ def beside_the_paper(runs):
     ]
     return pd.DataFrame([row for part in parts for row in part.to_dict("records")], columns=BESIDE)
 
-
+# %% ../nbs/16_tables.ipynb #why-nothing-beside
 BESIDE = (
     "organ title paper_organ metric model ours low high paper difference compare rank_ours"
     " rank_paper".split()
@@ -951,7 +951,7 @@ def why_nothing_beside(runs):
         )
     return " ".join([*said, "So there is nothing to set beside the paper's tables."])
 
-
+# %% ../nbs/16_tables.ipynb #beside
 def _beside(summary, group, theirs):
     "The rows of one organ; none if the paper does not have it."
     known = group["paper_organ"].iloc[0]
@@ -978,7 +978,7 @@ def _beside(summary, group, theirs):
         rows[name] = (sign * values).where(both).groupby(rows["metric"]).rank(method="min")
     return rows[BESIDE]
 
-
+# %% ../nbs/16_tables.ipynb #comparable
 def _comparable(group):
     "Whether the digits of an organ can be compared with the paper's, or the order alone, and why."
     why = {True: [], False: ["other cells"]}.get(
@@ -1020,7 +1020,7 @@ def orders(beside):
         )
     return pd.DataFrame(rows, columns=ORDERS)
 
-
+# %% ../nbs/16_tables.ipynb #chain
 ORDERS = ["organ", "metric", "ours", "the paper's", "pairs alike", "what can be compared"]
 
 
@@ -1053,7 +1053,7 @@ def show_beside(beside, of=IN_TABLE_1):
         "In brackets the rank of the model in its row, 1 being the best.",
     )
 
-
+# %% ../nbs/16_tables.ipynb #alike
 def _alike(rows):
     "Are the numbers by 10 samples everywhere those without sampling noise?"
     of = rows.pivot(index="organ", columns="metric", values="ours").reindex(columns=IN_TABLE_1)
@@ -1206,7 +1206,7 @@ def decide(differences, bound=0.0, least_sd=0.0, ratio=0.0, level=0.95):
     verdict = HOLDS if low > bound else FAILS if high < bound else OPEN
     return verdict, np.sign(np.round(mean - bound, 12)), mean, low, high
 
-
+# %% ../nbs/16_tables.ipynb #p-value
 def p_value(differences, ratio=0.0):
     """Of a mean difference of 0, two-sided, by the t of `interval`; NaN for fewer than 2 seeds.
 
@@ -1272,7 +1272,7 @@ def _judge_part(group, metric, part, family=1):
     noise = f" ({', '.join(noisy)} with sampling noise)" if noisy else ""
     return verdict, strict, direction, len(wide), _numbers(wide.mean(), metric, part, found) + noise
 
-
+# %% ../nbs/16_tables.ipynb #numbers
 def _numbers(means, metric, part, found):
     "A comparison in numbers: 'VAE 15 - VAMP 11 = 4 [1.5, 6.5]'."
     more, less, bound = part
@@ -1288,7 +1288,7 @@ def _numbers(means, metric, part, found):
         f" {mean}{within}{claimed}"
     )
 
-
+# %% ../nbs/16_tables.ipynb #joined
 def _joined(verdicts, strict, any_part):
     """The verdict of a claim from those of its comparisons, and from the strict ones.
 
@@ -1355,7 +1355,7 @@ def verdicts(runs, claims=CLAIMS):
             )
     return pd.DataFrame(rows)
 
-
+# %% ../nbs/16_tables.ipynb #judged
 def _judged(group, claim):
     """One claim in one organ.
 
@@ -1381,7 +1381,7 @@ def _judged(group, claim):
     direction = _direction(directions, claim.any_part)
     return {"verdict": verdict, "direction": direction, "seeds": min(seeds), "numbers": words}
 
-
+# %% ../nbs/16_tables.ipynb #not-here
 def _not_here(why, verdict=NOT_HERE):
     return {"verdict": verdict, "direction": "unknown", "seeds": 0, "numbers": why}
 
@@ -1406,7 +1406,7 @@ def _papers_judged(claims):
         for key, row in found.items()
     }
 
-
+# %% ../nbs/16_tables.ipynb #beside-its-paper
 def _beside_its_paper(found, known):
     """How an organ's direction stands to the paper's own numbers of it, in words; known : of
     `_papers_judged`, or None.
@@ -1458,7 +1458,7 @@ def over_organs(judged, claims=CLAIMS):
         )
     return pd.DataFrame(rows)
 
-
+# %% ../nbs/16_tables.ipynb #why-no-verdict
 def why_no_verdict(judged):
     """A sentence where not one of the claims rests on a number, else None: too few models were run.
 
@@ -1480,7 +1480,7 @@ def _share(directions):
     known = directions[directions.isin(EITHER_WAY)]
     return f"{(known == 'as claimed').sum()} of {len(known)}" if len(known) else "-"
 
-
+# %% ../nbs/16_tables.ipynb #beside-over
 def _beside_over(organs):
     """How many organs point as the paper's own numbers of the same organ do, and which are not as
     claimed.
@@ -1505,7 +1505,7 @@ def _beside_over(organs):
         "beside the paper": sentence or "all as claimed, here and in the paper's own table",
     }
 
-
+# %% ../nbs/16_tables.ipynb #over
 def _over(needs, holds, fails, open_):
     "The verdict over organs, whatever the open ones may be."
     n = holds + fails + open_
@@ -1557,7 +1557,7 @@ def figure_1(runs, most=20_000, width=9.0):
             _legend(part, row["entries"], columns)
     return figure
 
-
+# %% ../nbs/16_tables.ipynb #umap-panel
 def _umap_panel(axis, row, model):
     axis.set(xticks=[], yticks=[])
     axis.set_box_aspect(1)
@@ -1588,7 +1588,7 @@ def _drawn(run, most):
         figures._categorical(run.cells["label"].iloc[keep]) if "label" in run.cells else None
     )
 
-
+# %% ../nbs/16_tables.ipynb #umaps
 def _umaps(group, most):
     "Coordinates and labels of one organ's models, its title, and its legend as {name: colour}."
     (folders, note, seed), xy, labels = _first_seed(group), {}, {}
@@ -1633,7 +1633,7 @@ def _legend(figure, entries, columns):
         labelspacing=0.3,
     )
 
-
+# %% ../nbs/16_tables.ipynb #legend-size
 def _legend_size(entries, width):
     "(columns, height in inches) of a legend: the most columns that fit the width."
     if not entries:

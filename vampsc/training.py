@@ -406,7 +406,7 @@ def _are_rows(rows, finite=()):
         return False
     return all(np.isfinite(row.get(name, np.nan)) for row in rows for name in finite)
 
-
+# %% ../nbs/08_training.ipynb #are-counters
 def _are_counters(counters):
     "Are these the counters of a callback?"
     if not isinstance(counters, dict) or not {"wait", "best"} <= counters.keys() <= {*COUNTERS}:
@@ -432,7 +432,7 @@ def _fault_of_notes(notes):
     if best is not None and np.isfinite(best) and not notes["n_best"]:
         return f"n_best is 0, and the best weights, of loss {best:.4g}, are not in it"
 
-
+# %% ../nbs/08_training.ipynb #fault-of-arrays
 def _fault_of_arrays(arrays, variables):
     "What is wrong with arrays that are to be these variables, in words, or None."
     if len(arrays) != len(variables):
@@ -761,7 +761,7 @@ def compile_network(network, learning_rate, beta_2=0.999):
     )
     network.optimizer.build(network.trainable_variables)
 
-
+# %% ../nbs/08_training.ipynb #forget-compiled
 def forget_compiled(network):
     """Let go of what only training needs: the compiled steps, some megabytes, and the counts that
     they read.
@@ -861,7 +861,7 @@ def checked_callbacks(callbacks):
             )
     return given
 
-
+# %% ../nbs/08_training.ipynb #watches-steps
 STEP_HOOKS = (
     "on_train_batch_begin",
     "on_train_batch_end",
@@ -887,7 +887,7 @@ def watches_steps(callback):
 
     return any(name in vars(callback) or is_own(name) for name in STEP_HOOKS)
 
-
+# %% ../nbs/08_training.ipynb #quiet-about-tracing
 @contextlib.contextmanager
 def quiet_about_tracing():
     """Within: TensorFlow does not warn that functions are traced anew.
