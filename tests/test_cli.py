@@ -10,6 +10,7 @@ import sys
 import time
 
 import anndata as ad
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 
 from vampsc import beyond, cli, figures, models, organs, study, training
 
-TINY = ["--max-epochs", "2", "--n-genes", "200"]
+TINY = ["--max-epochs", "2", "--n-genes", "200", "--no-umap"]
 
 
 def invoke(*words):
@@ -63,7 +64,18 @@ def run(few, tmp_path_factory):
 
 def test_fit_makes_so_many_steps(few, tmp_path):
     done = invoke(
-        "fit", few, "--model", "ae", "--out", tmp_path, "--steps", 3, "--n-genes", 200, "--json"
+        "fit",
+        few,
+        "--model",
+        "ae",
+        "--out",
+        tmp_path,
+        "--steps",
+        3,
+        "--no-umap",
+        "--n-genes",
+        200,
+        "--json",
     )
     run = study.read_run(tmp_path / "ae-seed0")
     # of 80 cells, one minibatch each
@@ -95,6 +107,39 @@ def test_fit_as_json_is_one_object(few, run):
         and result["metrics"]["epochs"] == 2
         and result["metrics"]["n_cells"] == 100
     )
+
+
+@pytest.mark.slow
+def test_fit_writes_a_picture_and_an_h5ad_and_says_what_is_there(few, tmp_path):
+    words = ["fit", few, "--model", "mog", "--out", tmp_path, "--n-latent", 3, "--h5ad"]
+    words += ["--n-pseudo-inputs", 7, "--batch-key", "donor", "--encode-batch", *TINY[:-1]]
+    done = invoke(*words)
+    folder = tmp_path / "mog-seed0"
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert "judged by obs['cell_type']" in lines and f"written to {folder}" in lines
+    assert plt.imread(folder / "umap.png").std() > 0.01
+    embedded = ad.read_h5ad(folder / "embedded.h5ad")
+    np.testing.assert_array_equal(embedded.obsm["X_mog"], np.load(folder / "latent.npy"))
+    assert embedded.shape == (100, 400)
+    settings = study.read_run(folder).config["settings"]
+    assert (settings["n_latent"], settings["n_pseudo_inputs"], settings["encode_batch"]) == (
+        3,
+        7,
+        True,
+    )
+    again = invoke(*words)
+    assert f"already there: {folder}" in again.stdout.splitlines()
+
+
+def test_encode_batch_needs_a_batch_key(few, tmp_path):
+    done = invoke("fit", few, "--out", tmp_path, "--encode-batch", *TINY)
+    assert done.exit_code == 1 and "--encode-batch needs --batch-key" in done.stderr
+
+
+def test_without_labels_it_is_said(few, run, tmp_path):
+    words = ["fit", few, "--model", "ae", "--out", tmp_path, "--label-key", "none", *TINY]
+    assert "not judged by cell types; --label-key names their column" in invoke(*words).stdout
 
 
 @pytest.mark.parametrize("ending", [".h5ad", ".csv", ".npy"])
@@ -269,6 +314,7 @@ def test_an_interrupted_run_is_exit_code_130_and_the_same_command_goes_on(
         200,
         "--max-epochs",
         3,
+        "--no-umap",
         "--json",
     ]
     with monkeypatch.context() as stopping:

@@ -250,6 +250,7 @@ def test_two_at_once_train_once(adata, tmp_path):
         "few.h5ad",
         "--model",
         "vae",
+        "--no-umap",
         "--max-epochs",
         "8",
         "--n-genes",

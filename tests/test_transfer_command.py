@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from vampsc import cli, models, organs, study, training
 
-TINY = ["--max-epochs", 1]
+TINY = ["--max-epochs", 1, "--no-umap"]
 
 
 def invoke(*words):

@@ -161,6 +161,7 @@ def test_a_command(folder):
         "ae",
         "--gene-space",
         "none",
+        "--no-umap",
         "--max-epochs",
         "1",
         "--label-key",
