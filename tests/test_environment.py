@@ -195,6 +195,7 @@ MORE = {
     "IAF": dict(flow_hidden=(6,), n_flow_steps=1),
     "VAMP": dict(n_pseudo_inputs=5, learn_weights=True),
     "VAMPIAF": dict(n_pseudo_inputs=5, flow_hidden=(6,), n_flow_steps=1),
+    "MOG": dict(n_pseudo_inputs=5),
     "HVAMP": dict(n_pseudo_inputs=5),
 }
 
