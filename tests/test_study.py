@@ -179,7 +179,7 @@ def test_table_and_findings(runs):
         list(table.index) == ["AE", "VAE", "IAF", "VAMP"]
         and np.isfinite(table["test loss per gene"]).all()
     )
-    assert np.isnan(table.loc["AE", "ELBO"]) and study.show_table(table).loc["AE", "ELBO"] == "-"
+    assert np.isnan(table.loc["AE", "ELBO"]) and study.show_table(table).loc["AE", "ELBO ↑"] == "-"
     best = table["ELBO"].idxmax()
     assert any(f"best first: {best} " in s for s in study.findings(table))
 
@@ -199,7 +199,7 @@ def test_table_over_seeds(runs):
     assert std.loc["AE", "ASW cell type"] == pytest.approx(0.2 / np.sqrt(2)) and np.isnan(
         std.loc["VAMP", "ASW cell type"]
     )
-    shown = study.show_table(mean, std)["ASW cell type"]
+    shown = study.show_table(mean, std)["ASW cell type ↑"]
     assert (
         shown["AE"] == f"{runs[0].metrics['asw'] + 0.1:.3f} ± 0.141"
         and shown["VAMP"] == f"{runs[3].metrics['asw']:.3f}"
