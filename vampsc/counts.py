@@ -296,7 +296,9 @@ class _DenseFile:
     place = "in a file"
 
     def __init__(self, X):
-        self.X, self.shape, self.nnz = X, X.shape, math.prod(X.shape)
+        self.X = X
+        self.shape = X.shape
+        self.nnz = math.prod(X.shape)
 
     def rows(self, cells):
         rows, back = np.unique(np.arange(self.shape[0])[cells], return_inverse=True)
@@ -530,7 +532,8 @@ def _looked_through(X):
         everything += (
             _finite_sum(_of_genes(X, rows)) if len(v) < len(rows.data) else totals[-1].sum()
         )
-    X.totals, X.seen = np.concatenate(totals), X.source.mark()
+    X.totals = np.concatenate(totals)
+    X.seen = X.source.mark()
     with np.errstate(invalid="ignore"):
         X.share = float(X.totals.sum() / everything) if everything else 1.0
     low, high, broken, nonzero = np.array(found).T
@@ -1077,10 +1080,8 @@ class Batches(keras.utils.PyDataset):
         self.batch_size = whole_number("batch_size", batch_size, 1)
         self.shuffle = flag("shuffle", shuffle)
         self.seed = whole_number("seed", seed)
-        self.indices, self.rows = (
-            cell_positions(indices, self.X.shape[0]),
-            rows or row_reader(self.X),
-        )
+        self.indices = cell_positions(indices, self.X.shape[0])
+        self.rows = rows or row_reader(self.X)
         self.epoch = 0
 
     @property
@@ -1089,7 +1090,8 @@ class Batches(keras.utils.PyDataset):
 
     @epoch.setter
     def epoch(self, epoch):
-        self._epoch, self.order = int(epoch), _order(self, int(epoch))
+        self.order = _order(self, int(epoch))
+        self._epoch = int(epoch)
 
     def __len__(self):
         return _number_of_batches(self)

@@ -291,7 +291,8 @@ def _curve(axis, history, column):
     marker = "." if len(pair) < 15 else None
     for colour, name in zip(("C0", "C1"), pair):
         axis.plot(pair[name], color=colour, lw=1.4, marker=marker)
-    note, low, high = "", *_limits(pair)
+    note = ""
+    low, high = _limits(pair)
     if not np.isfinite(low):
         note = "not recorded"
     elif column == "kl" and low == high == 0:

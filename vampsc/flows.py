@@ -167,7 +167,8 @@ class InverseAutoregressiveFlow(layers.Layer):
     def bend(self, z, log_q, context):
         for i, made in enumerate(self.steps):
             if i:
-                z, log_q = ops.flip(z, axis=-1), ops.flip(log_q, axis=-1)
+                z = ops.flip(z, axis=-1)
+                log_q = ops.flip(log_q, axis=-1)
             z, log_gate = iaf_step(z, *made(z, context))
             log_q = log_q - log_gate
         return z, log_q

@@ -285,12 +285,11 @@ def _at_zeros(x, a, b, log_size, curve, scale, m, r, bend_a, bend_b, value, by_a
         slope_a = inverse * root_b
         slope_b = inverse * root_a
         # the soft bound of chapter 3
-        m[k], r[k] = a[k] * slope_a + log_size, b[k] * slope_b
+        m[k] = a[k] * slope_a + log_size
+        r[k] = b[k] * slope_b
         # and its derivative
-        bend_a[k], bend_b[k] = (
-            scale * slope_a * slope_a * slope_a,
-            scale * slope_b * slope_b * slope_b,
-        )
+        bend_a[k] = scale * slope_a * slope_a * slope_a
+        bend_b[k] = scale * slope_b * slope_b * slope_b
         d = m[k] - r[k]
         theta = _exp(r[k])
         u = _exp(-abs(d))
@@ -374,11 +373,14 @@ def _nb(x, a, b, target_sum, curve, scale, log_prob, by_a, by_b):
                 at[n] = j
                 n += counts[j] >= ZERO
             for j in range(n):
-                w[5, j], w[6, j], w[7, j] = counts[at[j]], w[0, at[j]], w[1, at[j]]
+                w[5, j] = counts[at[j]]
+                w[6, j] = w[0, at[j]]
+                w[7, j] = w[1, at[j]]
             _at_nonzeros(w[5, :n], w[6], w[7], w[8], w[9], w[10])
             cell += _sum(w[8, :n])
             for j in range(n):
-                da[at[j]], db[at[j]] = w[9, j] * w[2, at[j]], w[10, j] * w[3, at[j]]
+                da[at[j]] = w[9, j] * w[2, at[j]]
+                db[at[j]] = w[10, j] * w[3, at[j]]
         log_prob[i] = cell
 
 # %% ../nbs/17_speed.ipynb #scaled
@@ -387,7 +389,8 @@ def _scaled(a, b, scale, out_a, out_b):
     "Two matrices (cells, genes), each row times its entry of scale."
     for i in numba.prange(len(a)):
         for j in range(a.shape[1]):
-            out_a[i, j], out_b[i, j] = a[i, j] * scale[i], b[i, j] * scale[i]
+            out_a[i, j] = a[i, j] * scale[i]
+            out_b[i, j] = b[i, j] * scale[i]
 
 # %% ../nbs/17_speed.ipynb #to-tensorflow
 class _Memory:
@@ -396,7 +399,9 @@ class _Memory:
     """
 
     def __init__(self, sizes=8, blocks=16):
-        self.limits, self.kept, self.lock = (sizes, blocks), {}, threading.Lock()
+        self.limits = (sizes, blocks)
+        self.kept = {}
+        self.lock = threading.Lock()
 
     def block(self, size):
         if size < 2**20:

@@ -939,7 +939,8 @@ class Inference:
             errors; those that decode need each cell's batch.
         """
         self._warn_untrained("the embedding is that of")
-        rng, (X, cells) = np.random.default_rng(seed), self._encoded(adata, indices)
+        rng = np.random.default_rng(seed)
+        X, cells = self._encoded(adata, indices)
         net = self._network(cells, 1 if self.network.posterior.exact_mean else n_mc_samples)
         parameters = (net.encode_counts(x) for x in Batches(X, cells, batch_size))
         return np.concatenate(
@@ -987,12 +988,10 @@ class Inference:
         `per_gene`: the same divided by the number of genes, as in the paper's Table 2.
         `per_cell_at_mean`, `per_gene_at_mean`: at z = E[z|x].
         """
-        rng, sampled, at_mean, (X, cells) = (
-            np.random.default_rng(seed),
-            [],
-            [],
-            self._cells(adata, indices),
-        )
+        rng = np.random.default_rng(seed)
+        sampled = []
+        at_mean = []
+        X, cells = self._cells(adata, indices)
         net = self._network(cells, 2 if self.network.posterior.exact_mean else 1 + n_mc_samples)
         for x in Batches(X, cells, batch_size):
             parameters = net.encode_counts(x)
@@ -1084,12 +1083,10 @@ class Bounds(Inference):
         ------
         ValueError : for an AE, which has no prior and so no ELBO.
         """
-        rng, components, rows, (X, cells) = (
-            np.random.default_rng(seed),
-            self._components(),
-            [],
-            self._cells(adata, indices),
-        )
+        rng = np.random.default_rng(seed)
+        components = self._components()
+        rows = []
+        X, cells = self._cells(adata, indices)
         net = self._network(cells, n_mc_samples)
         for x in Batches(X, cells, batch_size):
             parameters = net.encode_counts(x)
@@ -1145,12 +1142,10 @@ class Bounds(Inference):
         proposal = choice("proposal", proposal, ("posterior", "both"))
         if proposal == "both":
             self._needs_density()
-        rng, components, rows, (X, cells) = (
-            np.random.default_rng(seed),
-            self._components(),
-            [],
-            self._cells(adata, indices),
-        )
+        rng = np.random.default_rng(seed)
+        components = self._components()
+        rows = []
+        X, cells = self._cells(adata, indices)
         net = self._network(cells, n_mc_samples)
         log_odds = log_odds_of_both(n_mc_samples)
 
@@ -1248,11 +1243,9 @@ class Bounds(Inference):
         ValueError : for an AE, which has no prior, and for models whose posterior is no Gaussian,
             since its density at another cell's z would take the flow backwards.
         """
-        net, components, (X, cells) = (
-            self.network,
-            self._components(),
-            self._encoded(adata, indices),
-        )
+        net = self.network
+        components = self._components()
+        X, cells = self._encoded(adata, indices)
         self._needs_density()
         parameters = [net.encode_counts(x) for x in Batches(X, cells, batch_size)]
         means, log_vars = (ops.concatenate(p, axis=0) for p in zip(*parameters))
@@ -1515,10 +1508,8 @@ class Generative(Bounds):
         model.X.
         """
         self._warn_untrained("the counts are drawn with")
-        (X, cells), rng = (
-            self._decodable(adata, indices, transform_batch),
-            np.random.default_rng([seed, 1]),
-        )
+        X, cells = self._decodable(adata, indices, transform_batch)
+        rng = np.random.default_rng([seed, 1])
         drawn = [[] for _ in range(n_samples)]
         for sample, _, log_mu, log_theta in self._decoded(
             X, cells, transform_batch, n_samples, seed, batch_size
@@ -2487,7 +2478,8 @@ class Trainable(Inference):
             with trained:
                 run.go()
         finally:
-            self.history, self.interrupted = run.history, run.interrupted
+            self.history = run.history
+            self.interrupted = run.interrupted
         if run.interrupted:
             goes_on = (
                 f"; train(checkpoint={str(checkpoint)!r}, resume=True) goes on"
@@ -2793,7 +2785,8 @@ class CountAutoencoder(Generative, Trainable, Persistence):
         cells = rng.choice(self.split.train, k, replace=False)
         start = log_normalise(self.X[cells].toarray())
         if origin == "random":
-            start, self._origin = rng.permuted(np.asarray(start), axis=0), ["random pseudo-inputs"]
+            start = rng.permuted(np.asarray(start), axis=0)
+            self._origin = ["random pseudo-inputs"]
         self.network.prior.initialise(start, rng)
         if self.network.pseudo_batch is not None:
             self.network.pseudo_batch.assign(self._one_hot(self.X.batch[0][cells]))

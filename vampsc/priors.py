@@ -220,10 +220,8 @@ class HierarchicalPosterior(GaussianPosterior):
             raise ValueError(f"two levels need at least 2 latent units, not {n_latent}.")
         self.n_first = n_latent // 2
         super().__init__(n_latent - self.n_first, seeds, name)
-        self.n_latent, self.first = (
-            n_latent,
-            ConditionalGaussian(self.n_first, seeds, hidden, l1, l2, name="first"),
-        )
+        self.n_latent = n_latent
+        self.first = ConditionalGaussian(self.n_first, seeds, hidden, l1, l2, name="first")
 
     def build(self, shape):
         super().build(shape)

@@ -583,7 +583,9 @@ def table(
     ReaderError : malformed rows, with their line; values that are no counts.
     """
     X, cells, names = read_table(files["counts"], sep)
-    cells, obs, kept = np.asarray(cells, object), pd.DataFrame(index=range(len(cells))), slice(None)
+    cells = np.asarray(cells, object)
+    obs = pd.DataFrame(index=range(len(cells)))
+    kept = slice(None)
     if "labels" in files:
         obs = labels_of(files["labels"], cells, labels_sep, labels_index, labels_key).reset_index(
             drop=True

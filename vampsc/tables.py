@@ -680,10 +680,12 @@ def _over_seeds(group, metric):
     values = group[metric].dropna()
     mean, low, high = interval(values, ratio=test_ratio(group))
     if len(values) == 2:
-        low, high = values.min(), values.max()
+        low = values.min()
+        high = values.max()
     # as a count of units
     if METRICS[metric].step:
-        low, high = max(low, 0), min(high, group["units"].max())
+        low = max(low, 0)
+        high = min(high, group["units"].max())
     return {"mean": mean, "low": low, "high": high, "seeds": len(values)}
 
 # %% ../nbs/16_tables.ipynb #marks
@@ -1277,7 +1279,8 @@ def _numbers(means, metric, part, found):
     "A comparison in numbers: 'VAE 15 - VAMP 11 = 4 [1.5, 6.5]'."
     more, less, bound = part
     if more is None:
-        found, bound = (-found[0], -found[2], -found[1]), -bound
+        found = (-found[0], -found[2], -found[1])
+        bound = -bound
     mean, low, high = (printed(v, metric) for v in found)
     within = "" if pd.isna(found[1]) else f" [{low}, {high}]"
     if more is None:
@@ -1591,7 +1594,9 @@ def _drawn(run, most):
 # %% ../nbs/16_tables.ipynb #umaps
 def _umaps(group, most):
     "Coordinates and labels of one organ's models, its title, and its legend as {name: colour}."
-    (folders, note, seed), xy, labels = _first_seed(group), {}, {}
+    folders, note, seed = _first_seed(group)
+    xy = {}
+    labels = {}
     for model, folder in folders.items():
         run = study.read_run(folder)
         keep, labels[model] = _drawn(run, most)
@@ -1599,7 +1604,8 @@ def _umaps(group, most):
     known = next((column for column in labels.values() if column is not None), None)
     for model, column in labels.items():
         if column is not None and not column.cat.categories.equals(known.cat.categories):
-            labels[model], note[model] = None, " (other labels)"
+            labels[model] = None
+            note[model] = " (other labels)"
     entries = (
         {}
         if known is None

@@ -639,7 +639,8 @@ class Examine(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         _ = self.model  # on JAX, brings the variables up to date
-        self.batch, self.before = batch, [_copy(v) for v in self.variables]
+        self.batch = batch
+        self.before = [_copy(v) for v in self.variables]
 
     def first_bad(self, network):
         """What was first not finite in the last step, by name; its gradient, if that is all that is
@@ -1036,7 +1037,8 @@ class Run:
             share=0.05 if sharing.processes == 1 else np.inf,
         )
         state.begin(self.resume)
-        self.state, rows = state, kernels.row_reader(self.X) if sharing.n == 1 else self.X.dense
+        self.state = state
+        rows = kernels.row_reader(self.X) if sharing.n == 1 else self.X.dense
         seed = self.seed + len(state.notes["earlier"])
         kl_weight = (
             (lambda epoch: rising_weight(epoch, self.network.beta, profile.kl_warmup))
