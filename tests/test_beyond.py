@@ -1,6 +1,7 @@
 """Sweeps of variants, their differences, and the notebooks of the open questions."""
 
 import os
+import re
 import sys
 import textwrap
 
@@ -536,6 +537,22 @@ def test_pages_say_in_ten_lines_what_was_asked_and_found_and_how_sure(question):
     assert "pancreas" in short and "blood-facs" in short
 
 
+@pytest.mark.parametrize("question", beyond.QUESTIONS)
+def test_the_answer_of_a_page_has_the_numbers_of_its_run(question):
+    "Six sentences at most, and each number with a decimal point is in an output of the page."
+    page = nbformat.read(study.TEMPLATE.with_name(f"{question}.ipynb"), 4)
+    answers = [cell.source for cell in page.cells if cell.id == "md-answer"]
+    if not answers:
+        pytest.skip("its results have no answer in words yet")
+    said = re.sub(r"\([^)]*\)", "", answers[0].removeprefix("**In short.** "))
+    assert len(re.findall(r"[.?!](?:\s|$)", said)) <= 6
+    outputs = [output for cell in page.cells for output in cell.get("outputs", [])]
+    data = [output["data"] for output in outputs if "data" in output]
+    shown = "\n".join(str(v) for d in data for kind, v in d.items() if kind.startswith("text/"))
+    known = set(re.findall(r"\d+\.\d+", shown))
+    assert set(re.findall(r"\d+\.\d+", answers[0])) <= known
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("question", beyond.QUESTIONS)
 def test_notebook_of_a_question(question, folder, files):
@@ -565,6 +582,7 @@ def test_notebook_of_a_question(question, folder, files):
     assert "nan" not in (short + said).lower()
     assert page.suffix == ".html" and "Summary" in page.read_text()
     # that is of the cells that the book shows
+    assert "In short" not in page.read_text()
     assert "What one sees" not in page.read_text()
     if question == "peers":
         assert (

@@ -901,6 +901,6 @@ def make(question, out="runs/beyond", overwrite=False, **parameters):
         template,
         out / f"{question}.ipynb",
         {**parameters, "out": out.as_posix()},
-        leave_out=["md-what-one-sees"],
+        leave_out=["md-answer", "md-what-one-sees"],
         overwrite=overwrite,
     )
