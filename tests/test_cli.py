@@ -118,7 +118,10 @@ def test_fit_writes_a_picture_and_an_h5ad_and_says_what_is_there(few, tmp_path):
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
     assert "judged by obs['cell_type']" in lines and f"written to {folder}" in lines
-    assert plt.imread(folder / "umap.png").std() > 0.01
+    for picture in ("umap.png", "umap_batches.png"):
+        assert plt.imread(folder / picture).std() > 0.01
+    assert study.read_run(folder).cells["batch"].tolist() == ["a", "b"] * 50
+    assert 0 < study.read_run(folder).metrics["batch_mixing"] < 1.5
     embedded = ad.read_h5ad(folder / "embedded.h5ad")
     np.testing.assert_array_equal(embedded.obsm["X_mog"], np.load(folder / "latent.npy"))
     assert embedded.shape == (100, 400)

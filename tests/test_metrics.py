@@ -12,6 +12,7 @@ from scipy.spatial.distance import cdist
 from sklearn import metrics as sk
 from sklearn.decomposition import PCA
 
+from vampsc import metrics
 from vampsc.metrics import (
     active_units,
     active_units_split_half,
@@ -640,3 +641,26 @@ def test_type_shares_of_known_mixtures():
         type_shares(real, ["one"] * 400, other)
     with pytest.raises(ValueError, match="same genes"):
         type_shares(real, labels, other[:, 1:])
+
+
+# ---- batches
+
+
+def test_batch_mixing_against_a_count_by_hand():
+    rng = np.random.default_rng(1)
+    z = rng.normal(size=(60, 3))
+    batches = np.array(["a", "b", "c"])[rng.integers(0, 3, 60)]
+    distances = np.square(z[:, None] - z).sum(-1)
+    np.fill_diagonal(distances, np.inf)
+    near = np.argsort(distances, axis=1)[:, :5]
+    other = (batches[near] != batches[:, None]).mean()
+    by_chance = np.mean([(np.delete(batches, i) != batches[i]).mean() for i in range(60)])
+    assert metrics.batch_mixing(z, batches, k=5) == pytest.approx(other / by_chance)
+
+
+def test_batches_that_cannot_be_mixed_are_named():
+    z = np.zeros((5, 2))
+    with pytest.raises(ValueError, match="two batches or more"):
+        metrics.batch_mixing(z, ["a"] * 5, k=2)
+    with pytest.raises(ValueError, match="2 of 5 cells have no batch"):
+        metrics.batch_mixing(z, ["a", None, "b", None, "b"], k=2)

@@ -95,7 +95,7 @@ def test_it_is_a_run(origin, new, tmp_path):
         "transfer", origin, new, "--out", tmp_path, "--label-key", "cell_type", "--json", *TINY
     )
     assert (
-        json.loads(again.stdout) == said
+        json.loads(again.stdout) == {**said, "reused": True}
         and (run.folder / "metrics.json").stat().st_mtime_ns == time
     )
     other = invoke(

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['activity', 'active_units', 'activity_split_half', 'active_units_split_half', 'n_components',
            'n_components_split_half', 'n_labelled', 'check_labels', 'silhouette_samples', 'silhouette',
-           'silhouette_split_half', 'co_variation_split_half', 'nmi_ari', 'knn_purity', 'two_sample_accuracy',
-           'energy_distance', 'count_marginals', 'type_shares']
+           'silhouette_split_half', 'co_variation_split_half', 'nmi_ari', 'knn_purity', 'batch_mixing',
+           'two_sample_accuracy', 'energy_distance', 'count_marginals', 'type_shares']
 
 # %% ../nbs/09_metrics.ipynb #imports
 import math
@@ -550,6 +550,35 @@ def knn_purity(z, labels, k=15, unlabelled=None):
     )
     codes = codes[known]
     return float((codes[neighbours] == codes[:, None]).mean())
+
+# %% ../nbs/09_metrics.ipynb #batch-mixing
+def batch_mixing(z, batches, k=15):
+    """How well batches are mixed in an embedding, by the k nearest neighbours of each cell.
+
+    Parameters
+    ----------
+    z : (cells, units) embedding.
+    batches : (cells,) the batch of each cell; two or more batches.
+    k : neighbours (Euclidean, the cell itself left out).
+
+    Returns
+    -------
+    float : the share of neighbours that are of another batch, divided by the share among all other
+        cells. 0: the batches lie apart; 1: mixed as by chance.
+
+    Raises
+    ------
+    ValueError : a single batch, a cell without one; or as in `knn_purity`.
+    """
+    codes, names = pd.factorize(np.asarray(batches, object))
+    if (codes < 0).any():
+        raise ValueError(f"{(codes < 0).sum():,} of {len(codes):,} cells have no batch.")
+    if len(names) < 2:
+        raise ValueError("mixing needs two batches or more, and there is one.")
+    sizes = np.bincount(codes)
+    n = len(codes)
+    by_chance = 1 - (sizes * (sizes - 1)).sum() / (n * (n - 1))
+    return (1 - knn_purity(z, codes.astype(str), k)) / by_chance
 
 # %% ../nbs/09_metrics.ipynb #two-samples
 def _expression(counts, name):
