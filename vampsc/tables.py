@@ -1712,5 +1712,10 @@ def make(folder, organs=None, overwrite=False):
         raise ValueError(NO_RUNS.format(folder.as_posix()))
     given = {"runs": folder.as_posix(), "organs": None if organs is None else ",".join(found)}
     return study._fill_in(
-        TEMPLATE, folder / "tables.ipynb", given, others=WRITTEN, overwrite=overwrite
+        TEMPLATE,
+        folder / "tables.ipynb",
+        given,
+        leave_out=["md-answer"],  # which is about the runs that the book shows
+        others=WRITTEN,
+        overwrite=overwrite,
     )
