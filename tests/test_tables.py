@@ -223,7 +223,7 @@ def test_runs_that_are_not_alike_are_named(tmp_path):
     _, problems = tables.gather(tmp_path)
     text = " ".join(problems)
     assert (
-        "numbers of genes (4000.0; 19986.0)" in text and "training settings (quick; paper)" in text
+        "numbers of genes (4000; 19986)" in text and "training settings (quick; paper)" in text
     )
     assert "not all of its runs were judged" in text and "vae-seed0 has no number for PCs" in text
 
