@@ -222,9 +222,7 @@ def test_runs_that_are_not_alike_are_named(tmp_path):
     make_run(tmp_path, "liver", "vae", 0, labels=False, pcs95=None)
     _, problems = tables.gather(tmp_path)
     text = " ".join(problems)
-    assert (
-        "numbers of genes (4000; 19986)" in text and "training settings (quick; paper)" in text
-    )
+    assert "numbers of genes (4000; 19986)" in text and "training settings (quick; paper)" in text
     assert "not all of its runs were judged" in text and "vae-seed0 has no number for PCs" in text
 
 
