@@ -387,9 +387,10 @@ def test_fit_with_drop_empty(monkeypatch, capsys):
             raise EmptyCellsError("no counts", empty)
         return data
 
-    done = cli._without_empty(adata, train)
+    done, used = cli._without_empty(adata, train)
     assert (
-        list(done.obs_names) == [f"c{i}" for i in range(60) if i not in (0, 3, 4)]
+        done is used
+        and list(done.obs_names) == [f"c{i}" for i in range(60) if i not in (0, 3, 4)]
         and len(given) == 3
     )
     assert capsys.readouterr().err.splitlines() == [
