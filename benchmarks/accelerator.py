@@ -1,8 +1,8 @@
 """Speed on a GPU, and the paper's training to its end.
 
-    KERAS_BACKEND=jax python benchmarks/accelerator.py [--batch 128 512 2048] [--precision float32
-    mixed_bfloat16] KERAS_BACKEND=jax python benchmarks/accelerator.py --train pancreas blood.h5ad
-    --out runs
+    KERAS_BACKEND=jax python benchmarks/accelerator.py [--batch 128 512 2048] 
+        [--precision float32 mixed_bfloat16]
+    KERAS_BACKEND=jax python benchmarks/accelerator.py --train pancreas blood.h5ad --out runs
 
 Without --train: cells per second of the four models on the embedded pancreas, all genes, the median
 over epochs after the first, which compiles; writes accelerator.csv. With --train: each model is

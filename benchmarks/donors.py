@@ -1,8 +1,8 @@
 """Donors as a covariate: a VAMP that is told each cell's donor beside one that is not, on any h5ad
 with donors and cell types.
 
-    python benchmarks/donors.py kang.h5ad --batch-key donor --label-key cell_type        writes
-    donors.csv and a figure
+    python benchmarks/donors.py kang.h5ad --batch-key donor --label-key cell_type
+        writes donors.csv and a figure
 
 Same cells, split, seeds and profile. Silhouettes are of all cells, by donor (0: mixed) and by cell
 type (higher is better); the ELBO is of the test cells.

@@ -2,7 +2,7 @@
 of memory.
 
     python benchmarks/limited_memory.py [--cells 100000] [--limit 4] [--folder FOLDER]
-    writes limited_memory.csv
+        writes limited_memory.csv
 
 The file (100,000 cells x 19,986 genes, made of the embedded pancreas's cells as in scale.py) is
 opened with backed="r". The process is limited by RLIMIT_DATA: all private memory it may write to,

@@ -1,8 +1,8 @@
 """How right is the negative binomial of vampsc, of scvi-tools and of TensorFlow Probability in
 float32?
 
-    python benchmarks/nb_accuracy.py        in an environment with benchmarks/requirements.txt;
-    writes nb_accuracy.csv
+    python benchmarks/nb_accuracy.py
+        in an environment with benchmarks/requirements.txt; writes nb_accuracy.csv
 
 Values and gradients by log mu and log theta at 2,601 points: x from 0 to 1e5, mu and theta from
 1e-6 to 1e8, e^-30 and e^30, against mpmath with 50 digits at the very float32 numbers that were

@@ -1,9 +1,8 @@
 """What fewer pseudo-inputs cost and save: ELBO and time of VAE-VAMPs with different K.
 
-    python benchmarks/pseudo_inputs.py [--K 500 250 100 50] [--seeds 0 1] [--epochs 30] [--genes
-    4000]
-                                                                                              writes
-                                                                                              pseudo_inputs.csv
+    python benchmarks/pseudo_inputs.py [--K 500 250 100 50] [--seeds 0 1] [--epochs 30]
+        [--genes 4000]
+        writes pseudo_inputs.csv
 
 Data: the embedded pancreas. `difference`: ELBO on the test cells less that of the first K with the
 same seed, in nats per cell. A VAE of the same settings is the last row of each seed, without K.

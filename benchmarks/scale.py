@@ -2,7 +2,7 @@
 file.
 
     python benchmarks/scale.py [--cells 100000] [--rounds 5] [--steps 20] [--folder FOLDER]
-    writes scale.csv
+        writes scale.csv
 
 The cells are made of the embedded pancreas's: drawn with replacement, each count thinned binomially
 to a random depth between 70 and 100 %, on the genes of the file, shuffled. Each contestant reads

@@ -1,7 +1,7 @@
 """The average silhouette width beside scikit-learn's: time, memory and difference.
 
     python benchmarks/silhouette.py [--cells 50000] [--alone 200000] [--rounds 3]
-    writes silhouette.csv
+        writes silhouette.csv
 
 Cells: 128 units, 20 labels, Gaussian clouds that overlap. scikit-learn runs as it comes and with
 n_jobs=-1; this package uses all cores. Rounds are interleaved, after a small one in which this

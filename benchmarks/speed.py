@@ -1,8 +1,8 @@
 """Cells per second of a training step on this machine: vampsc, scvi-tools and a naive Keras model
 of the same shape.
 
-    python benchmarks/speed.py [--rounds 7] [--steps 16] [--batch 128 512]        writes speed.csv
-    and speed.png
+    python benchmarks/speed.py [--rounds 7] [--steps 16] [--batch 128 512]
+        writes speed.csv and speed.png
 
 Data: the embedded pancreas on all 20,120 genes. Shape: (512, 256, 128, 256, 512) with two output
 heads. scvi-tools' SCVI with n_hidden=512, n_layers=2, n_latent=128, nb, gene-cell, has layers of

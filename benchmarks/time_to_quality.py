@@ -1,7 +1,7 @@
 """How long until a model explains held-out cells as well as scvi-tools' SCVI does at its end?
 
     python benchmarks/time_to_quality.py [--data pancreas file.h5ad ...] [--models VAE VAMP]
-    [--seeds 0 1 2] [--cores 1 2]
+        [--seeds 0 1 2] [--cores 1 2]
 
 Data: the embedded pancreas, or raw counts in h5ad files; 1,000 variable genes, the same for all.
 SCVI trains as it comes (10 latent units, a ZINB likelihood, up to 400 epochs), and in our shape

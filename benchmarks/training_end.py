@@ -1,7 +1,7 @@
 """Is a model at its end where training stops? Ways of ending, compared on validation cells.
 
-    python benchmarks/training_end.py [--data pancreas file.h5ad ...] [--models VAE VAMP] [--seeds
-    0] [--ends quick 30000]
+    python benchmarks/training_end.py [--data pancreas file.h5ad ...] [--models VAE VAMP]
+        [--seeds 0] [--ends quick 30000]
 
 Data: the embedded pancreas, or raw counts in h5ad files. Every model has 1,000 variable genes (or
 all, where a file has fewer), one hidden layer of 128 and 128 latent units; a VAMP has 100

@@ -1,10 +1,12 @@
 """What becomes of a file in which one bit is wrong? Nothing may end the process, or pass for counts
 that it does not hold.
 
-    python tools/flip_bits.py                  # 200 flips of each array of each kind of file: some
-    10 minutes python tools/flip_bits.py --flips 20       # quicker python tools/flip_bits.py loom
-    "10x h5"    # of these kinds of file alone python tools/flip_bits.py --anywhere       # of any
-    bit of a compressed file instead, its structure included
+    # 200 flips of each array of each kind of file: some 10 minutes
+    python tools/flip_bits.py
+    python tools/flip_bits.py --flips 20       # quicker
+    python tools/flip_bits.py loom "10x h5"    # of these kinds of file alone
+    # of any bit of a compressed file instead, its structure included
+    python tools/flip_bits.py --anywhere
 
 Small files of every kind are written without compression, so that a flip reaches the numbers, and
 read in every way that there is. A flip is

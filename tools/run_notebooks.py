@@ -1,10 +1,10 @@
 """Run every chapter from its first cell to its last, and compare what it says with the outputs that
 are kept in it.
 
-    python tools/run_notebooks.py                          # all chapters, as many at a time as
-    there are cores python tools/run_notebooks.py 06 07 --update           # these two; keep the new
-    outputs python tools/run_notebooks.py 06 --cells               # and tell which cells take the
-    time
+    # all chapters, as many at a time as there are cores
+    python tools/run_notebooks.py
+    python tools/run_notebooks.py 06 07 --update           # these two; keep the new outputs
+    python tools/run_notebooks.py 06 --cells               # and tell which cells take the time
 
 An error in a cell fails. An output that differs from the kept one by more than numbers may is told,
 and with --strict fails too: on another kind of processor, training may end elsewhere. Numbers may

@@ -1,9 +1,10 @@
 """Would the tests notice? Slips that a person could make in the formulas of chapters 2 to 9, one at
 a time.
 
-    python tools/slips.py                          # all, by the test named beside each: some 3
-    minutes python tools/slips.py no-log-k gate-swapped    # these two python tools/slips.py --all
-    # by all tests that `make test` runs: hours
+    # all, by the test named beside each: some 3 minutes
+    python tools/slips.py
+    python tools/slips.py no-log-k gate-swapped    # these two
+    python tools/slips.py --all                    # by all tests that `make test` runs: hours
 
 Each slip is put into a copy of the package. It is caught when a test fails that passes on the
 package as it is. The exit status is 1 if one is missed. Every run is a process of its own, forked
