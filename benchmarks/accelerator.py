@@ -1,6 +1,6 @@
 """Speed on a GPU, and the paper's training to its end.
 
-    KERAS_BACKEND=jax python benchmarks/accelerator.py [--batch 128 512 2048] 
+    KERAS_BACKEND=jax python benchmarks/accelerator.py [--batch 128 512 2048]
         [--precision float32 mixed_bfloat16]
     KERAS_BACKEND=jax python benchmarks/accelerator.py --train pancreas blood.h5ad --out runs
 
