@@ -176,6 +176,7 @@ def refit_posterior(model, profile="quick", seed=0, **changes):
             layer.rate = 0.0
     new.seed = seed
     new._compiled = {}
+    new._new_rows = None  # all of the new weights are trained
     new.history = model.history.iloc[:0]
     return new.train(profile, progress=False, **changes)
 
