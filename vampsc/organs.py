@@ -8,7 +8,9 @@ __all__ = ['STUDY', 'SOURCE', 'FILE', 'WANTED', 'ACCESS', 'SETTINGS', 'PATTERNS'
            'describe', 'labels', 'label_key']
 
 # %% ../nbs/11_organs.ipynb #imports
+import copy
 import difflib
+import functools
 import hashlib
 import inspect
 import json
@@ -263,20 +265,21 @@ def _check_study(study, where, own=True):
         )
         _check_source(source, f"{where}, source {in_words(name)}".removesuffix(", source "), own)
 
-# %% ../nbs/11_organs.ipynb #read-registry
-def _entries(path):
-    "The studies in a file of the registry, checked: {name: entry}."
+# %% ../nbs/11_organs.ipynb #studies-in
+def _not_toml(path, error):
+    return OrganError(
+        f"registry {path.name} cannot be read: {in_words(error)}; it must be TOML with a "
+        "[[study]] for each"
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _studies_in(text, path):
+    "The checked studies of a registry's text. Kept, since each `load` looks at all of them."
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise OrganError(f"no file '{path}', which VAMPSC_ORGANS names") from None
-    except OSError as error:
-        raise OrganError(f"registry {path} cannot be read: {error.strerror}") from None
+        found = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise OrganError(
-            f"registry {path.name} cannot be read: {in_words(error)}; it must be TOML with a "
-            "[[study]] for each"
-        ) from None
+        raise _not_toml(path, error) from None
     for other in found.keys() - {"study"}:
         raise OrganError(
             f"{path.name}: '{in_words(other)}' = {_said(found[other])} is outside of a study; "
@@ -300,6 +303,20 @@ def _entries(path):
                 f"{path.name}, study {name}: the name stands for {names.count(name)} studies; give "
                 "each its own"
             )
+    return studies
+
+# %% ../nbs/11_organs.ipynb #read-registry
+def _entries(path):
+    "The studies in a file of the registry, checked: {name: entry}."
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise OrganError(f"no file '{path}', which VAMPSC_ORGANS names") from None
+    except OSError as error:
+        raise OrganError(f"registry {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise _not_toml(path, error) from None
+    studies = copy.deepcopy(_studies_in(text, path))
     return {study["name"]: {**study, "folder": path.parent} for study in studies}
 
 # %% ../nbs/11_organs.ipynb #registry-2
