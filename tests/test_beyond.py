@@ -457,6 +457,18 @@ def test_a_new_posterior_leaves_p_of_x_as_it_is(adata, name):
     assert not np.allclose(*kernel, atol=0.05)
 
 
+def test_a_new_posterior_is_saved_only_where_it_can_be_loaded(adata, tmp_path):
+    settings = dict(n_genes=60, hidden=(8,), n_latent=2)
+    vae = beyond.refit_posterior(models.VAE(adata, **settings).train(max_epochs=1), max_epochs=1)
+    vae.save(tmp_path / "vae")
+    again = models.load(tmp_path / "vae", adata)
+    np.testing.assert_array_equal(again.network.get_weights()[0], vae.network.get_weights()[0])
+    vamp = models.VAMP(adata, n_pseudo_inputs=5, **settings).train(max_epochs=1)
+    with pytest.raises(ValueError, match="save the model that it came from"):
+        beyond.refit_posterior(vamp, max_epochs=1).save(tmp_path / "vamp")
+    assert not (tmp_path / "vamp").exists()
+
+
 def test_a_point_has_no_posterior_to_fit(adata):
     model = models.AE(adata, n_genes=60, hidden=(8,), n_latent=2)
     with pytest.raises(ValueError, match="a point posterior"):

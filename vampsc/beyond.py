@@ -155,7 +155,8 @@ def refit_posterior(model, profile="quick", seed=0, **changes):
 
     Returns
     -------
-    A model of the same class, which cannot be saved; this one stays as it is.
+    A model of the same class; `model` stays as it is. With a mixture as its prior it cannot be
+    saved.
 
     Raises
     ------

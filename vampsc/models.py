@@ -1914,10 +1914,15 @@ class Persistence:
         FileExistsError : there is something and overwrite is False, or something that is not a
             model.
         OSError : the folder cannot be written; what was there before stays. ValueError : a weight
-            is NaN or infinite.
+            is NaN or infinite, or the model is one that `beyond.refit_posterior` made.
         """
         if not devices.is_first():
             return
+        if self.architecture.has_components and not self.network.prior.weights:
+            raise ValueError(
+                f"the prior of this model is no {self.architecture.prior} prior but a copy of its"
+                " components, so that it cannot be loaded again; save the model that it came from."
+            )
         if bad := _weights_not_finite(self.network):
             raise ValueError(
                 f"the weights {bad} are not finite, so that the model is not worth saving."
