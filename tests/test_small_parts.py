@@ -1,10 +1,13 @@
 """Parts that larger tests use without naming them."""
 
+import functools
+
 import anndata as ad
 import keras
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 import scipy.sparse as sp
 import typer
 
@@ -302,3 +305,29 @@ def test_rows_of_a_copy_on_the_device(cells):
     pytest.importorskip("jax")
     read = kernels.RowsOnDevice(cells.X)
     assert np.array_equal(np.asarray(read(np.array([1, 0, 1]))), cells.X[[1, 0, 1]].toarray())
+
+
+def test_variances_of_residuals_are_scanpys():
+    "Also of a gene that no cell has, and of cells of which some have the same sum."
+    X = organs.load("pancreas").X[:300, :2000]
+    often = np.flatnonzero(np.asarray((X > 0).sum(0)).ravel() >= 3)
+    ranked = sc.experimental.pp.highly_variable_genes(
+        ad.AnnData(X[:, often]), n_top_genes=150, flavor="pearson_residuals", inplace=False
+    )
+    with_empty = sp.hstack([X[:, often], sp.csr_matrix((300, 1))], format="csr")
+    variances = models.residual_variances(with_empty)
+    assert variances[-1] == 0
+    np.testing.assert_allclose(variances[:-1], ranked["residual_variances"].to_numpy(), rtol=1e-6)
+    assert np.array_equal(
+        models.variable_genes(X, 150), often[ranked["highly_variable"].to_numpy()]
+    )
+
+
+def test_residuals_are_computed_in_parts_that_fit_in_memory():
+    rng = np.random.default_rng(0)
+    share, of_cell = rng.random(70), rng.integers(1, 9, 40).astype(float)
+    residuals = functools.partial(models._residuals, theta=10.0, bound=2.0)
+    r = residuals(0, np.outer(share, of_cell))
+    for at_once in (1, 50, 10_000):
+        sums = models._sums_without_counts(share, of_cell, residuals, at_once)
+        np.testing.assert_allclose(sums, [r.sum(1), (r**2).sum(1)])

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vampsc import genes, metrics, organs, study
+from vampsc import genes, metrics, organs, study, training
 
 TYPES = np.array(["alpha", "beta", "Unknown", "unassigned"])[np.arange(80) % 4]
 KNOWN = np.arange(80) % 4 < 2
@@ -120,20 +120,21 @@ def folder(tmp_path_factory):
     return at
 
 
+BRIEF = training.get_profile("quick", max_epochs=2)
 TINY = dict(gene_space=None, hidden=(8,), n_latent=3, progress=False)
 
 
 def test_a_run(folder):
     adata = typed()
     with pytest.warns(UserWarning, match="40 of 120 cells are labelled 'unknown'"):
-        plain = study.run(adata, "ae", folder / "plain", "quick", label_key="cell_type", **TINY)
+        plain = study.run(adata, "ae", folder / "plain", BRIEF, label_key="cell_type", **TINY)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*labelled 'unknown'")
         chosen = study.run(
             adata,
             "ae",
             folder / "chosen",
-            "quick",
+            BRIEF,
             label_key="cell_type",
             unlabelled="unknown",
             **TINY,
@@ -145,7 +146,7 @@ def test_a_run(folder):
     assert set(chosen.cells["label"]) == {"alpha", "beta", ""}
     with pytest.raises(FileExistsError, match="unlabelled was"):
         study.run(
-            adata, "ae", folder / "chosen", "quick", label_key="cell_type", unlabelled="", **TINY
+            adata, "ae", folder / "chosen", BRIEF, label_key="cell_type", unlabelled="", **TINY
         )
 
 

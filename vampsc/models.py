@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PRIORS_OF', 'MORE_GENES', 'MANY', 'WHOLE', 'FLAGS', 'INSTEAD', 'MUCH', 'OFTEN', 'LOOKS', 'CHECKSUMS', 'OTHER_CELLS',
            'CELLS', 'FORMAT', 'PARTS', 'FILES', 'PRESETS', 'Network', 'counts_and_batch', 'Architecture',
-           'build_network', 'mean_log_rates', 'variable_genes', 'genes_to_keep', 'batch_name', 'batch_codes', 'verb',
-           'Inference', 'importance_bound', 'log_odds_of_both', 'Bounds', 'Generative', 'CellMarks', 'Persistence',
-           'load', 'FixedRows', 'NewRows', 'only_new_rows', 'Trainable', 'CountAutoencoder', 'AE', 'VAE', 'IAF', 'VAMP',
-           'VAMPIAF', 'MOG', 'HVAMP']
+           'build_network', 'mean_log_rates', 'residual_variances', 'variable_genes', 'genes_to_keep', 'batch_name',
+           'batch_codes', 'verb', 'Inference', 'importance_bound', 'log_odds_of_both', 'Bounds', 'Generative',
+           'CellMarks', 'Persistence', 'load', 'FixedRows', 'NewRows', 'only_new_rows', 'Trainable', 'CountAutoencoder',
+           'AE', 'VAE', 'IAF', 'VAMP', 'VAMPIAF', 'MOG', 'HVAMP']
 
 # %% ../nbs/07_models.ipynb #imports
 import contextlib
@@ -35,7 +35,6 @@ import h5py
 import keras
 import numpy as np
 import pandas as pd
-import scanpy as sc
 import scipy.sparse as sp
 from keras import ops
 
@@ -459,6 +458,56 @@ def mean_log_rates(X, cells, seed=0):
     X = X[_not_too_many(np.asarray(cells), seed)]
     return np.log((np.asarray(X.sum(0)).ravel() + 0.5) / (X.sum() / TARGET_SUM))
 
+# %% ../nbs/07_models.ipynb #residuals
+def _residuals(x, mu, theta, bound):
+    "Pearson residuals of counts x; 0 where the mean is 0."
+    deviation = np.sqrt(mu + mu**2 / theta)
+    r = np.divide(x - mu, deviation, out=np.zeros_like(mu), where=mu > 0)
+    return np.clip(r, -bound, bound)
+
+# %% ../nbs/07_models.ipynb #sums-without-counts
+def _sums_without_counts(share, of_cell, residuals, at_once=2_000_000):
+    """Sums over cells of each gene's residuals and of their squares, as if every count were 0:
+    float64 (2, genes).
+
+    share : each gene's share of all counts. of_cell : each cell's sum. at_once : so many residuals
+        are in memory.
+    """
+    shares, gene = np.unique(share, return_inverse=True)
+    depths, n_cells = np.unique(of_cell, return_counts=True)
+    sums = np.empty((2, len(shares)))
+    step = max(1, at_once // len(depths))
+    for start in range(0, len(shares), step):
+        part = slice(start, start + step)
+        r = residuals(0, np.outer(shares[part], depths))
+        sums[0, part] = r @ n_cells
+        sums[1, part] = r**2 @ n_cells
+    return sums[:, gene]
+
+# %% ../nbs/07_models.ipynb #residual-variances
+def residual_variances(X, theta=100.0):
+    """Variance over cells of each gene's Pearson residuals: float64 (genes,).
+
+    X : sparse counts (cells, genes). theta : of the negative binomial whose variance they are
+        compared with.
+    Residuals are cut at the square root of the number of cells. Source: Lause et al. (2021).
+    """
+    X = sp.csr_matrix(X)
+    n_cells, n_genes = X.shape
+    of_cell = np.asarray(X.sum(1, dtype="float64")).ravel()
+    of_gene = np.asarray(X.sum(0, dtype="float64")).ravel()
+    share = of_gene / max(of_cell.sum(), 1)
+    residuals = functools.partial(_residuals, theta=theta, bound=np.sqrt(n_cells))
+    total, squares = _sums_without_counts(share, of_cell, residuals)
+
+    genes_of = X.indices
+    mu = share[genes_of] * np.repeat(of_cell, np.diff(X.indptr))
+    counted = residuals(X.data, mu)
+    empty = residuals(0, mu)
+    total += np.bincount(genes_of, counted - empty, n_genes)
+    squares += np.bincount(genes_of, counted**2 - empty**2, n_genes)
+    return squares / n_cells - (total / n_cells) ** 2
+
 # %% ../nbs/07_models.ipynb #variable-genes
 def variable_genes(X, n_genes, cells=None, seed=0):
     """Positions of the genes with the most variance beyond counting noise: an int array (at most
@@ -466,7 +515,7 @@ def variable_genes(X, n_genes, cells=None, seed=0):
 
     X : sparse counts (cells, genes). cells : positions of those to look at; of more than MANY, so
         many are drawn, by `seed`.
-    A gene must be seen in 3 of them. Source: Lause et al. (2021), in scanpy.
+    A gene must be seen in 3 of them. They are ranked by `residual_variances`, as in scanpy.
     """
     X = X[_not_too_many(np.arange(X.shape[0]) if cells is None else np.asarray(cells), seed)]
     seen = np.flatnonzero(np.asarray((X > 0).sum(0)).ravel() >= 3)
@@ -477,12 +526,8 @@ def variable_genes(X, n_genes, cells=None, seed=0):
         )
     if n_genes >= len(seen):
         return seen
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        ranked = sc.experimental.pp.highly_variable_genes(
-            ad.AnnData(X[:, seen]), n_top_genes=n_genes, flavor="pearson_residuals", inplace=False
-        )
-    return seen[ranked["highly_variable"].to_numpy()]
+    order = np.argsort(-residual_variances(X[:, seen]), kind="stable")
+    return np.sort(seen[order[:n_genes]])
 
 # %% ../nbs/07_models.ipynb #named-genes
 def _genes_of_column(adata, column):
