@@ -1118,3 +1118,17 @@ def test_the_template_is_clean():
         ["parameters"]
     ]
     assert "skip_exec: true" in notebook.cells[0].source
+
+
+def test_seeds_that_a_claim_would_take_are_those_that_decide_it():
+    rng = np.random.default_rng(0)
+    for mean, ratio, level in ((0.5, 0.0, 0.95), (1.2, 0.125, 0.975), (-0.8, 0.0, 0.99)):
+        found = rng.normal(size=5)
+        found = mean + (found - found.mean()) / found.std(ddof=1)
+        n = int(tables.seeds_to_decide(found, 0, 0, ratio, level))
+        for seeds, verdict in ((n - 1, tables.OPEN), (n, tables.decide([mean] * 2)[0])):
+            z = rng.normal(size=seeds)
+            same = mean + (z - z.mean()) / z.std(ddof=1)
+            assert tables.decide(same, 0, 0, ratio, level)[0] == verdict
+    # t * sd * sqrt(ratio) is never undercut
+    assert tables.seeds_to_decide([0.5, 1.5], ratio=1.0) == np.inf

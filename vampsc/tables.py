@@ -10,7 +10,7 @@ __all__ = ['PAPER_MODELS', 'GENERATIVE', 'METRICS', 'IN_TABLE_1', 'IN_TABLE_2', 
            'training_end', 'gather', 'missing', 'overview', 'caveats', 'interval', 'test_ratio', 'summarise', 'marks',
            'table_1', 'table_2', 'Html', 'show_words', 'in_markdown', 'show', 'noise_said', 'beside_the_paper',
            'why_nothing_beside', 'orders', 'show_beside', 'Claim', 'decide', 'p_value', 'holm', 'verdicts',
-           'over_organs', 'why_no_verdict', 'figure_1', 'figure_2', 'make']
+           'over_organs', 'why_no_verdict', 'seeds_to_decide', 'what_it_would_take', 'figure_1', 'figure_2', 'make']
 
 # %% ../nbs/16_tables.ipynb #imports
 import dataclasses
@@ -1234,6 +1234,38 @@ def holm(p_values):
     adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
     return adjusted
 
+# %% ../nbs/16_tables.ipynb #paired
+@dataclasses.dataclass(frozen=True)
+class _Paired:
+    "What a comparison rests on: differences by seed, means by model, and the runs themselves."
+
+    differences: pd.Series
+    means: pd.Series
+    runs: pd.DataFrame
+    least_sd: float
+    ratio: float
+
+
+def _paired(group, metric, part):
+    "A _Paired of one comparison in one organ; where nothing can be compared, why, in words."
+    more, less, _ = part
+    needed = [m for m in (more, less) if m]
+    wide = group.pivot_table(index="seed", columns="model", values=metric, aggfunc="first")
+    lacking = [m for m in needed if m not in wide]
+    if lacking:
+        why = "no number" if lacking[0] in set(group["model"]) else "no run"
+        return f"{lacking[0]}: {why}"
+    wide = wide[needed].dropna()
+    runs = group[group["model"].isin(needed) & group["seed"].isin(wide.index)]
+    if metric.startswith("test_") and (seeds := _tested_otherwise(runs)):
+        return (
+            f"{' and '.join(needed)} were tested on other cells with seed"
+            f" {', '.join(map(str, seeds))}"
+        )
+    differences = (wide[more] if more else 0) - (wide[less] if less else 0)
+    rounding = METRICS[metric].step * np.sqrt(wide.shape[1] / 12)
+    return _Paired(differences, wide.mean(), runs, rounding, test_ratio(runs))
+
 # %% ../nbs/16_tables.ipynb #verdict-of-parts
 def _judge_part(group, metric, part, family=1):
     """One comparison in one organ: (verdict, strict verdict, direction, number of seeds, the
@@ -1243,26 +1275,13 @@ def _judge_part(group, metric, part, family=1):
     where a run that it needs was not trained to its end. What cannot be compared is OPEN, and the
     words say why.
     """
-    more, less, bound = part
-    needed = [m for m in (more, less) if m]
-    wide = group.pivot_table(index="seed", columns="model", values=metric, aggfunc="first")
-    lacking = [m for m in needed if m not in wide]
-    if lacking:
-        why = "no number" if lacking[0] in set(group["model"]) else "no run"
-        return OPEN, OPEN, np.nan, 0, f"{lacking[0]}: {why}"
-    wide = wide[needed].dropna()
-    runs = group[group["model"].isin(needed) & group["seed"].isin(wide.index)]
-    if metric.startswith("test_") and (seeds := _tested_otherwise(runs)):
-        numbers = (
-            f"{' and '.join(needed)} were tested on other cells with seed"
-            f" {', '.join(map(str, seeds))}"
-        )
-        return OPEN, OPEN, np.nan, 0, numbers
-    differences = (wide[more] if more else 0) - (wide[less] if less else 0)
-    rounding = METRICS[metric].step * np.sqrt(wide.shape[1] / 12)
-    ratio = test_ratio(runs)
-    verdict, direction, *found = decide(differences, bound, rounding, ratio)
-    strict = decide(differences, bound, rounding, ratio, 1 - 0.05 / family)[0]
+    pairs = _paired(group, metric, part)
+    if isinstance(pairs, str):
+        return OPEN, OPEN, np.nan, 0, pairs
+    given = (pairs.differences, part[2], pairs.least_sd, pairs.ratio)
+    runs = pairs.runs
+    verdict, direction, *found = decide(*given)
+    strict = decide(*given, 1 - 0.05 / family)[0]
     if not runs["at_its_end"].all():
         verdict = strict = UNTESTED
     noisy = list(
@@ -1271,7 +1290,8 @@ def _judge_part(group, metric, part, family=1):
         )
     )
     noise = f" ({', '.join(noisy)} with sampling noise)" if noisy else ""
-    return verdict, strict, direction, len(wide), _numbers(wide.mean(), metric, part, found) + noise
+    words = _numbers(pairs.means, metric, part, found) + noise
+    return verdict, strict, direction, len(pairs.differences), words
 
 # %% ../nbs/16_tables.ipynb #numbers
 def _numbers(means, metric, part, found):
@@ -1527,6 +1547,65 @@ def _in_the_paper(claims):
         return [row["direction"] for (text, _), row in found.items() if text == claim.text]
 
     return {claim.text: _share(pd.Series(directions(claim), dtype=object)) for claim in claims}
+
+# %% ../nbs/16_tables.ipynb #seeds-to-decide
+def seeds_to_decide(differences, bound=0.0, least_sd=0.0, ratio=0.0, level=0.95, most=1000):
+    """With how many seeds would a difference be clear, if its mean and standard deviation stayed?
+
+    differences, bound, least_sd, ratio, level : as in `decide`. most : the largest number that is
+        tried.
+    Returns a float: the number; infinity where `most` are too few; NaN for fewer than 2 seeds.
+    """
+    if len(differences) < 2:
+        return np.nan
+    n = np.arange(2, most + 1)
+    sd = max(np.std(differences, ddof=1), least_sd)
+    half = stats.t.ppf((1 + level) / 2, n - 1) * sd * np.sqrt(1 / n + ratio)
+    enough = n[half < abs(np.mean(differences) - bound)]
+    return float(enough[0]) if len(enough) else np.inf
+
+# %% ../nbs/16_tables.ipynb #what-it-would-take
+def what_it_would_take(runs, claims=CLAIMS):
+    """The claims that cannot be told in an organ, and how many seeds would tell, if means and
+    standard deviations stayed.
+
+    runs : of `gather`. Returns a DataFrame: section, claim, organ, title, numbers, and "seeds
+        needed", a float as of `seeds_to_decide`, for the comparisons that the direction of the
+        means rests on.
+    """
+    rows = []
+    for claim in claims:
+        for organ, group in runs.groupby("organ", sort=False):
+            found = _judged(group, claim)
+            if found["verdict"] == OPEN and found["seeds"] > 1:
+                rows.append(
+                    {
+                        "section": claim.section,
+                        "claim": claim.text,
+                        "organ": organ,
+                        "title": group["title"].iloc[0],
+                        "numbers": found["numbers"],
+                        "seeds needed": _seeds_needed(group, claim),
+                    }
+                )
+    columns = ["section", "claim", "organ", "title", "numbers", "seeds needed"]
+    return pd.DataFrame(rows, columns=columns)
+
+# %% ../nbs/16_tables.ipynb #seeds-needed
+def _seeds_needed(group, claim):
+    "Seeds for a claim in an organ, from those for its comparisons."
+    alone = []
+    together = []
+    for part in claim.parts:
+        pairs = _paired(group, claim.metric, part)
+        right = pairs.differences.mean() > part[2]
+        given = (pairs.differences, part[2], pairs.least_sd, pairs.ratio)
+        # one comparison upholds "any of" and refutes "all of", at Holm's level
+        if right == claim.any_part:
+            alone.append(seeds_to_decide(*given, 1 - 0.05 / len(claim.parts)))
+        else:
+            together.append(seeds_to_decide(*given))
+    return min(alone) if alone else max(together)
 
 # %% ../nbs/16_tables.ipynb #figure-1
 def figure_1(runs, most=20_000, width=9.0):
