@@ -425,7 +425,7 @@ def test_organs_fetch(tmp_path, monkeypatch):
     )
     monkeypatch.setenv("VAMPSC_CACHE", str(tmp_path))
     monkeypatch.setenv("VAMPSC_MIRRORS", "https://=http://127.0.0.1:9/")
-    monkeypatch.setattr("vampsc.downloads.PAUSE", 0.0)
+    monkeypatch.setattr("vampsc.downloads.RETRY_SECONDS", 0.0)
     done = invoke("organs", "fetch", "Lake2019")
     assert done.exit_code == 1 and re.match(
         r"vampsc: study Lake2019 cannot be had.*no connection to 127.0.0.1:9.*by hand", done.stderr

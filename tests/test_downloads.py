@@ -29,8 +29,8 @@ def server():
 
 @pytest.fixture(autouse=True)
 def in_a_hurry(monkeypatch):
-    monkeypatch.setattr(downloads, "PAUSE", 0.01)
-    monkeypatch.setattr(downloads, "CHUNK", 10_000)
+    monkeypatch.setattr(downloads, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(downloads, "CHUNK_BYTES", 10_000)
 
 
 def leftovers(folder):
@@ -220,7 +220,7 @@ def test_killed_in_the_middle(server, tmp_path):
     server.files["/f.bin"] = body
     server.cut["/f.bin"] = [4_000_000]
     code = (
-        "import sys, time; from vampsc import downloads; downloads.PAUSE ="
+        "import sys, time; from vampsc import downloads; downloads.RETRY_SECONDS ="
         f" 60\ndownloads.fetch({server.address + '/f.bin'!r}, {str(tmp_path / 'f.bin')!r},"
         " progress=False)"
     )

@@ -77,11 +77,11 @@ OUTCOMES = {
 @pytest.fixture(autouse=True)
 def in_a_hurry(monkeypatch):
     for name, value in (
-        ("PAUSE", 0.001),
-        ("CHUNK", 10_000),
-        ("TIMEOUT", 0.3),
-        ("SLOWEST", 1000),
-        ("LARGEST", 2_000_000),
+        ("RETRY_SECONDS", 0.001),
+        ("CHUNK_BYTES", 10_000),
+        ("TIMEOUT_SECONDS", 0.3),
+        ("MIN_BYTES_PER_SECOND", 1000),
+        ("MAX_BYTES", 2_000_000),
     ):
         monkeypatch.setattr(downloads, name, value)
 
@@ -171,7 +171,7 @@ def test_a_full_disk_keeps_the_old_mark_with_the_old_part(tmp_path):
 
 
 def test_a_disk_that_an_endless_file_would_fill(tmp_path, monkeypatch):
-    monkeypatch.setattr(downloads, "SPARE", 10**18)
+    monkeypatch.setattr(downloads, "MIN_FREE_BYTES", 10**18)
     with Hostile(ANSWERS["endless"]).running() as server:
         with pytest.raises(DownloadError, match="leaves less than .* GB free.*VAMPSC_CACHE"):
             fetch(server.address, tmp_path / "f.bin", progress=False)
@@ -270,7 +270,7 @@ def test_the_record_has_no_secret_and_the_server_has_it(tmp_path):
     ids=["cut", "half", "bytes", "deep", "endless", "slow", "header", "circle", "nowhere"],
 )
 def test_an_interface_that_misbehaves(answer, words, monkeypatch):
-    monkeypatch.setattr(downloads, "LONGEST", 1_000_000)
+    monkeypatch.setattr(downloads, "MAX_ANSWER_BYTES", 1_000_000)
     with Hostile(answer).running() as server:
         with pytest.raises(DownloadError, match=words) as caught:
             fetch_json(server.address)

@@ -270,7 +270,7 @@ def test_many_models_are_not_taken_for_one_that_is_traced_again(monkeypatch):
     import tensorflow as tf
 
     # the verbs compile what they call, too
-    monkeypatch.setattr(models, "OFTEN", 1)
+    monkeypatch.setattr(models, "COMPILE_FROM_CALLS", 1)
     said = []
     seen = []
     handler = logging.Handler()

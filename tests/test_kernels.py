@@ -38,7 +38,7 @@ def twin(x, a, b):
 
 def fast(x, a, b):
     return kernels.nb_log_prob_of_heads(
-        tf.constant(x), tf.constant(a), tf.constant(b), networks.LIMIT, networks.TARGET_SUM
+        tf.constant(x), tf.constant(a), tf.constant(b), networks.HEAD_BOUND, networks.TARGET_SUM
     )
 
 
@@ -72,7 +72,9 @@ def test_values_and_gradients_on_real_cells(batch, spread, loss):
 
 
 def fast_of(x, a, b):
-    return kernels.nb_log_prob_of_heads(tf.constant(x), a, b, networks.LIMIT, networks.TARGET_SUM)
+    return kernels.nb_log_prob_of_heads(
+        tf.constant(x), a, b, networks.HEAD_BOUND, networks.TARGET_SUM
+    )
 
 
 def test_the_mean_needs_no_second_pass(batch, monkeypatch):

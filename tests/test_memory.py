@@ -71,10 +71,10 @@ def dense_copies(shape):
     keras.backend.backend() != "tensorflow",
     reason="TensorFlow does not free what its functions know",
 )
-@pytest.mark.parametrize("resident", [kernels.RESIDENT, 0])
+@pytest.mark.parametrize("resident", [kernels.MAX_DENSE_BYTES, 0])
 def test_no_copy_of_the_counts_stays(adata, monkeypatch, resident):
     "Neither the dense one of small data nor the sparse one of large data."
-    monkeypatch.setattr(kernels, "RESIDENT", resident)
+    monkeypatch.setattr(kernels, "MAX_DENSE_BYTES", resident)
     sparse = []
 
     class Watched(keras.callbacks.Callback):

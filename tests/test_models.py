@@ -460,7 +460,7 @@ def test_mean_log_rates_by_hand(monkeypatch):
     assert models.mean_log_rates(X, [0, 1]) == pytest.approx(
         np.log(np.array([1.5, 0.5, 7.5]) / (8 / 1e4))
     )
-    monkeypatch.setattr(models, "MANY", 2)
+    monkeypatch.setattr(models, "MAX_CELLS_EXAMINED", 2)
     X = sp.csr_matrix(np.eye(50, dtype="float32"))
     drawn = [
         np.flatnonzero(models.mean_log_rates(X, np.arange(10, 50), seed) > np.log(5e3))

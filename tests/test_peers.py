@@ -247,7 +247,7 @@ def test_better_and_worse_by_the_paired_interval():
 
 @needs_theirs
 @pytest.mark.slow
-@pytest.mark.parametrize("method", peers.OTHERS)
+@pytest.mark.parametrize("method", peers.SCVI_METHODS)
 def test_methods_of_scvi_tools(method, adata, tmp_path):
     adata.write_h5ad(tmp_path / "cells.h5ad")
     found = peers.gather(

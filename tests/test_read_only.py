@@ -24,7 +24,7 @@ import sys, warnings
 from pathlib import Path
 warnings.filterwarnings("ignore", ".*(chained_assignment|Pandas).*")
 from vampsc import downloads, genes, organs
-downloads.PAUSE = 0.0
+downloads.RETRY_SECONDS = 0.0
 def said(function):
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")

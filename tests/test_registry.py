@@ -31,7 +31,7 @@ API = "/api.cellxgene.cziscience.com/curation/v1/collections/{}"
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     "In the place of all servers; an empty cache, and a folder for what people put there by hand."
-    monkeypatch.setattr(downloads, "PAUSE", 0.01)
+    monkeypatch.setattr(downloads, "RETRY_SECONDS", 0.01)
     with Server().running() as server:
         monkeypatch.setenv(
             "VAMPSC_MIRRORS", f"https://={server.address}/ http://cf.10x={server.address}/cf.10x"

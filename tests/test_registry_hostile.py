@@ -352,7 +352,7 @@ cell_type = "cell_type"
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    monkeypatch.setattr(downloads, "PAUSE", 0.01)
+    monkeypatch.setattr(downloads, "RETRY_SECONDS", 0.01)
     with Server().running() as server:
         monkeypatch.setenv("VAMPSC_MIRRORS", f"https://={server.address}/")
         read(OF_CELLXGENE, tmp_path, monkeypatch)

@@ -108,7 +108,7 @@ def test_batches_of_cells_reach_each_step(adata, encode_batch, monkeypatch):
 )
 def test_counts_too_many_to_be_kept_dense(adata, monkeypatch):
     one, _ = trained(adata, "VAE", monkeypatch, 50)
-    monkeypatch.setattr(kernels, "RESIDENT", 100)
+    monkeypatch.setattr(kernels, "MAX_DENSE_BYTES", 100)
     many, calls = trained(adata, "VAE", monkeypatch, 50)
     np.testing.assert_allclose(
         one.history["val_loss"],
@@ -164,7 +164,7 @@ def test_what_is_looked_at():
     BACKEND != "tensorflow", reason="elsewhere, counts too many to be kept dense have no reading"
 )
 def test_a_reading_lets_go(adata, monkeypatch):
-    monkeypatch.setattr(kernels, "RESIDENT", 0)
+    monkeypatch.setattr(kernels, "MAX_DENSE_BYTES", 0)
     reading = kernels.reading_of(counts.Counts(adata.X), 32)
     assert isinstance(reading, kernels.Reading) and len(reading.held) == 1
     reading.let_go()

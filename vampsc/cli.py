@@ -202,7 +202,7 @@ def _done(said, run, reused=False, draw=True, embedded=None):
     """
     from vampsc import study
 
-    picture = run.folder / study.PICTURE
+    picture = run.folder / study.UMAP_FILE
     if draw and not picture.exists():
         study.draw(run)
     key = run.config["label_key"]
@@ -226,7 +226,7 @@ def _with_embedding(run, adata, data):
     """
     from vampsc import study
 
-    target = run.folder / study.EMBEDDED
+    target = run.folder / study.EMBEDDED_FILE
     is_file = data is not None and Path(data).suffix in (".h5ad", ".zarr")
     source = Path(data).expanduser() if is_file else None
     if source is None and adata.isbacked:
