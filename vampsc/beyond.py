@@ -32,7 +32,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 from . import counts, downloads, files, metrics, models, organs, study, tables, training
-from .priors import Mixture, gaussian_log_densities
+from .priors import gaussian_log_densities
 
 # %% ../nbs/19_beyond.ipynb #variant
 @dataclasses.dataclass(frozen=True)
@@ -130,17 +130,6 @@ def judge_real(model, labels=None, seed=0):
     """
     return judge_cells(model, model.X[_halves(model, seed)[1][:N_INVENTED]], labels, seed)
 
-# %% ../nbs/19_beyond.ipynb #refit-posterior
-class _FixedMixture(Mixture):
-    "A mixture whose Gaussians stay as they are: `components` of another prior, computed once."
-
-    def __init__(self, components):
-        super().__init__(name="prior")
-        self.fixed = [ops.convert_to_numpy(part) for part in components]
-
-    def components(self, encode=None):
-        return tuple(ops.convert_to_tensor(part) for part in self.fixed)
-
 # %% ../nbs/19_beyond.ipynb #refit-posterior-2
 def refit_posterior(model, profile="quick", seed=0, **changes):
     """The same decoder and prior with a new encoder and posterior, trained at a KL weight of 1.
@@ -155,8 +144,8 @@ def refit_posterior(model, profile="quick", seed=0, **changes):
 
     Returns
     -------
-    A model of the same class; `model` stays as it is. With a mixture as its prior it cannot be
-    saved.
+    A model; `model` stays as it is. A VAMP prior has become a plain mixture of the same Gaussians,
+    since its own would move with the encoder.
 
     Raises
     ------
@@ -167,8 +156,13 @@ def refit_posterior(model, profile="quick", seed=0, **changes):
         raise ValueError(f"a {a.posterior} posterior cannot be fitted anew to its prior.")
     new = copy.copy(model)
     new.architecture = dataclasses.replace(a, beta=1.0)
-    prior = _FixedMixture(model.network.components()) if a.has_components else None
-    new.network = models.build_network(new.architecture, len(model.genes), seed + 1, prior)
+    if a.has_components:
+        new.__class__ = models.CountAutoencoder
+        new.architecture = dataclasses.replace(new.architecture, prior="mixture")
+    new.network = models.build_network(new.architecture, len(model.genes), seed + 1)
+    if a.has_components:
+        new.network.prior.assign(*map(ops.convert_to_numpy, model.network.components()))
+        new.network.prior.trainable = False
     decoder = new.network.decoder
     decoder.set_weights(model.network.decoder.get_weights())
     decoder.trainable = False

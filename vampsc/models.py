@@ -383,17 +383,15 @@ def _layers_in(precision):
         keras.config.set_dtype_policy(before)
 
 # %% ../nbs/07_models.ipynb #build-network-of
-def build_network(a, n_genes, seed=0, prior=None):
+def build_network(a, n_genes, seed=0):
     """The Network of an Architecture `a`, built for counts (cells, n_genes); `seed` decides all
     that is random in it.
-
-    prior : a layer that takes the place of the architecture's prior.
     """
     with _layers_in(a.precision):
-        return _built_network(a, n_genes, seed, prior)
+        return _built_network(a, n_genes, seed)
 
 # %% ../nbs/07_models.ipynb #built-network
-def _built_network(a, n_genes, seed, prior=None):
+def _built_network(a, n_genes, seed):
     seeds = new_seeds(seed)
     penalty = dict(l1=a.l1, l2=a.l2)
     encoder = hidden_layers(a.hidden, seeds, a.dropout, **penalty, name="encoder")
@@ -405,18 +403,15 @@ def _built_network(a, n_genes, seed, prior=None):
         "hierarchical": lambda: HierarchicalPosterior(a.n_latent, seeds, **level),
     }[a.posterior]()
     mixture = (a.n_pseudo_inputs, n_genes)
-    prior = (
-        prior
-        or {
-            "none": lambda: None,
-            "normal": StandardNormal,
-            "mixture": lambda: MixturePrior(a.n_pseudo_inputs, a.n_latent, seeds),
-            "vamp": lambda: VampPrior(*mixture, a.learn_weights),
-            "hvamp": lambda: HierarchicalVampPrior(
-                *mixture, a.n_latent, seeds, a.learn_weights, **level
-            ),
-        }[a.prior]()
-    )
+    prior = {
+        "none": lambda: None,
+        "normal": StandardNormal,
+        "mixture": lambda: MixturePrior(a.n_pseudo_inputs, a.n_latent, seeds),
+        "vamp": lambda: VampPrior(*mixture, a.learn_weights),
+        "hvamp": lambda: HierarchicalVampPrior(
+            *mixture, a.n_latent, seeds, a.learn_weights, **level
+        ),
+    }[a.prior]()
     decoder = Decoder(
         n_genes,
         seeds,
@@ -1972,15 +1967,10 @@ class Persistence:
         FileExistsError : there is something and overwrite is False, or something that is not a
             model.
         OSError : the folder cannot be written; what was there before stays. ValueError : a weight
-            is NaN or infinite, or the model is one that `beyond.refit_posterior` made.
+            is NaN or infinite.
         """
         if not devices.is_first():
             return
-        if self.architecture.has_components and not self.network.prior.weights:
-            raise ValueError(
-                f"the prior of this model is no {self.architecture.prior} prior but a copy of its"
-                " components, so that it cannot be loaded again; save the model that it came from."
-            )
         if bad := _weights_not_finite(self.network):
             raise ValueError(
                 f"the weights {bad} are not finite, so that the model is not worth saving."

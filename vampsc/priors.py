@@ -160,6 +160,18 @@ class MixturePrior(Mixture):
         )
         return means, soft_clip(log_vars, *LOG_VAR_BOUNDS), ops.log_softmax(logits)
 
+    def assign(self, means, log_vars, log_weights):
+        "Be this mixture from now on, such as the `components` of another prior."
+        self.means.assign(means)
+        self.log_vars.assign(_before_soft_clip(log_vars, *LOG_VAR_BOUNDS))
+        self.logits.assign(log_weights)
+
+
+def _before_soft_clip(y, low, high):
+    "What `soft_clip` makes y of, float64; y beyond a bound is taken to be just within."
+    y = np.clip(np.asarray(y, "float64"), low + 1e-6, high - 1e-6)
+    return low + np.log(np.expm1(y - low)) - np.log1p(-np.exp(y - high))
+
 # %% ../nbs/06_priors.ipynb #mixture-by-unit
 def mixture_by_unit(z, means, log_vars, log_weights):
     """Equation (4): log p(z) divided among the latent units, and the price of the component.
