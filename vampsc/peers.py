@@ -739,17 +739,16 @@ def _process(python, method, seed, folder, settings, progress):
 
 # %% ../nbs/20_peers.ipynb #better
 HIGHER_IS_BETTER = {
-    "test_marginal_ll": True,
-    "asw": True,
-    "nmi": True,
-    "ari": True,
-    "knn_purity": True,
+    **{
+        name: study.METRICS[name].higher
+        for name in ("test_marginal_ll", "asw", "nmi", "ari", "knn_purity")
+    },
     "scib_mean": True,
     "pcs95": False,
     "accuracy": False,
     "train_seconds": False,
     "memory_mb": False,
-}  # is more better?
+}
 
 
 def better(frame, ours, columns=HIGHER_IS_BETTER, others=None):
