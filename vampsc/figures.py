@@ -288,6 +288,10 @@ def _curve(axis, history, column):
     "Training and validation values of one column; the first epochs do not decide the upper limit."
     pair = history.reindex(columns=[column, f"val_{column}"]).astype(float)
     pair = pair.where(np.isfinite(pair))
+    if column == "kl" and (pair == 0).all(axis=None):
+        axis.set(xticks=[], yticks=[])
+        axis.annotate("none", (0.5, 0.5), xycoords="axes fraction", fontsize=7, color="grey")
+        return
     marker = "." if len(pair) < 15 else None
     for colour, name in zip(("C0", "C1"), pair):
         axis.plot(pair[name], color=colour, lw=1.4, marker=marker)
@@ -295,8 +299,6 @@ def _curve(axis, history, column):
     low, high = _limits(pair)
     if not np.isfinite(low):
         note = "not recorded"
-    elif column == "kl" and low == high == 0:
-        note = "none"
     else:
         margin = 0.05 * (high - low) or 0.5
         if pair.max().max() > high:
