@@ -29,8 +29,11 @@ def adata():
 def runs(adata, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
     profile = training.get_profile("quick", **TINY)
+    narrow = {"iaf": dict(flow_hidden=(16,), n_flow_steps=2)}
     return [
-        study.run(adata, m, out, profile, label_key="cell_type", progress=False)
+        study.run(
+            adata, m, out, profile, label_key="cell_type", progress=False, **narrow.get(m, {})
+        )
         for m in ("ae", "vae", "iaf", "vamp")
     ]
 
@@ -482,8 +485,10 @@ def texts(notebook):
     )
 
 
-def test_organ_notebook_writes_table_metrics_figures_and_page(tmp_path):
-    page = study.report(tmp_path / "run", models="ae,vamp", **TINY)
+def test_organ_notebook_writes_table_metrics_figures_and_page(adata, tmp_path):
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    data = str(tmp_path / "cells.h5ad")
+    page = study.report(tmp_path / "run", models="ae,vamp", data=data, **TINY)
     folder = tmp_path / "run"
     assert {
         "metrics.json",

@@ -223,13 +223,13 @@ def test_it_trains_as_with_a_weight_that_is_set_by_hand(adata):
             self.beta = network.beta = tf.Variable(0.0)
 
         def on_epoch_begin(self, epoch, logs=None):
-            self.beta.assign(min(epoch / 4, 1))
+            self.beta.assign(min(epoch / 2, 1))
 
         def on_test_begin(self, logs=None):
             self.beta.assign(1.0)
 
-    how = dict(max_epochs=6, batch_size=32, progress=False)
-    ours = small(adata).train(kl_warmup=4, **how)
+    how = dict(max_epochs=3, batch_size=32, progress=False)
+    ours = small(adata).train(kl_warmup=2, **how)
     other = small(adata).train(callbacks=[ByHand()], **how)
     for column in ("loss", "reconstruction", "kl", "val_loss", "val_kl"):
         assert np.allclose(ours.history[column], other.history[column], rtol=1e-5), column
