@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from vampsc import metrics, models, organs, training
+from vampsc import counts, metrics, models, organs, saving, training
 from vampsc.counts import Batches, Counts
 
 SMALL = dict(n_genes=200, n_latent=8, hidden=(64,), n_pseudo_inputs=20)
@@ -51,8 +51,8 @@ def few_cells(donors, n=90):
 def rewrite(folder, description):
     "Another model.json, with checksums that say so."
     (folder / "model.json").write_text(json.dumps(description))
-    files = {p.name: p.read_bytes() for p in folder.iterdir() if p.name != models.CHECKSUMS}
-    (folder / models.CHECKSUMS).write_bytes(models._checksums(files))
+    files = {p.name: p.read_bytes() for p in folder.iterdir() if p.name != saving.CHECKSUMS}
+    (folder / saving.CHECKSUMS).write_bytes(saving._checksums(files))
 
 
 KINDS = {
@@ -236,7 +236,7 @@ def test_a_column_that_is_no_batch(adata, values, message):
 def test_a_batch_without_training_cells_is_said(adata):
     few = adata[:30].copy()
     few.obs["lab"] = "north"
-    few.obs.iloc[models.split_cells(30, 0).test[:1], few.obs.columns.get_loc("lab")] = "south"
+    few.obs.iloc[counts.split_cells(30, 0).test[:1], few.obs.columns.get_loc("lab")] = "south"
     with pytest.warns(UserWarning, match="lab south has no training cell"):
         models.AE(few, batch_key="lab", n_genes=50, hidden=(4,), n_latent=2)
 

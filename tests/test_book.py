@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
+import vampsc
+
 ROOT = Path(__file__).parents[1]
-CHAPTERS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+# the numbered chapters, then the appendices a1, a2, ...: the foundations that any chapter may use
+CHAPTERS = sorted((ROOT / "nbs").glob("[0-9a][0-9]_*.ipynb"))
 TESTS = "\n".join(p.read_text() for p in (ROOT / "tests").glob("*.py") if p != Path(__file__))
 
 
@@ -82,6 +85,8 @@ def is_tested(symbol, name, checks):
 
 # stands with its like, and is used by the next chapters
 USED_LATER = {"check_places"}
+# the verbs of a model, which its class puts together in a later chapter
+USED_LATER |= {base.__name__ for base in vampsc.CountAutoencoder.__mro__}
 # typer's callbacks: their docstring would become help text, and people call them as `vampsc` and
 # `vampsc organs`
 CALLBACKS = {"vampsc", "organs_callback", "main"}
@@ -110,7 +115,7 @@ def test_exported(module, name, others, checks):
         else True
     )
     if module == "cli" and name in COMMANDS:
-        assert COMMANDS[name] in "".join(map(source, cells(ROOT / "nbs" / "15_command_line.ipynb")))
+        assert COMMANDS[name] in "".join(map(source, cells(ROOT / "nbs" / "21_command_line.ipynb")))
     elif name not in USED_LATER:
         assert named(name, others), "no use in its chapter"
     assert is_tested(symbol, name, checks), "no test"
@@ -149,3 +154,29 @@ def test_only_solutions_are_folded(path):
         if cell["cell_type"] == "code" and "code-fold: true" in source(cell)
     ]
     assert [name for name in folded if "solution" not in name] == []
+
+
+def imported(path):
+    "The modules of the package that the exported cells of a chapter import at their top level."
+    for cell in filter(exported, cells(path)):
+        for node in ast.parse(source(cell)).body:
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("vampsc"):
+                continue
+            inner = node.module.removeprefix("vampsc").lstrip(".")
+            yield from [inner] if inner else [alias.name for alias in node.names]
+
+
+def module_of(path):
+    texts = (source(c) for c in cells(path) if c["cell_type"] == "code")
+    return next(m[1] for m in map(re.compile(r"#\| default_exp (\w+)").search, texts) if m)
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
+def test_a_chapter_imports_only_earlier_ones_and_foundations(path):
+    foundations = [p for p in CHAPTERS if p.name.startswith("a")]
+    chapters = [] if path in foundations else [p for p in CHAPTERS if p not in foundations]
+    earlier = [p for p in chapters if p < path] + (
+        [p for p in foundations if p < path] if path in foundations else foundations
+    )
+    later = set(imported(path)) - set(map(module_of, earlier))
+    assert not later, f"{path.stem} imports {later}, which stand in later chapters"

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from keras import ops
 from scipy import special, stats
 
-from vampsc import models
-from vampsc.models import Architecture, build_network, importance_bound
+from vampsc import assembly, inference, models
+from vampsc.assembly import Architecture, build_network
+from vampsc.inference import importance_bound
 from vampsc.networks import log_normalise, new_seeds
 from vampsc.posteriors import GaussianPosterior
 from vampsc.priors import StandardNormal
@@ -78,7 +79,7 @@ def test_no_draws_and_not_a_number():
 # ---- a linear-Gaussian model, whose evidence is known
 
 
-class LinearGaussian(models.Network):
+class LinearGaussian(assembly.Network):
     """z ~ N(0, I), x ~ N(W z, s^2 I), and a posterior N(A x, diag exp v) that need not be the right
     one.
     """
@@ -388,7 +389,7 @@ def test_the_verb_with_both_proposals():
 # ---- odd numbers of draws from both
 
 
-class Exact(models.Bounds):
+class Exact(inference.Bounds):
     """The verbs for one latent unit of the linear-Gaussian model, with its true posterior: cells
     are rows of numbers.
     """
@@ -445,8 +446,10 @@ def test_shares_of_the_draws(one_unit):
     are the posterior's.
     """
     model, truth = one_unit
-    assert models.log_odds_of_both(4).tolist() == [0, 0] == models.log_odds_of_both(200).tolist()
-    np.testing.assert_allclose(np.exp(models.log_odds_of_both(3)), [4 / 3, 2 / 3], rtol=1e-6)
+    assert (
+        inference.log_odds_of_both(4).tolist() == [0, 0] == inference.log_odds_of_both(200).tolist()
+    )
+    np.testing.assert_allclose(np.exp(inference.log_odds_of_both(3)), [4 / 3, 2 / 3], rtol=1e-6)
     np.testing.assert_allclose(
         model.get_marginal_ll(n_mc_samples=1, proposal="both", per_cell=True), truth, atol=2e-4
     )

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 
-from vampsc import counts, models, organs, training
+from vampsc import assembly, counts, intake, models, organs, training
 from vampsc.counts import CountsError
 
 SMALL = dict(gene_space=None, hidden=(8,), n_latent=3)
@@ -72,15 +72,15 @@ def test_numbers_of_numpy_are_pythons_in_an_architecture():
         flow_hidden=[np.int64(6)],
         linear_decoder=np.bool_(False),
     )
-    given = models.Architecture(**numpys)
-    expected = models.Architecture(**plain)
+    given = assembly.Architecture(**numpys)
+    expected = assembly.Architecture(**plain)
     assert given == expected
     for name in plain:
         assert type(getattr(given, name)) is type(getattr(expected, name)), name
     assert {type(width) for width in given.hidden} == {int}
     assert (
-        models.Architecture(hidden=pd.Series([8, 4])).hidden
-        == models.Architecture(hidden=range(8, 3, -4)).hidden
+        assembly.Architecture(hidden=pd.Series([8, 4])).hidden
+        == assembly.Architecture(hidden=range(8, 3, -4)).hidden
         == (8, 4)
     )
 
@@ -252,21 +252,21 @@ def test_columns_called_by_numbers(adata, tmp_path):
     [[0, 1], [0.0, 1.0], ["0", "1"], ["0.0", "1.0"], [" 0", "1 "], np.array([0, 1], "uint8")],
 )
 def test_batches_have_one_name_whatever_their_type(values):
-    codes, names = models.batch_codes(cells(n=20, batch=np.tile(values, 10)), "batch")
+    codes, names = intake.batch_codes(cells(n=20, batch=np.tile(values, 10)), "batch")
     assert names == ["0", "1"] and codes.tolist() == [0, 1] * 10
     as_categories = cells(n=20, batch=pd.Categorical(np.tile(values, 10)))
-    assert models.batch_codes(as_categories, "batch", ["1", "0"])[0].tolist() == [1, 0] * 10
+    assert intake.batch_codes(as_categories, "batch", ["1", "0"])[0].tolist() == [1, 0] * 10
 
 
 def test_labels_that_are_no_whole_numbers_stay_as_they_are():
     assert [
-        models.batch_name(v) for v in ("d1.0", "1.5", "01", 1e3, -2.0, True, "a b", b"d0", 1e16)
+        intake.batch_name(v) for v in ("d1.0", "1.5", "01", 1e3, -2.0, True, "a b", b"d0", 1e16)
     ] == ["d1.0", "1.5", "01", "1000", "-2", "True", "a b", "d0", str(10**16)]
 
 
 def test_names_of_older_versions_are_known_again():
     assert (
-        models.batch_codes(cells(n=20, batch=np.tile([0, 1], 10)), "batch", ["0.0", "1.0"])[
+        intake.batch_codes(cells(n=20, batch=np.tile([0, 1], 10)), "batch", ["0.0", "1.0"])[
             0
         ].tolist()
         == [0, 1] * 10
@@ -275,14 +275,14 @@ def test_names_of_older_versions_are_known_again():
 
 def test_spellings_of_one_batch_are_said():
     with pytest.warns(UserWarning, match="taken as one batch: ' d0', 'd0'"):
-        assert models.batch_codes(cells(n=20, batch=np.tile(["d0", " d0"], 10)), "batch")[1] == [
+        assert intake.batch_codes(cells(n=20, batch=np.tile(["d0", " d0"], 10)), "batch")[1] == [
             "d0"
         ]
     with pytest.warns(
         UserWarning,
         match=r"'D0' looks like 'd0' and is taken as another.*replace\(\{'D0': 'd0'\}\)",
     ):
-        assert models.batch_codes(cells(n=20, batch=np.tile(["d0", "D0"], 10)), "batch")[1] == [
+        assert intake.batch_codes(cells(n=20, batch=np.tile(["d0", "D0"], 10)), "batch")[1] == [
             "D0",
             "d0",
         ]

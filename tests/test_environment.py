@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from anndata import AnnData
 
-from vampsc import devices, models
+from vampsc import devices, inference, models
 from vampsc.counts import split_cells
 
 SMALL = dict(gene_space=None, hidden=(8,), n_latent=3)
@@ -270,7 +270,7 @@ def test_many_models_are_not_taken_for_one_that_is_traced_again(monkeypatch):
     import tensorflow as tf
 
     # the verbs compile what they call, too
-    monkeypatch.setattr(models, "COMPILE_FROM_CALLS", 1)
+    monkeypatch.setattr(inference, "COMPILE_FROM_CALLS", 1)
     said = []
     seen = []
     handler = logging.Handler()

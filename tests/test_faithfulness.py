@@ -9,8 +9,9 @@ import pytest
 from keras import layers, ops
 
 from vampsc import organs, training
+from vampsc.assembly import Architecture, build_network
 from vampsc.flows import MADE, MaskedDense
-from vampsc.models import PRESETS, Architecture, build_network
+from vampsc.models import PRESETS
 from vampsc.networks import log_normalise, size_factors
 from vampsc.posteriors import kl_to_standard_normal
 

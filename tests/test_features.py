@@ -23,7 +23,8 @@ from vampsc.genes import (
     positions,
     resolve,
 )
-from vampsc.models import VAE, batch_codes
+from vampsc.intake import batch_codes
+from vampsc.models import VAE
 
 GENCODE = GeneSpace.load("gencode-48")
 IDS = dict(zip(GENCODE.symbols, GENCODE.ids))

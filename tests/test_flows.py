@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from keras import ops
 from scipy import special, stats
 
+from vampsc.assembly import Architecture, build_network
 from vampsc.flows import (
     MADE,
     IAFPosterior,
@@ -17,7 +18,6 @@ from vampsc.flows import (
     iaf_step,
     made_masks,
 )
-from vampsc.models import Architecture, build_network
 from vampsc.networks import new_seeds
 
 CONTEXT = 6

@@ -11,7 +11,7 @@ import pytest
 import scipy.sparse as sp
 from keras import ops
 
-from vampsc import models, organs
+from vampsc import assembly, intake, models, networks, organs, posteriors
 from vampsc.counts import CountsError
 
 PRESETS = list(models.PRESETS)
@@ -37,7 +37,7 @@ def trained(adata):
 @pytest.mark.parametrize("name", PRESETS)
 def test_training_lowers_the_loss_on_cells_not_trained_on(trained, name):
     model = trained[name]
-    fresh = models.build_network(model.architecture, len(model.genes), seed=5)
+    fresh = assembly.build_network(model.architecture, len(model.genes), seed=5)
     before = model.network
     model.network = fresh
     untrained = model.get_reconstruction_error(indices=model.split.test)["per_cell"]
@@ -87,7 +87,7 @@ def test_elbo_is_reconstruction_and_kl(trained, name):
 def test_closed_kl_of_the_vae_equals_the_sampled_one(trained):
     net = trained["VAE"].network
     x = trained["VAE"].X[:64].toarray()
-    parameters = net.encode(models.log_normalise(x))
+    parameters = net.encode(networks.log_normalise(x))
     rng = np.random.default_rng(0)
     draws = []
     for _ in range(400):
@@ -102,7 +102,7 @@ def test_reconstruction_against_scipy(trained):
 
     net = trained["AE"].network
     x = trained["AE"].X[:5].toarray()
-    z = net.encode(models.log_normalise(x))[0]
+    z = net.encode(networks.log_normalise(x))[0]
     log_mu, log_theta = (
         np.asarray(v, "float64") for v in net.decoder(z, np.log(x.sum(1, keepdims=True) / 1e4))
     )
@@ -172,8 +172,8 @@ def test_kl_by_unit_adds_up_to_the_kl(trained, name):
     else:
         assert component == 0
     if name == "VAE":
-        closed = models.kl_to_standard_normal(
-            *model.network.encode(models.log_normalise(model.X[test].toarray()))
+        closed = posteriors.kl_to_standard_normal(
+            *model.network.encode(networks.log_normalise(model.X[test].toarray()))
         )
         np.testing.assert_allclose(units, np.asarray(closed).mean(0), rtol=1e-4)
     # prices, but for the noise of the draws
@@ -263,7 +263,7 @@ def test_the_users_random_state_is_left_alone(adata):
 def test_pseudo_inputs_start_at_training_cells_and_stay_nonnegative(adata, trained):
     fresh = models.VAMP(adata, **SMALL)
     start = ops.convert_to_numpy(fresh.network.prior.pseudo_inputs)
-    cells = np.asarray(models.log_normalise(fresh.X[fresh.split.train].toarray()))
+    cells = np.asarray(networks.log_normalise(fresh.X[fresh.split.train].toarray()))
     nearest = ((start[:, None] - cells[None]) ** 2).mean(-1).min(1)
     assert nearest.max() < 1e-3 < ((start[:, None] - start[None]) ** 2).mean()
     after = ops.convert_to_numpy(trained["VAMP"].network.prior.pseudo_inputs)
@@ -457,13 +457,13 @@ def test_the_start_with_batches(adata):
 
 def test_mean_log_rates_by_hand(monkeypatch):
     X = sp.csr_matrix(np.array([[1, 0, 3], [0, 0, 4], [100, 100, 100]], "float32"))
-    assert models.mean_log_rates(X, [0, 1]) == pytest.approx(
+    assert intake.mean_log_rates(X, [0, 1]) == pytest.approx(
         np.log(np.array([1.5, 0.5, 7.5]) / (8 / 1e4))
     )
-    monkeypatch.setattr(models, "MAX_CELLS_EXAMINED", 2)
+    monkeypatch.setattr(intake, "MAX_CELLS_EXAMINED", 2)
     X = sp.csr_matrix(np.eye(50, dtype="float32"))
     drawn = [
-        np.flatnonzero(models.mean_log_rates(X, np.arange(10, 50), seed) > np.log(5e3))
+        np.flatnonzero(intake.mean_log_rates(X, np.arange(10, 50), seed) > np.log(5e3))
         for seed in (0, 0, 1)
     ]
     # 1.5 of 2 counts, not 0.5

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from keras import layers, ops
 from scipy import stats
 
-from vampsc.models import Architecture, build_network
+from vampsc.assembly import Architecture, build_network
 from vampsc.networks import (
     Decoder,
     head,

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 
-from vampsc import models
+from vampsc import models, saving
 from vampsc.counts import CountsError, Split, check_split
 
 SMALL = dict(gene_space=None, hidden=(8,), n_latent=3)
@@ -48,10 +48,10 @@ def of_an_older_version(folder, tmp_path):
 
     old = tmp_path / "old"
     shutil.copytree(folder, old)
-    (old / models.CELLS).unlink()
-    (old / models.CHECKSUMS).unlink()
-    (old / models.CHECKSUMS).write_bytes(
-        models._checksums({p.name: p.read_bytes() for p in old.iterdir()})
+    (old / saving.CELLS).unlink()
+    (old / saving.CHECKSUMS).unlink()
+    (old / saving.CHECKSUMS).write_bytes(
+        saving._checksums({p.name: p.read_bytes() for p in old.iterdir()})
     )
     return old
 

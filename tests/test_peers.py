@@ -290,7 +290,7 @@ import json, sys
 import scvi, torch, numpy as np, anndata as ad
 from vampsc import peers
 from vampsc.likelihood import nb_log_prob
-from vampsc.models import importance_bound
+from vampsc.inference import importance_bound
 task = peers.Task(ad.read_h5ad(sys.argv[1]), 0, hidden=(16,), n_latent=6, max_epochs=3)
 kept = []
 real = peers._trained

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-from vampsc import models, organs
+from vampsc import models, organs, saving
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +30,9 @@ def saved(model, tmp_path):
 
 def seal(folder):
     "Checksums that say that all is as it was written."
-    (folder / models.CHECKSUMS).unlink()
-    (folder / models.CHECKSUMS).write_bytes(
-        models._checksums({p.name: p.read_bytes() for p in folder.iterdir()})
+    (folder / saving.CHECKSUMS).unlink()
+    (folder / saving.CHECKSUMS).write_bytes(
+        saving._checksums({p.name: p.read_bytes() for p in folder.iterdir()})
     )
 
 
@@ -61,7 +61,7 @@ def test_the_checksums_are_those_of_sha256sum(saved):
     )
 
 
-@pytest.mark.parametrize("name", [*models.PARTS, models.CELLS, models.CHECKSUMS])
+@pytest.mark.parametrize("name", [*saving.PARTS, saving.CELLS, saving.CHECKSUMS])
 def test_a_missing_file_is_named(saved, name):
     (saved / name).unlink()
     with pytest.raises((ValueError, FileNotFoundError), match=name):
@@ -97,7 +97,7 @@ def test_damage_is_noticed_or_harmless(model, saved, kind):
 
 def test_a_newer_format_asks_for_an_update(model, saved):
     file = saved / "model.json"
-    file.write_text(file.read_text().replace(f'"format": {models.FORMAT}', '"format": 99'))
+    file.write_text(file.read_text().replace(f'"format": {saving.FORMAT}', '"format": 99'))
     # formats may differ in their files
     (saved / "library.npy").unlink()
     seal(saved)
@@ -343,7 +343,7 @@ def test_arrays_of_another_network_are_refused(small, tmp_path):
 def test_checksums_of_files_elsewhere_are_refused(small, tmp_path, name):
     path = shutil.copytree(small, tmp_path / "m")
     (tmp_path / "x").write_bytes(b"elsewhere")
-    sums = path / models.CHECKSUMS
+    sums = path / saving.CHECKSUMS
     with open(sums, "a") as file:
         file.write(f"{hashlib.sha256(b'elsewhere').hexdigest()}  {name}\n")
     with pytest.raises(
@@ -383,7 +383,7 @@ def test_models_of_older_formats_load(small, tmp_path):
     "Formats 1 and 2 knew neither raw counts nor batches, nor the marks of cells."
     for old in (1, 2):
         path = shutil.copytree(small, tmp_path / f"{old}")
-        (path / models.CELLS).unlink()
+        (path / saving.CELLS).unlink()
         later = [
             "use_raw",
             "batch",

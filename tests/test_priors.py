@@ -12,7 +12,7 @@ from keras import layers, ops
 from scipy import special, stats
 
 from vampsc import priors
-from vampsc.models import Architecture, build_network
+from vampsc.assembly import Architecture, build_network
 from vampsc.networks import log_normalise, new_seeds
 from vampsc.priors import (
     ConditionalGaussian,

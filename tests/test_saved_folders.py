@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vampsc import files, models, study
+from vampsc import files, models, saving, study
 
 TINY = dict(gene_space=None, hidden=(8,), n_latent=2)
 
@@ -236,7 +236,7 @@ def test_a_kill_at_any_rename_leaves_a_model(
 def test_the_next_save_brings_it_back_first(saved, tmp_path):
     kill_between(saved, tmp_path / "m", 2)
     with pytest.raises(ZeroDivisionError):
-        with models._new_folder(saved, True):
+        with saving._new_folder(saved, True):
             _ = 1 / 0
     assert models.load(saved).architecture.n_latent == 2
 

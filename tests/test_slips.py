@@ -18,7 +18,7 @@ CHAPTERS = [
     "posteriors",
     "flows",
     "priors",
-    "models",
+    "assembly",
     "training",
     "metrics",
 ]

@@ -11,7 +11,19 @@ import scanpy as sc
 import scipy.sparse as sp
 import typer
 
-from vampsc import cli, counts, figures, genes, kernels, models, organs, study, tables, training
+from vampsc import (
+    cli,
+    counts,
+    figures,
+    genes,
+    intake,
+    kernels,
+    models,
+    organs,
+    study,
+    tables,
+    training,
+)
 
 
 @pytest.fixture(scope="module")
@@ -315,19 +327,19 @@ def test_variances_of_residuals_are_scanpys():
         ad.AnnData(X[:, often]), n_top_genes=150, flavor="pearson_residuals", inplace=False
     )
     with_empty = sp.hstack([X[:, often], sp.csr_matrix((300, 1))], format="csr")
-    variances = models.residual_variances(with_empty)
+    variances = intake.residual_variances(with_empty)
     assert variances[-1] == 0
     np.testing.assert_allclose(variances[:-1], ranked["residual_variances"].to_numpy(), rtol=1e-6)
     assert np.array_equal(
-        models.variable_genes(X, 150), often[ranked["highly_variable"].to_numpy()]
+        intake.variable_genes(X, 150), often[ranked["highly_variable"].to_numpy()]
     )
 
 
 def test_residuals_are_computed_in_parts_that_fit_in_memory():
     rng = np.random.default_rng(0)
     share, of_cell = rng.random(70), rng.integers(1, 9, 40).astype(float)
-    residuals = functools.partial(models._residuals, theta=10.0, bound=2.0)
+    residuals = functools.partial(intake._residuals, theta=10.0, bound=2.0)
     r = residuals(0, np.outer(share, of_cell))
     for at_once in (1, 50, 10_000):
-        sums = models._sums_without_counts(share, of_cell, residuals, at_once)
+        sums = intake._sums_without_counts(share, of_cell, residuals, at_once)
         np.testing.assert_allclose(sums, [r.sum(1), (r**2).sum(1)])

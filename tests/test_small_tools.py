@@ -13,7 +13,7 @@ from anndata import AnnData
 from anndata.io import sparse_dataset
 from scipy import sparse
 
-from vampsc import counts, downloads, genes, models, training
+from vampsc import counts, downloads, genes, models, saving, training
 
 DENSE = np.array([[0, 2, 0], [1, 0, 3]], "float32")
 
@@ -51,9 +51,9 @@ def test_marks_know_cells_by_name_and_total(tmp_path):
     X = counts.Counts(sparse.csr_matrix(DENSE))
     X.names = pd.Index(["a", "b"])
     X.totals = np.array([2.0, 4.0])
-    marks = models.CellMarks.of(X)
+    marks = saving.CellMarks.of(X)
     (tmp_path / "cells.npz").write_bytes(marks.to_bytes())
-    marks = models.CellMarks.load(tmp_path / "cells.npz")
+    marks = saving.CellMarks.load(tmp_path / "cells.npz")
     assert marks.places_in(X).tolist() == [0, 1]
 
     X.names = pd.Index(["b", "a"])
@@ -122,9 +122,9 @@ def test_a_model_is_saved_with_the_marks_of_its_cells(tmp_path):
     rng = np.random.default_rng(0)
     adata = AnnData(rng.poisson(3, (20, 6)).astype("float32") + 1)
     model = models.AE(adata, gene_space=None, hidden=(4,), n_latent=2)
-    assert isinstance(model, models.Persistence)
+    assert isinstance(model, saving.Persistence)
     model.save(tmp_path / "m")
-    assert {p.name for p in (tmp_path / "m").iterdir()} == set(models.FILES)
+    assert {p.name for p in (tmp_path / "m").iterdir()} == set(saving.FILES)
 
 
 def test_pointers_of_a_matrix_in_a_file(tmp_path):

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from vampsc import kernels, models, organs
+from vampsc import assembly, inference, kernels, models, organs
 from vampsc.posteriors import GaussianPosterior
 
 
@@ -40,12 +40,12 @@ def test_compiled_and_not_are_equal_also_after_the_weights_have_changed(adata, n
     for shift in (0.0, 0.1):
         model.network.set_weights([w + np.float32(shift) for w in model.network.get_weights()])
         for bound in ("COMPILE_FROM_VALUES", "COMPILE_FROM_CALLS"):
-            monkeypatch.setattr(models, bound, np.inf)
+            monkeypatch.setattr(inference, bound, np.inf)
         compiled = model._compiled
         model._compiled = {}
         plain = numbers(model)
         assert not model._compiled
-        monkeypatch.setattr(models, "COMPILE_FROM_VALUES", 0)
+        monkeypatch.setattr(inference, "COMPILE_FROM_VALUES", 0)
         # those of the first round, traced before the change
         model._compiled = compiled
         whole = numbers(model)
@@ -58,7 +58,7 @@ def test_compiled_and_not_are_equal_also_after_the_weights_have_changed(adata, n
     keras.backend.backend() != "tensorflow", reason="the compiled kernels need TensorFlow"
 )
 def test_each_path_has_its_own(adata, monkeypatch):
-    monkeypatch.setattr(models, "COMPILE_FROM_VALUES", 0)
+    monkeypatch.setattr(inference, "COMPILE_FROM_VALUES", 0)
     model = models.VAE(adata, n_genes=200, n_latent=4, hidden=(16,))
     found = []
     for path in ("compiled", "plain"):
@@ -70,7 +70,7 @@ def test_each_path_has_its_own(adata, monkeypatch):
 
 def test_only_much_work_is_compiled(adata, monkeypatch):
     model = models.VAE(adata, n_genes=200, n_latent=4, hidden=(16,))
-    monkeypatch.setattr(models, "COMPILE_FROM_VALUES", 80 * 200 * 3)
+    monkeypatch.setattr(inference, "COMPILE_FROM_VALUES", 80 * 200 * 3)
     model.get_elbo(n_mc_samples=2)
     assert not model._compiled
     model.get_elbo(n_mc_samples=3)
@@ -79,18 +79,18 @@ def test_only_much_work_is_compiled(adata, monkeypatch):
 
 def test_many_small_calls_are_compiled_too(adata):
     model = models.VAE(adata, n_genes=200, n_latent=4, hidden=(16,))
-    model.get_marginal_ll(indices=range(10), n_mc_samples=models.COMPILE_FROM_CALLS - 1)
+    model.get_marginal_ll(indices=range(10), n_mc_samples=inference.COMPILE_FROM_CALLS - 1)
     assert not model._compiled
     few = model.get_marginal_ll(indices=range(10), n_mc_samples=3)
-    often = model.get_marginal_ll(indices=range(10), n_mc_samples=models.COMPILE_FROM_CALLS)
+    often = model.get_marginal_ll(indices=range(10), n_mc_samples=inference.COMPILE_FROM_CALLS)
     assert model._compiled
     # whatever was compiled meanwhile
     assert model.get_marginal_ll(indices=range(10), n_mc_samples=3) == few
-    model.network, before = models.build_network(model.architecture, 200, seed=9), model.network
-    other = model.get_marginal_ll(indices=range(10), n_mc_samples=models.COMPILE_FROM_CALLS)
+    model.network, before = assembly.build_network(model.architecture, 200, seed=9), model.network
+    other = model.get_marginal_ll(indices=range(10), n_mc_samples=inference.COMPILE_FROM_CALLS)
     model.network = before
     assert (
-        model.get_marginal_ll(indices=range(10), n_mc_samples=models.COMPILE_FROM_CALLS)
+        model.get_marginal_ll(indices=range(10), n_mc_samples=inference.COMPILE_FROM_CALLS)
         == often
         != other
     )

@@ -283,6 +283,24 @@ MOMENTS = {
 }
 
 
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="signals as on Linux and macOS")
+def test_what_is_left_after_a_lost_interrupt_is_ended():
+    """Python drops an exception that is raised within a destructor, a KeyboardInterrupt too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    kernel = start("import time; time.sleep(600)", start_new_session=True)
+    try:
+        with study._signals_end([kernel], patience=0.1) as received:
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(5)
+            kernel.wait(20)
+        assert received == [signal.SIGINT] and kernel.returncode == -signal.SIGTERM
+        assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+        kernel.kill()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="signals as on Linux and macOS")
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vampsc import models, study, training
+from vampsc import assembly, models, study, training
 
 SMALL = dict(gene_space=None, hidden=(8,), n_latent=3)
 
@@ -160,7 +160,7 @@ def test_signatures_and_docstrings_name_all_arguments(adata, kind):
     shown = inspect.signature(kind)
     fields = {
         f.name: f.default
-        for f in dataclasses.fields(models.Architecture)
+        for f in dataclasses.fields(assembly.Architecture)
         if f.name not in ("n_batches", "posterior", "prior")
     }
     assert {name: shown.parameters[name].default for name in fields} == fields

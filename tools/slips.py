@@ -1,5 +1,5 @@
-"""Would the tests notice? Slips that a person could make in the formulas of chapters 2 to 9, one at
-a time.
+"""Would the tests notice? Slips that a person could make in the formulas of chapters 2 to 13, one
+at a time.
 
     # all, by the test named beside each: some 3 minutes
     python tools/slips.py
@@ -56,7 +56,7 @@ class Slip(NamedTuple):
 SLIPS = [
     Slip(*slip)
     for slip in (
-        # 2: likelihood, and its compiled twin of chapter 17
+        # 2: likelihood, and its compiled twin of appendix A4
         (
             "counting-term-dropped",
             "likelihood.py",
@@ -197,31 +197,31 @@ SLIPS = [
             "np.exp(log_vars[k])",
             "test_priors.py::test_sample_moments",
         ),
-        # 7: models
+        # 7: the network; 10: inference; 12: models
         (
             "pseudo-inputs-in-training-mode",
-            "models.py",
+            "assembly.py",
             "self.encode(u, batch",
             "self.encode(u, True, batch",
             "test_priors.py::test_pseudo_inputs_pass_in_inference_mode_also_in_training",
         ),
         (
             "loss-at-the-mean",
-            "models.py",
+            "assembly.py",
             "self.reconstruction(cells, z, training), self.kl(",
             "self.reconstruction(cells, parameters[0], training), self.kl(",
             "test_bounds.py::test_log_weight_is_minus_the_terms",
         ),
         (
             "beta-on-the-reconstruction",
-            "models.py",
+            "assembly.py",
             "reconstruction + (self.beta if y is None else y) * kl",
             "(self.beta if y is None else y) * reconstruction + kl",
             "test_by_hand.py::test_the_loss_weighs_the_kl_term_and_it_alone",
         ),
         (
             "bound-without-log-n",
-            "models.py",
+            "inference.py",
             "return first - np.log(n)",
             "return first",
             "test_bounds.py::test_many_small_weights_are_not_lost",
@@ -262,7 +262,7 @@ SLIPS = [
             "1 + np.cos(np.pi * epoch / self.epochs)",
             "test_training.py::test_the_learning_rate_falls_along_half_a_cosine",
         ),
-        # 9: metrics
+        # 13: metrics
         (
             "active-above-0.1",
             "metrics.py",

@@ -31,7 +31,18 @@ from scipy import special, stats
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
-from . import counts, downloads, files, metrics, models, organs, study, tables, training
+from vampsc import (
+    assembly,
+    counts,
+    downloads,
+    files,
+    metrics,
+    models,
+    organs,
+    study,
+    tables,
+    training,
+)
 from .priors import gaussian_log_densities
 
 # %% ../nbs/19_beyond.ipynb #variant
@@ -159,7 +170,7 @@ def refit_posterior(model, profile="quick", seed=0, **changes):
     if a.has_components:
         new.__class__ = models.CountAutoencoder
         new.architecture = dataclasses.replace(new.architecture, prior="mixture")
-    new.network = models.build_network(new.architecture, len(model.genes), seed + 1)
+    new.network = assembly.build_network(new.architecture, len(model.genes), seed + 1)
     if a.has_components:
         new.network.prior.assign(*map(ops.convert_to_numpy, model.network.components()))
         new.network.prior.trainable = False

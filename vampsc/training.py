@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'CHECKPOINT_FORMAT', 'READ_ERRORS', 'COUNTERS', 'MAX_LOSS_RATIO', 'STEP_HOOKS', 'Profile', 'get_profile',
-           'with_defaults', 'FusedAdam', 'is_fused', 'Progress', 'rising_weight', 'Record', 'write_checkpoint',
-           'read_checkpoint', 'Checkpoint', 'Diverged', 'Guard', 'Examine', 'not_finite', 'Halving', 'Falling',
-           'widest_hidden', 'compile_network', 'forget_compiled', 'SeveralSteps', 'checked_callbacks', 'watches_steps',
-           'quiet_about_tracing', 'Run', 'fit']
+           'with_defaults', 'FusedAdam', 'Progress', 'rising_weight', 'Record', 'write_checkpoint', 'read_checkpoint',
+           'Checkpoint', 'Diverged', 'Guard', 'Examine', 'not_finite', 'Halving', 'Falling', 'widest_hidden',
+           'compile_network', 'forget_compiled', 'SeveralSteps', 'checked_callbacks', 'watches_steps',
+           'quiet_about_tracing', 'Run', 'fit', 'FixedRows', 'NewRows', 'only_new_rows']
 
 # %% ../nbs/08_training.ipynb #imports
 import contextlib
@@ -30,7 +30,15 @@ from keras import backend, ops
 from tqdm import tqdm
 
 from . import devices, files, kernels
-from .counts import Batches, as_counts, check_split, flag, real_number, whole_number
+from vampsc.counts import (
+    Batches,
+    as_counts,
+    check_split,
+    flag,
+    real_number,
+    whole_number,
+    whole_numbers,
+)
 from .downloads import user_path
 from .genes import nearest
 
@@ -158,8 +166,8 @@ def with_defaults(settings):
 class FusedAdam(keras.optimizers.Adam):
     """Keras' Adam whose update is one fused operation under TensorFlow.
 
-    adds_penalty: where the kernels of chapter 17 are in use, add the gradient of the weights' L1/L2
-    penalties within the update; the loss must then leave it out (see `is_fused`).
+    adds_penalty: where the kernels of appendix A4 are in use, add the gradient of the weights'
+    L1/L2 penalties within the update; the loss must then leave it out (see `kernels.is_fused`).
     """
 
     def __init__(self, *args, adds_penalty=False, **kwargs):
@@ -168,11 +176,11 @@ class FusedAdam(keras.optimizers.Adam):
 
     def build(self, variables):
         super().build(variables)
-        if is_fused(self, traced=True):
+        if kernels.is_fused(self, traced=True):
             kernels.own_memory([*variables, *self._momentums, *self._velocities])
 
     def apply(self, grads, trainable_variables=None):
-        if not is_fused(self):
+        if not kernels.is_fused(self):
             return super().apply(grads, trainable_variables)
         import tensorflow as tf
 
@@ -209,22 +217,6 @@ class FusedAdam(keras.optimizers.Adam):
             epsilon=number(self.epsilon),
             grad=number(gradient),
         )
-
-# %% ../nbs/08_training.ipynb #is-fused
-def is_fused(optimizer, traced=None):
-    """Does this optimiser's update, here in this TensorFlow function, add the gradient of the
-    penalties?
-
-    traced=True asks it of a function that is still to be traced. The optimiser must be built, as
-    compile_network does.
-    """
-    if not (getattr(optimizer, "adds_penalty", False) and optimizer.built and kernels.compiled()):
-        return False
-    if devices.replicas() > 1:
-        return False
-    import tensorflow as tf
-
-    return (traced or not tf.executing_eagerly()) and kernels.updates_in_place()
 
 # %% ../nbs/08_training.ipynb #progress
 class Progress(keras.callbacks.Callback):
@@ -1088,7 +1080,7 @@ class Run:
     def _begin_epoch(self, epoch, logs):
         self.train.epoch = epoch  # Keras advances a data set once before the first
         devices.separate_noise(self.network)
-        if is_fused(self.network.optimizer, traced=True):
+        if kernels.is_fused(self.network.optimizer, traced=True):
             # a callback may hold them
             kernels.own_memory(self.network.trainable_variables)
 
@@ -1179,3 +1171,83 @@ def fit(network, X, split, profile, **settings):
     Run.go raises.
     """
     return Run(network, X, split, profile, **settings).go().history
+
+# %% ../nbs/08_training.ipynb #only-new-batches
+class FixedRows(keras.constraints.Constraint):
+    """Keeps the first rows of a weight as they are, an array (rows, any); the rows below them are
+    trained.
+    """
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __call__(self, weight):
+        return ops.concatenate([ops.cast(self.rows, weight.dtype), weight[len(self.rows) :]])
+
+# %% ../nbs/08_training.ipynb #newrows
+@dataclasses.dataclass(frozen=True)
+class NewRows:
+    """What is trained of a model that took new batches in: the last `rows` rows of these weights.
+
+    weights : positions in network.weights.
+    """
+
+    weights: tuple = ()
+    rows: int = 0
+
+    @classmethod
+    def of(cls, d, n_batches):
+        """Of what JSON holds, a dict or None.
+
+        ValueError where so many rows cannot be those of new batches.
+        """
+        if d is None:
+            return None
+        rows = whole_number("rows", d["rows"])
+        weights = whole_numbers("weights", d["weights"], least=0) if d["weights"] else ()
+        if rows > max(0, n_batches - 1) or bool(rows) != bool(weights):
+            raise ValueError(
+                f"{rows} new rows in {len(weights)} weights of a model of {n_batches} batches"
+            )
+        return cls(tuple(weights), rows)
+
+    def only(self, network):
+        "A context in which training changes these rows alone. ValueError where there are none."
+        if not self.rows:
+            raise ValueError(
+                "there is nothing to train: this model came from transfer, which found no new"
+                " batch; transfer(adata, unfrozen=True) trains all weights."
+            )
+        return only_new_rows(network, [network.weights[i] for i in self.weights], self.rows)
+
+# %% ../nbs/08_training.ipynb #only-new-rows
+@contextlib.contextmanager
+def only_new_rows(network, weights, n_new):
+    """Within: training changes only the last n_new rows of these weights; all else in the network
+    stays, to the last bit.
+
+    Batch normalisation acts as when cells are looked at, so that its statistics stay, too.
+    """
+    grown = {id(weight) for weight in weights}
+    others = [weight for weight in network.trainable_variables if id(weight) not in grown]
+    norms = [
+        layer
+        for layer in network._flatten_layers()
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    before = [weight.constraint for weight in weights]
+    for weight in weights:
+        weight.constraint = FixedRows(np.asarray(ops.convert_to_tensor(weight))[:-n_new].copy())
+    for weight in others:
+        weight.trainable = False
+    for layer in norms:
+        layer.trainable = False
+    try:
+        yield
+    finally:
+        for layer in norms:
+            layer.trainable = True
+        for weight in others:
+            weight.trainable = True
+        for weight, constraint in zip(weights, before):
+            weight.constraint = constraint
