@@ -295,6 +295,6 @@ def test_every_chapter_with_a_module_has_a_page():
     assert (
         exported["command_line"] == "cli"
         and exported["a4_speed"] == "kernels"
-        and len(exported) == 26
+        and len(exported) == 27
     )
     assert np.all([(ROOT / "vampsc" / f"{m}.py").exists() for m in exported.values()])

@@ -1,4 +1,4 @@
-"""Would the tests notice? Slips that a person could make in the formulas of chapters 2 to 13, one
+"""Would the tests notice? Slips that a person could make in the formulas of chapters 2 to 14, one
 at a time.
 
     # all, by the test named beside each: some 3 minutes
@@ -197,7 +197,7 @@ SLIPS = [
             "np.exp(log_vars[k])",
             "test_priors.py::test_sample_moments",
         ),
-        # 7: the network; 10: inference; 12: models
+        # 7: the network; 10: inference; 13: models
         (
             "pseudo-inputs-in-training-mode",
             "assembly.py",
@@ -262,7 +262,7 @@ SLIPS = [
             "1 + np.cos(np.pi * epoch / self.epochs)",
             "test_training.py::test_the_learning_rate_falls_along_half_a_cosine",
         ),
-        # 13: metrics
+        # 14: metrics
         (
             "active-above-0.1",
             "metrics.py",

@@ -20,6 +20,7 @@ _ROOMS = (
     "training",
     "intake",
     "inference",
+    "groups",
     "saving",
     "models",
     "metrics",

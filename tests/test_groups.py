@@ -1,0 +1,283 @@
+"""Labels carried to new cells, and differences between groups: against truths that are known."""
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse, stats
+
+from vampsc import groups, models, organs
+
+N_GENES = 60
+UP = np.arange(6)  # genes that are four times as high in the second type
+DOWN = np.arange(6, 12)  # and a quarter as high, so that the sum over genes is the same
+MORE = np.arange(20, 35)  # caught three times as often in the south
+LESS = np.arange(35, 50)
+
+
+def made_up(rng, n=300, labs=False):
+    "Counts of two types, in two laboratories that differ if labs is True."
+    base = rng.lognormal(1.0, 0.5, N_GENES)
+    base[DOWN] = 4 * base[UP]
+    base[LESS] = 3 * base[MORE]
+    rates = base * rng.lognormal(0, 0.2, (n, 1))
+    second = np.arange(n) % 2 == 1
+    south = (np.arange(n) // 2) % 2 == 1
+    rates[np.ix_(second, np.r_[UP, DOWN])] = rates[np.ix_(second, np.r_[DOWN, UP])]
+    if labs:
+        rates[np.ix_(south, np.r_[MORE, LESS])] = rates[np.ix_(south, np.r_[LESS, MORE])]
+    counts = rng.negative_binomial(5, 5 / (5 + rates)).astype("float32")
+    obs = pd.DataFrame(
+        {
+            "kind": pd.Categorical(np.where(second, "second", "first")),
+            "lab": np.where(south, "south", "north"),
+            "donor": [f"d{i}" for i in np.arange(n) % 7],
+        },
+        index=[f"cell{i}" for i in range(n)],
+    )
+    genes = pd.DataFrame(index=[f"g{j}" for j in range(N_GENES)])
+    return ad.AnnData(sparse.csr_matrix(counts), obs, genes)
+
+
+def named(positions):
+    return [f"g{j}" for j in positions]
+
+
+SMALL = dict(hidden=(32,), n_latent=6, gene_space=None)
+
+
+@pytest.fixture(scope="module")
+def cells():
+    return made_up(np.random.default_rng(0))
+
+
+@pytest.fixture(scope="module")
+def model(cells):
+    return models.VAE(cells, **SMALL).train(max_epochs=60, progress=False)
+
+
+# ---- differences
+
+
+def test_the_genes_that_were_changed_are_called_with_their_size(model, cells):
+    found = model.differential_expression(cells, "kind", "second", "first")
+    called = set(found.index[found["is_de_fdr_0.05"]])
+    changed = set(named(np.r_[UP, DOWN]))
+    assert changed <= called and len(called - changed) <= 2
+    assert np.allclose(found.loc[named(UP), "lfc_mean"], 2, atol=0.5)
+    assert np.allclose(found.loc[named(DOWN), "lfc_mean"], -2, atol=0.5)
+    assert found["proba_de"].is_monotonic_decreasing and found["group2"].eq("first").all()
+
+
+def test_the_other_way_round_is_the_opposite(model, cells):
+    one = model.differential_expression(cells, "kind", "second", "first")
+    other = model.differential_expression(cells, "kind", "first", "second").loc[one.index]
+    np.testing.assert_allclose(one["lfc_mean"], -other["lfc_mean"], atol=0.1)
+
+
+def test_nothing_is_called_between_halves_of_one_type(model, cells):
+    first = np.flatnonzero(cells.obs["kind"] == "first")
+    for seed in range(5):
+        half = np.random.default_rng(seed).permutation(first)[: len(first) // 2]
+        other = np.setdiff1d(first, half)
+        found = model.differential_expression(idx1=half, idx2=other, n_samples=50, delta=0.5)
+        assert not found["is_de_fdr_0.05"].any()
+
+
+def test_the_counts_beside_it_are_plain_means(model, cells):
+    found = model.differential_expression(cells, "kind", "second", n_samples=2)
+    counts = cells.to_df()[(cells.obs["kind"] == "second").to_numpy()]
+    np.testing.assert_allclose(found["raw_mean1"], counts.mean()[found.index], rtol=1e-5)
+    share = (counts > 0).mean()[found.index]
+    np.testing.assert_allclose(found["non_zeros_proportion1"], share, rtol=1e-5)
+    assert found["comparison"].eq("second vs rest").all()
+
+
+def test_without_groups_each_is_compared_with_the_others(model, cells):
+    found = model.differential_expression(cells, "kind", n_samples=2)
+    assert found["comparison"].unique().tolist() == ["first vs rest", "second vs rest"]
+    assert len(found) == 2 * N_GENES
+
+
+def test_one_seed_one_answer_and_a_mask_is_as_good_as_positions(model, cells):
+    mask = (cells.obs["kind"] == "second").to_numpy()
+    settings = dict(n_samples=5, max_cells=50, seed=3)
+    one = model.differential_expression(cells, idx1=mask, **settings)
+    again = model.differential_expression(cells, idx1=np.flatnonzero(mask), **settings)
+    pd.testing.assert_frame_equal(one, again)
+
+
+def test_what_batches_do_is_not_a_difference():
+    "The second type is mostly from the south, where thirty genes are caught otherwise."
+    cells = made_up(np.random.default_rng(1), 600, labs=True)
+    rare = np.flatnonzero((cells.obs["kind"] == "second") != (cells.obs["lab"] == "south"))
+    cells = cells[np.setdiff1d(np.arange(600), rare[60:])].copy()
+    caught = named(np.r_[MORE, LESS])
+    called = {}
+    for key in (None, "lab"):
+        model = models.VAE(cells, batch_key=key, **SMALL).train(max_epochs=60, progress=False)
+        found = model.differential_expression(cells, "kind", "second", "first", delta=0.5)
+        called[key] = found.loc[caught, "is_de_fdr_0.05"].sum()
+    assert called[None] >= 25 and called["lab"] <= 3
+
+
+def test_groups_without_a_batch_in_common_are_refused():
+    cells = made_up(np.random.default_rng(1), 60, labs=True)
+    model = models.VAE(cells, batch_key="lab", **SMALL).train(max_epochs=1, progress=False)
+    with pytest.raises(ValueError, match="'north' and 'south' have no lab in common"):
+        model.differential_expression(cells, "lab", "north", "south")
+
+
+def test_donors_that_were_drawn_make_it_less_sure(model, cells):
+    "One donor of eight has ten genes at four times the rate: a matter of who was drawn."
+    cells = cells.copy()
+    odd = named(range(50, 60))
+    of_donor = (cells.obs["donor"] == "d0").to_numpy() & (cells.obs["kind"] == "second").to_numpy()
+    counts = cells.to_df()
+    counts.loc[of_donor, odd] *= 8
+    cells.X = sparse.csr_matrix(counts.to_numpy())
+    how = dict(adata=cells, groupby="kind", group1="second", group2="first")
+    by_cells = model.differential_expression(**how).loc[odd]
+    by_donors = model.differential_expression(**how, sample_key="donor").loc[odd]
+    assert by_donors["lfc_std"].mean() > 1.5 * by_cells["lfc_std"].mean()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(), "which cells are compared"),
+        (dict(groupby="kind"), "hand in adata="),
+        (dict(with_cells=True, groupby="kin"), "no column 'kin'"),
+        (dict(with_cells=True, groupby="kind", group1="frist"), "no group 'frist'.*first"),
+        (dict(with_cells=True, groupby="kind", group2="first"), "needs a group1="),
+        (dict(idx1=[0]), "has 1 cells"),
+        (dict(idx1=[0, 1], idx2=[1, 2]), "1 cells are in both"),
+        (dict(idx1=[0, 1], sample_key="donor"), "hand in adata="),
+        (dict(idx1=[0, 1], delta=-1), "delta"),
+        (dict(idx1=[0, 1], n_samples=0), "n_samples"),
+        (dict(idx1=[0, 1000]), "out of range"),
+    ],
+)
+def test_what_cannot_be_compared_is_named(arguments, message, model, cells):
+    arguments = dict(arguments)
+    adata = cells if arguments.pop("with_cells", False) else None
+    with pytest.raises(ValueError, match=message):
+        model.differential_expression(adata, **arguments)
+
+
+def test_an_autoencoder_compares_too(cells):
+    model = models.AE(cells, **SMALL).train(max_epochs=60, progress=False)
+    found = model.differential_expression(cells, "kind", "second", "first", n_samples=20)
+    assert set(found.index[:10]) <= set(named(np.r_[UP, DOWN]))
+
+
+def test_expected_fdr_is_the_mean_of_mistakes():
+    rng = np.random.default_rng(0)
+    p = rng.beta(0.5, 0.5, 4000)
+    true = rng.random(4000) < p
+    expected = groups.expected_fdr(p)
+    for limit in (0.01, 0.05, 0.2):
+        called = expected <= limit
+        error = np.sqrt(limit / called.sum())
+        assert abs((~true[called]).mean() - (1 - p[called]).mean()) < 3 * error
+        assert (1 - p[called]).mean() <= limit
+    assert groups.expected_fdr([]).shape == (0,)
+
+
+def test_the_rate_behind_a_count_is_the_mean_of_its_posterior():
+    "Against the integral over the rate, of gamma times Poisson."
+    for x, mu, theta in [(0, 3.0, 1.2), (7, 3.0, 1.2), (7, 3.0, 50.0), (120, 80.0, 1.5)]:
+        lam = np.linspace(1e-9, 400, 2_000_001)
+        weight = stats.gamma.pdf(lam, theta, scale=mu / theta) * stats.poisson.pmf(x, lam)
+        expected = (lam * weight).sum() / weight.sum()
+        found = groups.rate_of_count(x, np.log(mu), np.log(theta))
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_strata_have_equal_weights_on_average_and_samples_vary():
+    rng = np.random.default_rng(0)
+    strata = np.repeat([0, 1], [30, 10])
+    weights = groups.bootstrap_weights(rng, strata)
+    assert np.isclose(weights[strata == 0].sum(), 0.5) and np.isclose(weights.sum(), 1)
+    samples = np.repeat([0, 1, 2], [15, 15, 10])
+    drawn = [
+        groups.bootstrap_weights(rng, strata, samples, rng.exponential(size=3)) for _ in range(3000)
+    ]
+    shares = np.array([w[strata == 0].sum() for w in drawn])
+    assert abs(shares.mean() - 0.5) < 0.06 and shares.std() > 0.1
+
+
+# ---- labels
+
+
+def test_labels_come_back_and_a_type_that_is_left_out_is_unknown(model, cells):
+    known = cells[model.split.train]
+    new = cells[model.split.test]
+    found = model.predict_labels(new, "kind", known)
+    assert (found["nearest"] == new.obs["kind"].astype(str)).mean() > 0.9
+    assert found.index.equals(new.obs_names)
+    one_type = known[known.obs["kind"] == "first"]
+    others = cells[cells.obs["kind"] == "second"]
+    found = model.predict_labels(others, "kind", one_type)
+    assert (found["label"] == "unknown").mean() > 0.4 and (found["nearest"] == "first").all()
+
+
+def test_labels_of_the_models_own_cells_are_as_good_as_a_reference(model, cells):
+    new = cells[:20]
+    by_column = model.predict_labels(new, "kind", cells)
+    by_labels = model.predict_labels(new, cells.obs["kind"])
+    pd.testing.assert_frame_equal(by_column, by_labels)
+
+
+def test_cells_without_a_label_do_not_vote(model, cells):
+    some = cells.copy()
+    kind = some.obs["kind"].astype(object)
+    kind.iloc[::2] = "doublet"
+    kind.iloc[1::4] = np.nan
+    some.obs["kind"] = kind
+    found = model.predict_labels(cells[:30], "kind", some, unlabelled="doublet")
+    assert set(found["nearest"]) <= {"first", "second"}
+
+
+@pytest.mark.parametrize(
+    "labels, reference, message",
+    [
+        ("kind", False, "hand in the AnnData that has it as reference="),
+        ("kin", True, "no column 'kin'"),
+        (["first"], False, "300 cells"),
+        ([None] * 300, False, "none of the 300 cells has a label"),
+    ],
+)
+def test_labels_that_cannot_be_carried_are_named(labels, reference, message, model, cells):
+    with pytest.raises(ValueError, match=message):
+        model.predict_labels(cells[:5], labels, cells if reference else None)
+
+
+def test_a_label_of_one_cell_does_no_harm():
+    z = np.random.default_rng(0).normal(size=(40, 3))
+    labels = ["many"] * 39 + ["one"]
+    found = groups.carried_labels(z[:5], z, labels, n_neighbors=5)
+    assert found["label"].eq("many").all() and found["typicality"].between(0, 1).all()
+    alike = groups.carried_labels(np.zeros((2, 3)), np.zeros((10, 3)), ["a"] * 10, 3)
+    assert np.isfinite(alike["typicality"]).all()
+
+
+def test_typicality_of_known_cells_is_even():
+    "A cell of the reference's own distribution is untypical by 5 % in 5 % of cases."
+    rng = np.random.default_rng(0)
+    reference = rng.normal(size=(2000, 4)) * np.repeat([[1.0], [5.0]], 1000, axis=0)
+    reference[1000:] += 60
+    new = rng.normal(size=(2000, 4)) * np.repeat([[1.0], [5.0]], 1000, axis=0)
+    new[1000:] += 60
+    found = groups.carried_labels(new, reference, np.repeat(["near", "wide"], 1000))
+    assert stats.kstest(found["typicality"], "uniform").statistic < 0.08
+
+
+def test_alpha_and_beta_cells_differ_in_their_hormones():
+    adata = organs.load("pancreas")
+    adata = adata[adata.obs["cell_type"].isin(["alpha", "beta"])]
+    model = models.VAMP(adata, n_genes=200, hidden=(64,), n_latent=16, n_pseudo_inputs=30)
+    model.train(max_epochs=20, progress=False)
+    found = model.differential_expression(adata, "cell_type", "alpha", "beta")
+    assert found["lfc_mean"]["GCG"] > 4 and found["lfc_mean"]["INS"] < -3
+    assert found.loc[["GCG", "INS", "TTR", "IAPP"], "is_de_fdr_0.05"].all()
