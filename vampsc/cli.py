@@ -777,7 +777,8 @@ def tables(
 @ends_well
 def beyond(
     question: str = typer.Argument(
-        help="units, kl_weight, both, linear_decoder, active_units, pseudo_inputs or peers."
+        help="units, kl_weight, both, linear_decoder, active_units, pseudo_inputs, labels,"
+        " differences or peers."
     ),
     organs: str = option(
         "pancreas", "Data sets, with commas: organs, or .h5ad files of raw counts."
