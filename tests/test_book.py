@@ -180,3 +180,22 @@ def test_a_chapter_imports_only_earlier_ones_and_foundations(path):
     )
     later = set(imported(path)) - set(map(module_of, earlier))
     assert not later, f"{path.stem} imports {later}, which stand in later chapters"
+
+
+def private_names_of_others(path):
+    "Where a module takes another module's private name, as `module._name` or by an import."
+    modules = {p.stem for p in path.parent.glob("*.py")}
+    for node in ast.walk(ast.parse(path.read_text())):
+        taken = []
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            taken = [node.attr] * (node.value.id in modules)
+        elif isinstance(node, ast.ImportFrom):
+            taken = [alias.name for alias in node.names]
+        yield from (name for name in taken if re.match(r"_[^_]", name))
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "vampsc").glob("[a-z]*.py")), ids=lambda path: path.stem
+)
+def test_no_module_takes_another_ones_private_names(path):
+    assert list(private_names_of_others(path)) == []

@@ -190,7 +190,7 @@ def pixels(text, **how):
     ],
 )
 def test_a_label_is_drawn_as_it_is(name):
-    assert (pixels(figures._text(name)) == pixels(name, parse_math=False)).all()
+    assert (pixels(figures.label_text(name)) == pixels(name, parse_math=False)).all()
     # or this test could not fail
     if name == "a$b$c_":
         assert (pixels(name) != pixels(name, parse_math=False)).any()

@@ -195,7 +195,7 @@ def test_the_notebook_runs_in_this_python(tmp_path, template, monkeypatch):
         )
     )
     monkeypatch.setenv("JUPYTER_PATH", str(spec.parents[2]))
-    page = study._fill_in(
+    page = study.fill_in(
         template("import sys, os\nprint(given, sys.executable, os.getppid())"),
         tmp_path / "out" / "a.ipynb",
         {"given": 7},
@@ -206,7 +206,7 @@ def test_the_notebook_runs_in_this_python(tmp_path, template, monkeypatch):
 
 def test_a_kernel_that_dies_is_one_line(tmp_path, template):
     with pytest.raises(ValueError, match="the process that ran the notebook ended before its time"):
-        study._fill_in(template("import os; os._exit(3)"), tmp_path / "out" / "a.ipynb", {})
+        study.fill_in(template("import os; os._exit(3)"), tmp_path / "out" / "a.ipynb", {})
 
 
 @pytest.mark.slow
@@ -219,7 +219,7 @@ def test_sigterm_ends_the_notebook_and_what_it_started(tmp_path, template):
         import sys
         from pathlib import Path
         from vampsc import study
-        study._fill_in(Path(sys.argv[1]), Path(sys.argv[2]), {"given": sys.argv[3]})
+        study.fill_in(Path(sys.argv[1]), Path(sys.argv[2]), {"given": sys.argv[3]})
     """
     process = start(code, path, tmp_path / "out" / "a.ipynb", tmp_path / "pid")
     until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), process)

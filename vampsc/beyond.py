@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['N_INVENTED', 'TRAINING', 'ONE_CORE', 'PROBABILITY_BINS', 'SHIFTS', 'MOST_OF_COUNTS', 'QUESTIONS', 'Variant',
-           'judge_cells', 'judge_invented', 'judge_real', 'refit_posterior', 'run', 'listed', 'in_processes', 'sweep',
-           'CountUnits', 'units_by_step', 'compare', 'over_seeds', 'told', 'summary', 'plain', 'bound_by_new_posterior',
-           'gather', 'ask', 'part_of', 'changes', 'judge_labels', 'thinned', 'judge_differences', 'marker_genes',
-           'programmes', 'marker_agreement', 'component_use', 'make']
+           'judge_cells', 'judge_invented', 'judge_real', 'refit_posterior', 'run', 'listed', 'distinct',
+           'listed_seeds', 'in_processes', 'sweep', 'failures_in_words', 'CountUnits', 'units_by_step', 'compare',
+           'over_seeds', 'told', 'summary', 'data_sets_of', 'plain', 'bound_by_new_posterior', 'gather', 'ask',
+           'part_of', 'changes', 'judge_labels', 'thinned', 'judge_differences', 'marker_genes', 'programmes',
+           'marker_agreement', 'component_use', 'make']
 
 # %% ../nbs/20_beyond.ipynb #imports
 import contextlib
@@ -273,7 +274,7 @@ def _kept(path, how):
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.alone(path):
             if not path.exists():
-                study._write_whole(path, json.dumps(how(), indent=1))
+                files.write_whole(path, json.dumps(how(), indent=1))
     return json.loads(path.read_text())
 
 # %% ../nbs/20_beyond.ipynb #names
@@ -286,7 +287,7 @@ def listed(value):
     ]
 
 
-def _once(values, what):
+def distinct(values, what):
     "The values, a list; ValueError where there are none, or one is there twice."
     if not values:
         raise ValueError(f"{what}: none is named.")
@@ -295,7 +296,7 @@ def _once(values, what):
     return values
 
 # %% ../nbs/20_beyond.ipynb #seeds
-def _seeds(seeds):
+def listed_seeds(seeds):
     "Seeds, any row of them or with commas, as whole numbers."
     try:
         found = [int(s) for s in listed(seeds if isinstance(seeds, (str, int)) else list(seeds))]
@@ -303,7 +304,7 @@ def _seeds(seeds):
         raise ValueError(
             f"seeds: {seeds!r} is no list of whole numbers with commas, such as 0,1,2."
         ) from None
-    return _once(found, "seeds")
+    return distinct(found, "seeds")
 
 # %% ../nbs/20_beyond.ipynb #one-core
 ONE_CORE = dict.fromkeys(
@@ -438,7 +439,7 @@ def sweep(
         adata, variants, out, seeds, profile, label_key, jobs, progress, **settings
     )
     if failed:
-        raise ValueError(_told_failed(failed, n))
+        raise ValueError(failures_in_words(failed, n))
     return pd.DataFrame(rows)
 
 # %% ../nbs/20_beyond.ipynb #sweep-2
@@ -446,7 +447,7 @@ def _sweep(adata, variants, out, seeds, profile, label_key, jobs, progress=True,
     "(rows of the runs that ended well, sentences about those that did not, the number of all)."
     label_key = organs.label_key(adata, label_key)
     same = dict(adata=adata, out=out, profile=profile, label_key=label_key, **settings)
-    tasks = [{**same, "variant": v, "seed": s} for v in variants for s in _seeds(seeds)]
+    tasks = [{**same, "variant": v, "seed": s} for v in variants for s in listed_seeds(seeds)]
     if not tasks:
         raise ValueError("a sweep needs at least one variant.")
     names = [f"{task['variant'].name}, seed {task['seed']}" for task in tasks]
@@ -454,7 +455,11 @@ def _sweep(adata, variants, out, seeds, profile, label_key, jobs, progress=True,
     return [row for row in rows if row is not None], failed, len(tasks)
 
 
-def _told_failed(failed, n):
+def failures_in_words(failed, n):
+    """What to say of runs that failed.
+
+    failed : a sentence for each. n : how many runs there were.
+    """
     return (
         f"{len(failed)} of {n} runs failed: {'; '.join(failed[:3])}{'; ...' * (len(failed) > 3)}."
         " The others are kept; the same call tries these again, other seeds may do without them."
@@ -527,7 +532,7 @@ def units_by_step(
         count = CountUnits(model, steps_per_epoch, steps / counts_made)
         model.train(profile, progress=False, callbacks=[count])
         path.parent.mkdir(parents=True, exist_ok=True)
-        study._write_whole(path, pd.DataFrame(count.rows).to_csv(index=False))
+        files.write_whole(path, pd.DataFrame(count.rows).to_csv(index=False))
     return pd.read_csv(path).assign(variant=variant.name, seed=seed)
 
 # %% ../nbs/20_beyond.ipynb #compare
@@ -550,7 +555,7 @@ def compare(frame, more, less, metric):
     wide = frame.pivot(index="seed", columns="variant", values=metric)
     differences = (wide[more] - wide[less]).dropna()
     runs = frame[frame["variant"].isin([more, less]) & frame["seed"].isin(differences.index)]
-    if "test_cells" in runs and (seeds := tables._tested_otherwise(runs)):
+    if "test_cells" in runs and (seeds := tables.tested_otherwise(runs)):
         raise ValueError(
             f"{more} and {less} were tested on other cells with seed {', '.join(map(str, seeds))},"
             " so they cannot be compared seed by seed."
@@ -613,7 +618,7 @@ def summary(frame, metrics_, digits=3, by="variant"):
     return pd.DataFrame(cells).rename_axis(None)
 
 # %% ../nbs/20_beyond.ipynb #data-sets
-def _data_sets(names, label_key):
+def data_sets_of(names, label_key):
     """Organs and files, a list or with commas, as a dict from the name of a folder to each.
 
     Where there are several, all are loaded and their labels looked at first: an error in the last
@@ -621,10 +626,13 @@ def _data_sets(names, label_key):
     """
     names = listed(names)
     found = dict(
-        zip(_once([plain(name) for name in names], "organs, by the names of their folders"), names)
+        zip(
+            distinct([plain(name) for name in names], "organs, by the names of their folders"),
+            names,
+        )
     )
     for name in names * (len(names) > 1):
-        study._labels_to_judge(organs.load(name), label_key)
+        study.labels_to_judge(organs.load(name), label_key)
     return found
 
 
@@ -695,7 +703,7 @@ def gather(
     failed = []
     n = 0
     ask(out, question, names)
-    for data, name in _data_sets(names, label_key).items():
+    for data, name in data_sets_of(names, label_key).items():
         adata = organs.load(name)
         folder = downloads.user_path(out) / data
         rows, wrong, tried = _sweep(
@@ -715,7 +723,7 @@ def gather(
             pd.DataFrame(rows).drop(columns="folder").to_csv(table, index=False)
         frames.append(pd.DataFrame(rows).assign(data=data))
     if failed:
-        raise ValueError(_told_failed(failed, n))
+        raise ValueError(failures_in_words(failed, n))
     return pd.concat(frames, ignore_index=True)
 
 # %% ../nbs/20_beyond.ipynb #ask
@@ -776,12 +784,16 @@ def changes(frame, more, less, judged):
 
 # %% ../nbs/20_beyond.ipynb #of-run
 def _model_and_labels(name, folder):
-    "The model of a run with its cells, and their labels (cells,), missing where there is none."
+    """The model of a run with its cells, their labels (cells,), missing where there is none, and
+    their donors (cells,), or None.
+    """
     folder = downloads.user_path(folder)
     labels = study.read_run(folder).cells.get("label")
     if labels is None:
         raise ValueError(f"{folder}: its cells have no labels, on which this question rests.")
-    return models.load(folder / "model", organs.load(name)), labels.to_numpy(object)
+    adata = organs.load(name)
+    donors = adata.obs["donor"].astype(str).to_numpy(object) if "donor" in adata.obs else None
+    return models.load(folder / "model", adata), labels.to_numpy(object), donors
 
 
 def _principal_components(model, n=50):
@@ -813,18 +825,23 @@ def judge_labels(name, folder, at_least=30):
     n_in_bin, right_in_bin : by the probability, in PROBABILITY_BINS: cells, and those rightly
         labelled before "unknown" is decided.
     left_out : {type: share "unknown"} of its cells if the reference has none of them.
+    donors : {donor: [share right, share "unknown"]} of its cells, labelled by those of all others;
+        empty where obs has no column "donor". Right is counted before "unknown" is decided.
     """
     folder = downloads.user_path(folder)
 
     def judged():
-        model, labels = _model_and_labels(name, folder)
+        model, labels, donors = _model_and_labels(name, folder)
         known = ~genes.missing_labels(labels)
         embeddings = {
             "model": model.get_latent_representation(),
             "PCA": _principal_components(model),
         }
         return {
-            space: _labels_in(z, labels, known, model.split, at_least)
+            space: {
+                **_labels_in(z, labels, known, model.split, at_least),
+                "donors": _labels_of_donors(z, labels, known, donors, at_least),
+            }
             for space, z in embeddings.items()
         }
 
@@ -854,6 +871,23 @@ def _labels_in(z, labels, known, split, at_least):
         "right_in_bin": np.bincount(place[right], minlength=n_bins).tolist(),
         "left_out": left_out,
     }
+
+# %% ../nbs/20_beyond.ipynb #labels-of-donors
+def _labels_of_donors(z, labels, known, donors, at_least):
+    "The entry `donors` of `judge_labels` for one embedding (cells, units)."
+    if donors is None:
+        return {}
+    found = {}
+    for donor in sorted(set(donors)):
+        cells = np.flatnonzero(known & (donors == donor))
+        others = np.flatnonzero(known & (donors != donor))
+        if len(cells) < at_least or len(others) < at_least:
+            continue
+        carried = groups.carried_labels(z[cells], z[others], labels[others])
+        right = carried["label"] == labels[cells].astype(str)
+        unknown = 1 - groups.is_named(carried).mean()
+        found[str(donor)] = [float(right.mean()), float(unknown)]
+    return found
 
 # %% ../nbs/20_beyond.ipynb #tests-of-genes
 def _tests_of_genes(first, second, delta, fdr):
@@ -919,7 +953,7 @@ def judge_differences(name, folder, repetitions=20, delta=0.25, fdr=0.05, n_samp
     ours = (repetitions, delta, fdr, n_samples)
 
     def judged():
-        model, labels = _model_and_labels(name, folder)
+        model, labels, _ = _model_and_labels(name, folder)
         known = ~genes.missing_labels(labels)
         kind = pd.Series(labels[known].astype(str)).mode()[0]
         counts = model.X[np.flatnonzero(known & (labels.astype(str) == kind))].toarray()
@@ -1110,7 +1144,7 @@ def make(question, out="runs/beyond", overwrite=False, **parameters):
     out = downloads.user_path(out)
     template = study.TEMPLATE.with_name(f"{question}.ipynb")
     ask(out, question, parameters.get("organs", ""), overwrite)
-    return study._fill_in(
+    return study.fill_in(
         template,
         out / f"{question}.ipynb",
         {**parameters, "out": out.as_posix()},

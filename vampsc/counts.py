@@ -46,7 +46,7 @@ from vampsc.genes import (
     values_of,
     with_counts,
 )
-from .kernels import _jit, dense_rows, row_reader
+from .kernels import dense_rows, jit, row_reader
 
 # %% ../nbs/01_counts.ipynb #counts-matrix
 def counts_matrix(adata, layer=None):
@@ -503,7 +503,7 @@ def _check_exact(high):
         )
 
 # %% ../nbs/01_counts.ipynb #add-cells
-@_jit()
+@jit()
 def _add_cells(indices, values, found):
     """Add to found (genes,) in how many cells each gene has a count; the indices were checked
     before.

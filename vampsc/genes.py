@@ -8,8 +8,8 @@ __all__ = ['MISSING_WORDS', 'UNLABELLED_WORDS', 'MIN_RECOGNISED', 'KNOWN', 'ENSE
            'unlabelled_words', 'missing_labels', 'check_words', 'bare_ids', 'GeneSpace', 'protein_coding',
            'other_features', 'positions', 'DamagedError', 'check_pointers', 'check_indices', 'check_sparse',
            'check_matrix', 'pointers_of', 'native', 'native_sparse', 'sparse_of', 'compressed', 'csr_float32',
-           'matrix_of', 'layer_names', 'values_of', 'some_cells', 'raw_of', 'check_places', 'MappingReport',
-           'cells_with', 'with_counts', 'project', 'mapping', 'OwnNames', 'resolve']
+           'matrix_of', 'layer_names', 'values_of', 'some_cells', 'check_adata', 'raw_of', 'check_places',
+           'MappingReport', 'cells_with', 'with_counts', 'project', 'mapping', 'OwnNames', 'resolve']
 
 # %% ../nbs/00_genes.ipynb #imports
 import dataclasses
@@ -988,7 +988,7 @@ def some_cells(adata, which):
     return adata[which]
 
 # %% ../nbs/00_genes.ipynb #check-adata
-def _check_adata(adata):
+def check_adata(adata):
     "Raise TypeError unless this is an AnnData."
     if isinstance(adata, anndata.AnnData):
         return
@@ -1020,7 +1020,7 @@ def raw_of(adata):
     ------
     GeneSpaceError : there is no raw. DamagedError : as `values_of`.
     """
-    _check_adata(adata)
+    check_adata(adata)
     if adata.raw is None:
         layers = layer_names(adata)
         raise GeneSpaceError(
@@ -1203,7 +1203,7 @@ def mapping(space, adata, min_recognised=MIN_RECOGNISED):
         min_recognised; as `positions`.
     TypeError : adata is no AnnData.
     """
-    _check_adata(adata)
+    check_adata(adata)
     where, by_id, ambiguous, disagree = _placed(space, adata)
     report = _report(space, adata, where, int(by_id.sum()), ambiguous, disagree)
     if not report.recognised or report.share_recognised < min_recognised:
@@ -1443,7 +1443,7 @@ def resolve(gene_space, adata):
     UserWarning : "auto" takes the data's own genes, with how many are known and what the others
         look like.
     """
-    _check_adata(adata)
+    check_adata(adata)
     if gene_space is None:
         return GeneSpace.of(adata)
     if isinstance(gene_space, GeneSpace):

@@ -153,7 +153,7 @@ class Inference:
             any, or of none.
         """
         if adata is not None:
-            genes._check_adata(adata)
+            genes.check_adata(adata)
         n = len(self._own_counts()) if adata is None else adata.n_obs
         cells = cell_positions(indices, n)
         if len(cells) == 0:

@@ -284,20 +284,20 @@ def check_labels(labels, what="Judging by labels", unlabelled=None):
         )
 
 # %% ../nbs/14_metrics.ipynb #tile-sums
-@kernels._inlined
+@kernels.inlined
 def _roots(squares, out):
     # rounding can leave -1e-16
     for k in range(len(squares)):
         out[k] = math.sqrt(squares[k]) if squares[k] > 0 else 0.0
 
 
-@kernels._inlined
+@kernels.inlined
 def _add(values, to):
     for k in range(len(values)):
         to[k] += values[k]
 
 
-@kernels._summing
+@kernels.summing
 def _total(values):
     total = 0.0
     for v in values:
@@ -305,7 +305,7 @@ def _total(values):
     return total
 
 # %% ../nbs/14_metrics.ipynb #tile-sums-2
-@kernels._jit(nogil=True)
+@kernels.jit(nogil=True)
 def _tile_sums(squares, row_types, ends, by_row, by_column):
     """Add up the roots of a tile of squared distances, by type.
 

@@ -351,7 +351,7 @@ class CountAutoencoder(Groups, Trainable, Persistence):
             n_genes = whole_number("n_genes", n_genes, 1)
         layer = name_of_layer(layer)
         batch_key = None if batch_key is None else column_name("batch_key", batch_key)
-        genes._check_adata(adata)
+        genes.check_adata(adata)
         genes.check_places(layer, use_raw)
         split = check_split(split_cells(adata.n_obs, seed) if split is None else split, adata.n_obs)
         of_batch = None if batch_key is None else batch_codes(adata, batch_key)

@@ -86,7 +86,7 @@ def prepare(adata, seed=0, n_genes=1000, label_key="auto", test=TEST):
         study.run; what is missing or blank is an empty text.
     ValueError : what models.VAE and study.run say of counts and labels.
     """
-    _, labels = study._labels_to_judge(adata, label_key)
+    _, labels = study.labels_to_judge(adata, label_key)
     chosen = models.VAE(
         adata,
         n_genes=n_genes,
@@ -401,7 +401,9 @@ def judge(fit, task):
     """
     said = {"pcs95": metrics.n_components(fit.latent), **fit.numbers}
     if "label" in task.cells.obs:
-        said.update(study._by_labels(fit.latent, task.cells.obs["label"].to_numpy(), fit.halves))
+        said.update(
+            study.judge_by_labels(fit.latent, task.cells.obs["label"].to_numpy(), fit.halves)
+        )
     if fit.invented is not None:
         said["accuracy"] = metrics.two_sample_accuracy(
             task.cells.X[task.split.test], fit.invented, task.seed
@@ -504,7 +506,7 @@ def score(arguments=None):
 
 
 def _write_numbers(path, numbers):
-    study._write_whole(
+    files.write_whole(
         path, json.dumps({k: v if v is None else float(v) for k, v in numbers.items()}, indent=1)
     )
 
@@ -593,8 +595,8 @@ def gather(
     ValueError : an unknown method, an environment that lacks a package, or runs that failed, by
         name, after all others were done, which are in the csv.
     """
-    methods = beyond._once(beyond.listed(methods), "methods")
-    seeds = beyond._seeds(seeds)
+    methods = beyond.distinct(beyond.listed(methods), "methods")
+    seeds = beyond.listed_seeds(seeds)
     if unknown := [m for m in methods if m not in METHODS]:
         raise ValueError(f"method {unknown[0]!r} is not known; there are {', '.join(METHODS)}.")
     python = environment(python, methods)
@@ -603,10 +605,10 @@ def gather(
     failed = []
     n = 0
     beyond.ask(out, "peers", names)
-    for data, name in beyond._data_sets(names, label_key).items():
+    for data, name in beyond.data_sets_of(names, label_key).items():
         adata = organs.load(name)
         folder = Path(out) / data
-        _, labels = study._labels_to_judge(adata, label_key)
+        _, labels = study.labels_to_judge(adata, label_key)
         mark = study.hash_of(
             study.data_hash(adata),
             n_genes,
@@ -649,7 +651,7 @@ def gather(
         frame.to_csv(files.claim(folder, "peers", ["peers.csv"]) / "peers.csv", index=False)
         frames.append(frame.assign(data=data))
     if failed:
-        raise ValueError(beyond._told_failed(failed, n))
+        raise ValueError(beyond.failures_in_words(failed, n))
     return pd.concat(frames, ignore_index=True)
 
 # %% ../nbs/21_peers.ipynb #processes

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['UMAP_FILE', 'EMBEDDED_FILE', 'RUN_FILES', 'UMAP_OF_BATCHES_FILE', 'IN_A_RUN', 'MAX_CELLS_DRAWN', 'METRICS',
            'TEMPLATE', 'ERROR_KINDS', 'KERNEL', 'IN_A_REPORT', 'NO_ALT', 'STYLE', 'embed', 'without_noise',
-           'compactness', 'judge', 'hash_of', 'data_hash', 'Run', 'read_run', 'configuration', 'difference', 'preset',
-           'run', 'transfer', 'ask_run', 'when_finished', 'cells_of', 'draw', 'division_of', 'Metric', 'table',
-           'show_table', 'findings', 'refuse_unknown', 'report', 'to_html', 'find_runs', 'settings_of', 'run_page']
+           'compactness', 'judge', 'judge_by_labels', 'hash_of', 'data_hash', 'Run', 'read_run', 'configuration',
+           'difference', 'preset', 'run', 'transfer', 'ask_run', 'labels_to_judge', 'when_finished', 'cells_of', 'draw',
+           'division_of', 'Metric', 'table', 'show_table', 'findings', 'refuse_unknown', 'report', 'fill_in', 'to_html',
+           'find_runs', 'settings_of', 'run_page']
 
 # %% ../nbs/18_study.ipynb #imports
 import base64
@@ -131,11 +132,11 @@ def judge(model, labels=None, unlabelled=None):
         result["batch_mixing"] = metrics.batch_mixing(z, codes, k=min(15, len(z) - 1))
     return {
         **result,
-        **(_by_labels(z, labels, halves, unlabelled) if labels is not None else {}),
+        **(judge_by_labels(z, labels, halves, unlabelled) if labels is not None else {}),
     }, z
 
 # %% ../nbs/18_study.ipynb #by-labels
-def _by_labels(z, labels, halves=None, unlabelled=None):
+def judge_by_labels(z, labels, halves=None, unlabelled=None):
     """The part of these numbers that judges an embedding (cells, units) by labels (cells,); halves
     as of `embed`.
     """
@@ -226,19 +227,6 @@ def read_run(folder):
     )
 
 # %% ../nbs/18_study.ipynb #write-whole
-def _write_whole(path, content):
-    """A file, of text or bytes, is there whole or as it was.
-
-    OSError, with its name, where it cannot be written.
-    """
-    content = content.encode() if isinstance(content, str) else content
-    try:
-        with files.whole(path) as new:
-            new.write_bytes(content)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
-
-
 def _as_npy(array):
     "An array as the content of an .npy file."
     file = io.BytesIO()
@@ -381,7 +369,7 @@ def run(
     model = model.lower()
     seed = counts.whole_number("seed", seed)
     folder = ask_run(Path(out).expanduser() / f"{model}-seed{seed}", overwrite)
-    label_key, labels = _labels_to_judge(adata, label_key, unlabelled)
+    label_key, labels = labels_to_judge(adata, label_key, unlabelled)
     profile = _to_judge(profile)
     config = configuration(adata, model, profile, seed, label_key, settings, unlabelled)
     if done := _as_wanted(folder, config, overwrite):
@@ -435,7 +423,7 @@ def transfer(
             " another seed."
         )
     ask_run(folder, overwrite)
-    label_key, labels = _labels_to_judge(adata, label_key, unlabelled)
+    label_key, labels = labels_to_judge(adata, label_key, unlabelled)
     settings = {
         "layer": origin.layer,
         "use_raw": origin.use_raw,
@@ -506,7 +494,7 @@ def ask_run(folder, overwrite=False):
     )
     for name in IN_A_RUN:
         files.ask(folder / name, ours, overwrite)
-    files.only(folder / "model", saving.FILES, "part of a saved model", saving._is_saved)
+    files.only(folder / "model", saving.FILES, "part of a saved model", saving.is_saved)
     return folder
 
 # %% ../nbs/18_study.ipynb #is-configuration
@@ -527,7 +515,7 @@ def _is_checkpoint(path):
     return True
 
 # %% ../nbs/18_study.ipynb #labels-to-judge
-def _labels_to_judge(adata, label_key, unlabelled=None):
+def labels_to_judge(adata, label_key, unlabelled=None):
     """(the column of obs to judge by, its labels), None where there is none.
 
     label_key : as in `run`. ValueError : no such column, or labels that nothing can be judged by.
@@ -578,7 +566,7 @@ def _train_and_record(net, folder, config, profile, labels, progress, overwrite)
         checkpoint.unlink(missing_ok=True)
     for name in ("metrics.json", UMAP_FILE, UMAP_OF_BATCHES_FILE, EMBEDDED_FILE):
         (folder / name).unlink(missing_ok=True)
-    _write_whole(folder / "config.json", json.dumps(config, indent=1))
+    files.write_whole(folder / "config.json", json.dumps(config, indent=1))
     net.train(profile, progress=progress, checkpoint=checkpoint, resume=True)
     if net.interrupted:
         raise KeyboardInterrupt(
@@ -593,12 +581,12 @@ def _train_and_record(net, folder, config, profile, labels, progress, overwrite)
         n_genes=len(net.genes),
     )
     net.save(folder / "model", overwrite=True)
-    _write_whole(folder / "history.csv", net.history.to_csv())
-    _write_whole(folder / "latent.npy", _as_npy(z))
+    files.write_whole(folder / "history.csv", net.history.to_csv())
+    files.write_whole(folder / "latent.npy", _as_npy(z))
     batches = np.asarray(net.batches)[net.X.batch[0]] if net.batches else None
     cells = cells_of(net.X.names, net.split, labels, batches)
-    _write_whole(folder / "cells.csv", cells.to_csv())
-    _write_whole(folder / "metrics.json", json.dumps(result, indent=1))
+    files.write_whole(folder / "cells.csv", cells.to_csv())
+    files.write_whole(folder / "metrics.json", json.dumps(result, indent=1))
     checkpoint.unlink(missing_ok=True)
     return read_run(folder)
 
@@ -653,7 +641,7 @@ def draw(run, seed=0):
         figure = figures.umap_grid(z, colours, seed, coordinates)
         content = io.BytesIO()
         figure.savefig(content, dpi=150, bbox_inches="tight", format="png")
-        _write_whole(run.folder / name, content.getvalue())
+        files.write_whole(run.folder / name, content.getvalue())
     return run.folder / UMAP_FILE
 
 # %% ../nbs/18_study.ipynb #division-of
@@ -937,7 +925,7 @@ def report(out, overwrite=False, **parameters):
     out = downloads.user_path(out)
     if overwrite:
         parameters["overwrite"] = True
-    return _fill_in(
+    return fill_in(
         TEMPLATE,
         out / "report.ipynb",
         {**parameters, "out": out.as_posix()},
@@ -946,7 +934,7 @@ def report(out, overwrite=False, **parameters):
     )
 
 # %% ../nbs/18_study.ipynb #fill-in
-def _fill_in(template, target, parameters, leave_out=(), others=(), overwrite=False):
+def fill_in(template, target, parameters, leave_out=(), others=(), overwrite=False):
     """Run a notebook with these parameters, a dict, into target, an .ipynb, and the page beside it,
     without the cells of the ids in leave_out.
 
@@ -1118,7 +1106,7 @@ def to_html(notebook, overwrite=False):
     page = re.sub(
         f'alt="{NO_ALT}"', lambda _: f'alt="{html.escape(next(texts, "a figure"))}"', page
     )
-    _write_whole(path, page.replace("<head>", f"<head>{files.MARK}", 1))
+    files.write_whole(path, page.replace("<head>", f"<head>{files.MARK}", 1))
     return path
 
 # %% ../nbs/18_study.ipynb #figure-texts
@@ -1279,7 +1267,7 @@ def run_page(folder, path=None, overwrite=False):
     ]
     title = f"vampsc: {', '.join(names)}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_whole(
+    files.write_whole(
         path,
         f'<!doctype html><html lang="en"><meta charset="utf-8">{files.MARK}'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -7,8 +7,8 @@ __all__ = ['PAPER_MODELS', 'GENERATIVE', 'IN_TABLE_1', 'IN_TABLE_2', 'METRICS', 
            'PAPER_GENES', 'PAPERS_DATA', 'CAVEATS', 'AS_IT_IS', 'INTERVAL', 'NOISE', 'BESIDE', 'ORDERS', 'VAE_AND_IAF',
            'FEWER', 'CLAIMS', 'HOLDS', 'FAILS', 'OPEN', 'NOT_HERE', 'UNTESTED', 'EITHER_WAY', 'TEMPLATE', 'WRITTEN',
            'printed', 'paper_tables', 'co_variation', 'profile_of', 'unlike_the_paper', 'paper_organ', 'training_end',
-           'gather', 'missing', 'overview', 'caveats', 'interval', 'test_ratio', 'summarise', 'marks', 'table_1',
-           'table_2', 'Html', 'show_words', 'in_markdown', 'show', 'noise_said', 'beside_the_paper',
+           'gather', 'tested_otherwise', 'missing', 'overview', 'caveats', 'interval', 'test_ratio', 'summarise',
+           'marks', 'table_1', 'table_2', 'Html', 'show_words', 'in_markdown', 'show', 'noise_said', 'beside_the_paper',
            'why_nothing_beside', 'orders', 'show_beside', 'Claim', 'decide', 'p_value', 'holm', 'verdicts',
            'over_organs', 'why_no_verdict', 'seeds_to_decide', 'what_it_would_take', 'figure_1', 'figure_2', 'make']
 
@@ -398,7 +398,7 @@ def _not_alike(runs):
                 f"{organ}: its runs differ in their {words}{kinds}, so a comparison of its models"
                 " may be about that."
             )
-        if seeds := _tested_otherwise(group):
+        if seeds := tested_otherwise(group):
             yield (
                 f"{organ}: its models were not tested on the same cells with seed"
                 f" {', '.join(map(str, seeds))}, so their test losses are not compared."
@@ -407,7 +407,7 @@ def _not_alike(runs):
             yield f"{organ}: not all of its runs were judged by cell types."
 
 # %% ../nbs/19_tables.ipynb #tested-otherwise
-def _tested_otherwise(group):
+def tested_otherwise(group):
     "The seeds whose models were not all tested on the same cells."
     kinds = group.groupby("seed")["test_cells"].nunique()
     return list(kinds.index[kinds > 1])
@@ -1243,7 +1243,7 @@ def _paired(group, metric, part):
         return f"{lacking[0]}: {why}"
     wide = wide[needed].dropna()
     runs = group[group["model"].isin(needed) & group["seed"].isin(wide.index)]
-    if metric.startswith("test_") and (seeds := _tested_otherwise(runs)):
+    if metric.startswith("test_") and (seeds := tested_otherwise(runs)):
         return (
             f"{' and '.join(needed)} were tested on other cells with seed"
             f" {', '.join(map(str, seeds))}"
@@ -1616,7 +1616,7 @@ def figure_1(runs, most=20_000, width=9.0):
     parts = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
     for part, row, (columns, _) in zip(parts, rows, legends):
         part.suptitle(
-            figures._text(row["title"], 120), x=0.01, ha="left", fontsize=10, fontweight="bold"
+            figures.label_text(row["title"], 120), x=0.01, ha="left", fontsize=10, fontweight="bold"
         )
         for axis, model in zip(part.subplots(1, len(models)), models):
             _umap_panel(axis, row, model)
@@ -1630,7 +1630,7 @@ def _umap_panel(axis, row, model):
     axis.set_box_aspect(1)
     axis.set_title(model + row["note"].get(model, ""), fontsize=9)
     if model in row["xy"]:
-        figures._scatter(axis, row["xy"][model], row["labels"][model])
+        figures.scatter_cells(axis, row["xy"][model], row["labels"][model])
     else:
         axis.annotate(
             "no run", (0.5, 0.5), xycoords="axes fraction", ha="center", color="grey", fontsize=8
@@ -1652,7 +1652,7 @@ def _drawn(run, most):
     if len(keep) > most:
         keep = np.sort(np.random.default_rng(0).choice(len(keep), most, replace=False))
     return keep, (
-        figures._categorical(run.cells["label"].iloc[keep]) if "label" in run.cells else None
+        figures.categorical(run.cells["label"].iloc[keep]) if "label" in run.cells else None
     )
 
 # %% ../nbs/19_tables.ipynb #umaps
@@ -1693,7 +1693,7 @@ def _legend(figure, entries, columns):
     ]
     return figure.legend(
         handles,
-        [figures._text(name, 40) for name in entries],
+        [figures.label_text(name, 40) for name in entries],
         loc="outside lower left",
         ncols=columns,
         frameon=False,
@@ -1734,7 +1734,7 @@ def figure_2(runs, organ=None):
     figure = figures.covariance_grid(
         {m + note.get(m, ""): study.read_run(f).embedding for m, f in folders.items()}
     )
-    title = figures._text(f"{group['title'].iloc[0]}, seed {seed}", 70)
+    title = figures.label_text(f"{group['title'].iloc[0]}, seed {seed}", 70)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     return figure
 
@@ -1775,7 +1775,7 @@ def make(folder, organs=None, overwrite=False):
     if not found:
         raise ValueError(NO_RUNS.format(folder.as_posix()))
     given = {"runs": folder.as_posix(), "organs": None if organs is None else ",".join(found)}
-    return study._fill_in(
+    return study.fill_in(
         TEMPLATE,
         folder / "tables.ipynb",
         given,
