@@ -145,6 +145,45 @@ def test_without_labels_it_is_said(few, run, tmp_path):
     assert "not judged by cell types; --label-key names their column" in invoke(*words).stdout
 
 
+def test_labels_and_differences_are_tables(few, run, tmp_path):
+    cells = ad.read_h5ad(few)
+    cells[:20].write_h5ad(tmp_path / "new.h5ad")
+    out = tmp_path / "labels.csv"
+    line = ["label", run, tmp_path / "new.h5ad", "--reference", few, "--out", out]
+    done = invoke(*line, "--json")
+    assert done.exit_code == 0, done.output
+    table = pd.read_csv(out, index_col=0)
+    assert list(table.index) == list(cells.obs_names[:20])
+    said = json.loads(done.stdout)
+    assert said["labels"] == table["label"].value_counts().to_dict() and said["n_cells"] == 20
+    again = invoke(*line)
+    assert again.exit_code == 1 and "--overwrite" in again.output
+
+    kinds = cells.obs["cell_type"].value_counts().index[:2]
+    out = tmp_path / "differences.csv"
+    groups = ["--group1", kinds[0], "--group2", kinds[1], "--sample-key", "donor"]
+    done = invoke("differences", run, few, *groups, "--fdr", "0.1", "--out", out)
+    assert done.exit_code == 0 and f"{kinds[0]} vs {kinds[1]}: " in done.stdout, done.output
+    table = pd.read_csv(out, index_col=0)
+    assert len(table) == 200 and {"lfc_mean", "proba_de", "is_de_fdr_0.1"} <= {*table}
+
+
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        (["label", "RUN", "FEW"], "--reference"),
+        (["label", "RUN", "FEW", "--reference", "FEW", "--label-key", "cell_typ"], "cell_typ"),
+        (["differences", "RUN", "FEW", "--group1", "nobody"], "nobody"),
+        (["differences", "RUN", "FEW", "--groupby", "kind"], "kind"),
+        (["differences", "RUN", "FEW", "--delta", "-1"], "delta"),
+    ],
+)
+def test_groups_that_are_not_there_are_named(words, named, few, run, tmp_path):
+    places = {"RUN": run, "FEW": few}
+    done = invoke(*(places.get(word, word) for word in words), "--out", tmp_path / "t.csv")
+    assert done.exit_code == 1 and named in done.output and not (tmp_path / "t.csv").exists()
+
+
 @pytest.mark.parametrize("ending", [".h5ad", ".csv", ".npy"])
 def test_embed(few, run, tmp_path, ending):
     whole = np.load(run / "latent.npy")

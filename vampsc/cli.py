@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CODES', 'app', 'organs_app', 'DATA', 'JSON', 'N_GENES', 'KEEP_GENES', 'LABELS', 'NO_UMAP', 'STEPS', 'MAX_EPOCHS',
            'INSTEAD_OF_THE_PROFILES', 'KL_WARMUP', 'BACKED', 'UNLABELLED', 'KINDS', 'ends_well', 'told', 'new_file',
-           'option', 'flag', 'vampsc', 'fit', 'transfer', 'embed', 'sample', 'report', 'tables', 'beyond',
-           'organs_list', 'organs_fetch', 'organs_callback', 'main']
+           'option', 'flag', 'vampsc', 'fit', 'transfer', 'embed', 'label', 'differences', 'sample', 'report', 'tables',
+           'beyond', 'organs_list', 'organs_fetch', 'organs_callback', 'main']
 
 # %% ../nbs/22_command_line.ipynb #imports
 import contextlib
@@ -627,6 +627,97 @@ def _copy_matrix(source, group, name, most=1 << 22):
     step = max(1, most * source.shape[0] // source.size)
     for start in range(0, source.shape[0], step):
         new[start : start + step] = source[start : start + step]
+
+# %% ../nbs/22_command_line.ipynb #command-label
+@app.command()
+@ends_well
+def label(
+    run_folder: Path = typer.Argument(help="A run's folder, or a saved model's."),
+    data: str = typer.Argument(help="The cells to label. " + DATA),
+    reference: str = option(None, "The labelled cells. " + DATA),
+    label_key: str = option("cell_type", "The column of the reference's obs with the labels."),
+    unlabelled: str = option(None, UNLABELLED),
+    unknown_below: float = option(0.5, "Unknown where fewer neighbours agree than this share."),
+    untypical_below: float = option(
+        0.01, "Unknown where a smaller share of labelled cells lies so far out."
+    ),
+    out: Path = option(Path("labels.csv"), "The table: a row for each cell."),
+    overwrite: bool = flag("--overwrite", "Replace the file if it exists."),
+    as_json: bool = JSON,
+):
+    """Label cells by their nearest labelled neighbours in a model's latent space.
+
+    \b
+    vampsc label runs/vamp-seed0 new.h5ad --reference labelled.h5ad --out labels.csv
+    """
+    if reference is None:
+        raise ValueError("--reference: which cells have labels? Name their file, or an organ.")
+    from vampsc import organs
+
+    with told(as_json) as said, new_file(out, overwrite) as path:
+        model = _model_in(run_folder)
+        cells, known = (
+            organs.load(name, False, model.layer, model.use_raw) for name in (data, reference)
+        )
+        found = model.predict_labels(
+            cells,
+            label_key,
+            known,
+            unknown_below=unknown_below,
+            untypical_below=untypical_below,
+            unlabelled=unlabelled,
+        )
+        found.to_csv(path)
+        counted = found["label"].value_counts()
+        text = "\n".join(f"{n:7,d}  {name}" for name, n in counted.items())
+        result = {"out": out, "n_cells": len(found), "labels": counted.to_dict()}
+        said.append((result, f"{text}\n{len(found):,} cells labelled in {out}"))
+
+# %% ../nbs/22_command_line.ipynb #command-differences
+@app.command()
+@ends_well
+def differences(
+    run_folder: Path = typer.Argument(help="A run's folder, or a saved model's."),
+    data: str = typer.Argument(help=DATA),
+    groupby: str = option("cell_type", "The column of obs that names the groups."),
+    group1: str = option(None, "The group to compare; without, each group in turn."),
+    group2: str = option(None, "The group that it is compared with; without, all other cells."),
+    delta: float = option(0.25, "A gene differs if log2 expression differs by more than this."),
+    fdr: float = option(0.05, "Expected share of false discoveries among the called genes."),
+    sample_key: str = option(None, "The column of obs with the donors, if there are several."),
+    unlabelled: str = option(None, UNLABELLED),
+    out: Path = option(Path("differences.csv"), "The table: a row for each gene."),
+    overwrite: bool = flag("--overwrite", "Replace the file if it exists."),
+    as_json: bool = JSON,
+):
+    """Find the genes that differ between groups of cells, with size and probability.
+
+    \b
+    vampsc differences runs/vamp-seed0 my.h5ad --group1 alpha --group2 beta
+    """
+    from vampsc import organs
+
+    with told(as_json) as said, new_file(out, overwrite) as path:
+        model = _model_in(run_folder)
+        found = model.differential_expression(
+            organs.load(data, False, model.layer, model.use_raw),
+            groupby,
+            group1,
+            group2,
+            delta=delta,
+            fdr=fdr,
+            sample_key=sample_key,
+            unlabelled=unlabelled,
+        )
+        found.to_csv(path)
+        called = found[found[f"is_de_fdr_{fdr:g}"]].groupby("comparison", sort=False)
+        named = {name: list(rows.index) for name, rows in called}
+        lines = [
+            f"{name}: {len(named.get(name, []))} genes; {', '.join(named.get(name, ['-'])[:5])}"
+            for name in found["comparison"].unique()
+        ]
+        result = {"out": out, "called": {name: len(genes) for name, genes in named.items()}}
+        said.append((result, "\n".join([*lines, f"written to {out}"])))
 
 # %% ../nbs/22_command_line.ipynb #command-sample
 @app.command()
