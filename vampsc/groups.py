@@ -48,7 +48,7 @@ def carried_labels(z, reference, labels, n_neighbors=15):
     z : (cells, units) embedding of the cells to label.
     reference : (reference cells, units) embedding of cells whose labels are known.
     labels : (reference cells,) their labels.
-    n_neighbors : how many of the nearest reference cells vote; at most as many as there are.
+    n_neighbors : how many of the nearest reference cells vote.
 
     Returns
     -------
@@ -61,7 +61,7 @@ def carried_labels(z, reference, labels, n_neighbors=15):
 
     Raises
     ------
-    ValueError : n_neighbors below 1, or too few reference cells.
+    ValueError : n_neighbors below 1, or above the number of reference cells.
     """
     n = len(reference)
     if not 1 <= n_neighbors <= n:
@@ -106,8 +106,8 @@ def bootstrap_weights(rng, strata, samples=None, of_samples=None):
     strata : (cells,) codes from 0, such as batches, which have equal weights on average.
     samples : (cells,) codes from 0, such as donors: these were drawn from the population, and from
         each its cells. None: cells were.
-    of_samples : (samples,) random weights of the samples, exponential; the same for two groups,
-        since a donor that is drawn again brings its cells of both.
+    of_samples : (samples,) random weights of the samples, exponential, needed with `samples`; the
+        same for two groups, since a donor that is drawn again brings its cells of both.
 
     Returns
     -------
@@ -204,7 +204,8 @@ def expected_fdr(probabilities):
 class Comparison:
     """Two groups of cells that are compared.
 
-    first, second : their names. in_first, in_second : positions of their cells.
+    first, second : their names. in_first, in_second : positions of their cells. ValueError : a
+        group of fewer than two cells, or cells that are in both.
     """
 
     first: str
@@ -294,7 +295,8 @@ class Groups(Generative):
 
         Raises
         ------
-        ValueError : no such column, another number of labels than cells, no labelled cells.
+        ValueError : no such column, another number of labels than cells, fewer labelled cells than
+            n_neighbors.
         """
         unknown_below = real_number("unknown_below", unknown_below, least=0)
         untypical_below = real_number("untypical_below", untypical_below, least=0)
@@ -369,29 +371,32 @@ class Groups(Generative):
         sample_key : column of adata.obs, such as "donor", whose values are what was drawn from a
             population; cells of one donor are not independent. None: cells are.
         unlabelled : words in groupby that mean that there is no label.
-        n_samples : samples. max_cells : in a group; of more, so many are drawn. seed : of both.
+        n_samples : samples, two or more. max_cells : in a group; of more, so many are drawn.
+        seed : of z, of the weights and of the cells that are drawn. batch_size : cells at a time.
 
         Returns
         -------
-        DataFrame, a row for each gene of each comparison, indexed by the data's names of genes,
-        the surest first. `proba_de` is the probability that the gene differs; `lfc_mean` and
-        `lfc_std` are the posterior mean and standard deviation of the difference, first group less
-        second, `lfc_raw` and `lfc_error` the difference and its error before shrinkage; `scale1`
-        and `scale2` are geometric means in counts per 10,000; `raw_mean1`, `raw_mean2`,
-        `non_zeros_proportion1` and `non_zeros_proportion2` are of the counts; `expected_fdr` is
-        that of calling the gene and all surer ones, and `is_de_fdr_0.05` whether it is called;
-        `comparison`, `group1` and `group2` name the groups.
+        DataFrame, a row for each gene of each comparison, indexed by the data's names of genes, in
+        each comparison the surest first. `proba_de` is the probability that the gene differs;
+        `lfc_mean` and `lfc_std` are the posterior mean and standard deviation of the difference,
+        first group less second, `lfc_raw` and `lfc_error` the difference and its error before
+        shrinkage; `scale1` and `scale2` are the mean log2 expressions as counts per 10,000;
+        `raw_mean1`, `raw_mean2`, `non_zeros_proportion1` and `non_zeros_proportion2` are of the
+        counts of all cells; `expected_fdr` is that of calling the gene and all surer ones, and
+        `is_de_fdr_0.05`, or what fdr is, whether it is called; `comparison`, `group1` and `group2`
+        name the groups.
 
         Raises
         ------
-        ValueError : a group that is not there, empty, or shares cells with the other; groups that
-            have no batch in common, if the model knows batches.
+        ValueError : a group that is not there, of fewer than two cells or samples, or that shares
+            cells with the other; groups that have no batch in common, if the model knows batches.
         """
         delta = real_number("delta", delta, least=0)
-        fdr = real_number("fdr", fdr, above=0)
+        fdr = real_number("fdr", fdr, above=0, below=1)
+        n_samples = whole_number("n_samples", n_samples, 2)
         max_cells = whole_number("max_cells", max_cells, 2)
         if pseudocount is not None:
-            pseudocount = real_number("pseudocount", pseudocount, least=0)
+            pseudocount = real_number("pseudocount", pseudocount, above=0)
         self._warn_untrained("the differences are those of")
         comparisons = self._comparisons(adata, groupby, group1, group2, idx1, idx2, unlabelled)
         X, _ = self._cells(adata)
@@ -400,7 +405,13 @@ class Groups(Generative):
             obs = None if adata is None else adata.obs
             if obs is None:
                 raise ValueError("sample_key= names a column of adata.obs: hand in adata=.")
-            samples = pd.factorize(column_of(obs, sample_key, " for the samples").astype(str))[0]
+            column = column_of(obs, sample_key, " for the samples")
+            if n := int(genes.missing_labels(column).sum()):
+                raise ValueError(
+                    f"{n:,} of {len(column):,} cells have no {sample_key} in obs[{sample_key!r}];"
+                    " name it, or leave them out."
+                )
+            samples = pd.factorize(column.astype(str))[0]
         found = [
             self._difference(
                 X, c, samples, delta, pseudocount, fdr, n_samples, max_cells, seed, batch_size
@@ -435,6 +446,12 @@ class Groups(Generative):
         strata = self._strata(X, sides, pair)
         sides = [cells[codes >= 0] for cells, codes in zip(sides, strata)]
         strata = [codes[codes >= 0] for codes in strata]
+        for group, cells in zip((pair.first, pair.second), sides):
+            if samples is not None and len(set(samples[cells])) < 2:
+                raise ValueError(
+                    f"{group!r} has cells of one sample only, from which nothing is known of"
+                    " others; without sample_key= its cells are compared."
+                )
         if pseudocount is None:
             pseudocount = 0.1 * TARGET_SUM / np.median(X.totals[np.concatenate(sides)])
         of_samples = None
@@ -449,7 +466,9 @@ class Groups(Generative):
             ]
         )
         lfc = means[0] - means[1]
-        error = lfc.std(0, ddof=1)
+        # a Bayesian bootstrap of n varies by less than a mean of n does
+        n = min(len(cells) if samples is None else len(set(samples[cells])) for cells in sides)
+        error = lfc.std(0, ddof=1) * np.sqrt((n + 1) / (n - 1))
         posterior_mean, posterior_std, probability = shrunk(lfc.mean(0), error, delta)
         expected = expected_fdr(probability)
         counts = [X[cells] for cells in (pair.in_first, pair.in_second)]

@@ -39,8 +39,8 @@ def _not_too_many(cells, seed):
 
 
 def mean_log_rates(X, cells, seed=0):
-    """Logarithm of each gene's mean rate over cells: (genes,), in counts per 10,000; of a gene not
-    seen, as of half a count.
+    """Logarithm of each gene's mean rate over cells: (genes,), in counts per 10,000, with half a
+    count added, so that a gene that is not seen has one.
 
     X : sparse counts (cells, genes). cells : positions of those to look at; of more than
         MAX_CELLS_EXAMINED, so many are drawn, by `seed`.

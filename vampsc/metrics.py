@@ -516,7 +516,7 @@ def nmi_ari(z, labels, n_clusters=None, seed=0, unlabelled=None):
     unlabelled : more such words, as in `silhouette_samples`.
     n_clusters : by default the number of different labels. seed : of the 10 starts of k-means, the
         best of which counts.
-    Two floats: NMI (equation 8) in [0, 1], ARI at most 1 and about 0 by chance. Errors as in
+    Two floats: NMI (equation 9) in [0, 1], ARI at most 1 and about 0 by chance. Errors as in
     `silhouette`; also for n_clusters below 1 or above the number of labelled cells.
     """
     z, codes, known, sizes = _labelled_part(z, labels, "Comparing clusters with labels", unlabelled)
