@@ -316,3 +316,137 @@ def test_alpha_and_beta_cells_differ_in_their_hormones():
     found = model.differential_expression(adata, "cell_type", "alpha", "beta")
     assert found["lfc_mean"]["GCG"] > 4 and found["lfc_mean"]["INS"] < -3
     assert found.loc[["GCG", "INS", "TTR", "IAPP"], "is_de_fdr_0.05"].all()
+
+
+# ---- what users hand in
+
+
+def test_a_few_cells_of_one_kind_do_not_differ(model, cells):
+    "Of the bootstrap alone a dozen genes would be called."
+    first = np.flatnonzero(cells.obs["kind"] == "first")
+    called = {}
+    for n in (2, 3, 5, 10):
+        for seed in range(3):
+            some = np.random.default_rng(seed).permutation(first)
+            found = model.differential_expression(
+                cells, idx1=some[:n], idx2=some[n : n + 60], n_samples=60, seed=seed
+            )
+            called.setdefault(n, []).append(int(found["is_de_fdr_0.05"].sum()))
+    assert all(np.mean(counts) <= 1 for counts in called.values()), called
+
+
+def test_a_large_difference_is_seen_in_a_few_cells(model, cells):
+    found = model.differential_expression(
+        cells,
+        idx1=np.flatnonzero(cells.obs["kind"] == "second")[:15],
+        idx2=np.flatnonzero(cells.obs["kind"] == "first")[:15],
+    )
+    called = set(found.index[found["is_de_fdr_0.05"]])
+    assert len(called & set(named(np.r_[UP, DOWN]))) >= 9 and len(called) <= 14
+    assert found["n_cells1"].eq(15).all()
+
+
+def test_a_series_is_read_by_its_names(model, cells):
+    shuffled = cells.obs["kind"].sample(frac=1, random_state=0)
+    new = cells[:20]
+    pd.testing.assert_frame_equal(
+        model.predict_labels(new, shuffled), model.predict_labels(new, cells.obs["kind"])
+    )
+    mask = shuffled == "second"
+    how = dict(n_samples=3)
+    pd.testing.assert_frame_equal(
+        model.differential_expression(cells, idx1=mask, **how),
+        model.differential_expression(cells, idx1=(cells.obs["kind"] == "second"), **how),
+    )
+    with pytest.raises(ValueError, match="index is not the cells' names"):
+        model.predict_labels(new, pd.Series("a", index=[f"x{i}" for i in range(300)]))
+
+
+def test_far_away_is_unknown_also_of_few_labelled_cells():
+    z = np.random.default_rng(0).normal(size=(20, 3))
+    found = groups.carried_labels(np.full((1, 3), 1e6), z, ["a"] * 20, 5)
+    assert found["typicality"][0] == 0 and not groups.is_named(found)[0]
+
+
+def test_cells_of_no_group_may_be_anything(model, cells):
+    some = cells.copy()
+    kind = some.obs["kind"].astype(object)
+    kind.iloc[:3] = np.nan
+    some.obs["kind"] = kind
+    some.obs["donor"] = some.obs["donor"].where(kind.notna())
+    counts = some.X.tolil()
+    counts[0] = 0
+    some.X = counts.tocsr()
+    how = dict(groupby="kind", group1="second", group2="first", n_samples=3)
+    model.differential_expression(some, **how, sample_key="donor")
+
+
+def test_a_type_of_one_cell_stops_nothing(model, cells):
+    some = cells.copy()
+    kind = some.obs["kind"].astype(object)
+    kind.iloc[0] = "rare"
+    some.obs["kind"] = kind
+    with pytest.warns(UserWarning, match="rare has a single cell"):
+        found = model.differential_expression(some, "kind", n_samples=2)
+    assert found["group1"].unique().tolist() == ["first", "second"]
+
+
+def test_batches_are_matched_before_cells_are_drawn():
+    cells = made_up(np.random.default_rng(1), 200, labs=True)
+    second = (cells.obs["kind"] == "second").to_numpy()
+    north = (cells.obs["lab"] == "north").to_numpy()
+    few = np.r_[np.flatnonzero(~second & ~north), np.flatnonzero(second & north)]
+    of_both = np.flatnonzero(second & ~north)[:3]
+    cells = cells[np.r_[few, of_both]].copy()
+    model = models.VAE(cells, batch_key="lab", **SMALL).train(max_epochs=1, progress=False)
+    how = dict(adata=cells, groupby="kind", group1="second", group2="first", n_samples=3)
+    for seed in range(4):
+        found = model.differential_expression(**how, max_cells=10, seed=seed)
+        assert found["n_cells1"].eq(3).all() and found["n_cells2"].eq(10).all()
+    one = cells[np.r_[np.arange(len(few)), len(few)]].copy()
+    with pytest.raises(ValueError, match="'second' has 1 cells in batches that both groups have"):
+        model.differential_expression(**{**how, "adata": one})
+
+
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        (dict(groupby=["kind"]), ValueError, "groupby"),
+        (dict(groupby="kind", idx1=[0, 1]), ValueError, "take one of the two"),
+        (dict(idx1=[0, 0], idx2=[1, 1]), ValueError, "has 1 cells"),
+        (dict(groupby="one"), ValueError, "has 1 groups of labelled cells"),
+        (dict(idx1=[0, 1], fdr=2), ValueError, "fdr"),
+        (dict(idx1=[0, 1], n_samples=1), ValueError, "n_samples"),
+        (dict(idx1=[0, 1], pseudocount=0), ValueError, "pseudocount"),
+        (dict(groupby="kind", sample_key="kind"), ValueError, "cells of one sample only"),
+    ],
+)
+def test_arguments_of_other_kinds_are_named(arguments, error, message, model, cells):
+    some = cells.copy()
+    some.obs["one"] = "a"
+    with pytest.raises(error, match=message):
+        model.differential_expression(some, **arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        (dict(adata=None), TypeError, "AnnData"),
+        (dict(reference="cells.h5ad"), TypeError, "AnnData"),
+        (dict(labels=None), ValueError, "one label for each cell"),
+        (dict(n_neighbors=2.5), ValueError, "n_neighbors"),
+        (dict(unknown_below=50), ValueError, "at most 1"),
+    ],
+)
+def test_arguments_of_labels_are_named(arguments, error, message, model, cells):
+    given = {"adata": cells[:5], "labels": "kind", "reference": cells, **arguments}
+    if given["labels"] is None:
+        given["reference"] = None
+    with pytest.raises(error, match=message):
+        model.predict_labels(**given)
+
+
+def test_few_labelled_cells_all_vote(model, cells):
+    with pytest.warns(UserWarning, match="more than the 8 cells"):
+        found = model.predict_labels(cells[100:110], "kind", cells[:8])
+    assert found["probability"].between(0.5, 1).all()

@@ -629,6 +629,11 @@ def _copy_matrix(source, group, name, most=1 << 22):
         new[start : start + step] = source[start : start + step]
 
 # %% ../nbs/22_command_line.ipynb #command-label
+def _only_csv(out):
+    if out.suffix != ".csv":
+        raise ValueError(f"--out {out}: its ending must be .csv.")
+
+
 @app.command()
 @ends_well
 def label(
@@ -637,6 +642,7 @@ def label(
     reference: str = option(None, "The labelled cells. " + DATA),
     label_key: str = option("cell_type", "The column of the reference's obs with the labels."),
     unlabelled: str = option(None, UNLABELLED),
+    n_neighbors: int = option(15, "Labelled cells that vote on each new one."),
     unknown_below: float = option(0.5, "Unknown where fewer neighbours agree than this share."),
     untypical_below: float = option(
         0.01, "Unknown where a smaller share of labelled cells lies so far out."
@@ -650,6 +656,7 @@ def label(
     \b
     vampsc label runs/vamp-seed0 new.h5ad --reference labelled.h5ad --out labels.csv
     """
+    _only_csv(out)
     if reference is None:
         raise ValueError("--reference: which cells have labels? Name their file, or an organ.")
     from vampsc import organs
@@ -663,6 +670,7 @@ def label(
             cells,
             label_key,
             known,
+            n_neighbors,
             unknown_below=unknown_below,
             untypical_below=untypical_below,
             unlabelled=unlabelled,
@@ -695,6 +703,7 @@ def differences(
     \b
     vampsc differences runs/vamp-seed0 my.h5ad --group1 alpha --group2 beta
     """
+    _only_csv(out)
     from vampsc import organs
 
     with told(as_json) as said, new_file(out, overwrite) as path:
@@ -712,9 +721,10 @@ def differences(
         found.to_csv(path)
         called = found[found[f"is_de_fdr_{fdr:g}"]].groupby("comparison", sort=False)
         named = {name: list(rows.index) for name, rows in called}
+        named = {name: named.get(name, []) for name in found["comparison"].unique()}
         lines = [
-            f"{name}: {len(named.get(name, []))} genes; {', '.join(named.get(name, ['-'])[:5])}"
-            for name in found["comparison"].unique()
+            f"{name}: {len(genes)} genes; {', '.join(genes[:5]) or '-'}"
+            for name, genes in named.items()
         ]
         result = {"out": out, "called": {name: len(genes) for name, genes in named.items()}}
         said.append((result, "\n".join([*lines, f"written to {out}"])))

@@ -7,6 +7,7 @@ __all__ = ['carried_labels', 'is_named', 'bootstrap_weights', 'shrunk', 'expecte
 
 # %% ../nbs/11_groups.ipynb #imports
 import dataclasses
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from scipy import stats
 from sklearn.neighbors import NearestNeighbors
 
 from . import genes
-from .counts import cell_positions, column_of, real_number, whole_number
+from .counts import cell_positions, column_name, column_of, real_number, whole_number
 from .inference import Generative, verb
 from .networks import TARGET_SUM
 
@@ -80,7 +81,7 @@ def carried_labels(z, reference, labels, n_neighbors=15):
         {
             "label": names[best],
             "probability": votes.max(1) / n_neighbors,
-            "typicality": (as_far + 1) / (n + 1),
+            "typicality": as_far / n,
         }
     )
 
@@ -223,10 +224,17 @@ class Comparison:
     def __str__(self):
         return f"{self.first} vs {self.second}"
 
+    def at(self, place_of):
+        "The same, of cells that are at other positions: place_of[cell]."
+        return Comparison(
+            self.first, self.second, place_of[self.in_first], place_of[self.in_second]
+        )
+
 # %% ../nbs/11_groups.ipynb #by-column
 def _by_column(obs, groupby, group1, group2, unlabelled=None):
     "The Comparisons of groups that a column of obs names."
     labels = column_of(obs, groupby, " for the groups")
+    genes.check_words(labels, unlabelled)
     known = ~genes.missing_labels(labels, unlabelled)
     labels = labels.astype(object).where(known).map(str, na_action="ignore").to_numpy()
     there = sorted(set(labels[known]))
@@ -242,8 +250,20 @@ def _by_column(obs, groupby, group1, group2, unlabelled=None):
     def rest(name):
         return np.flatnonzero(known & (labels != str(name)))
 
+    if len(there) < 2:
+        raise ValueError(
+            f"obs[{groupby!r}] has {len(there)} groups of labelled cells; two are needed."
+        )
     if group2 is not None and group1 is None:
         raise ValueError("group2= needs a group1= that it is compared with.")
+    if group1 is None:
+        small = [name for name in there if (labels == name).sum() < 2]
+        if small:
+            warnings.warn(
+                f"{genes.listed(small)} has a single cell, and is compared with nothing.",
+                stacklevel=5,
+            )
+        there = [name for name in there if name not in small]
     return [
         Comparison(
             str(name),
@@ -253,6 +273,94 @@ def _by_column(obs, groupby, group1, group2, unlabelled=None):
         )
         for name in (there if group1 is None else [group1])
     ]
+
+# %% ../nbs/11_groups.ipynb #in-order
+def _in_order(values, names, what):
+    """A Series as the cells are ordered, by its index; anything else as it is.
+
+    ValueError for a Series whose index is not that of the cells.
+    """
+    if not isinstance(values, pd.Series) or values.index.equals(names):
+        return values
+    if isinstance(values.index, pd.RangeIndex) and len(values) == len(names):
+        return values.to_numpy()
+    if values.index.is_unique and len(values) == len(names) and set(values.index) == set(names):
+        return values.reindex(names)
+    if values.dtype != bool and pd.api.types.is_integer_dtype(values.dtype):
+        return values.to_numpy()  # positions
+    raise ValueError(
+        f"{what} is a Series whose index is not the cells' names; hand in {what}.to_numpy() if it"
+        " is in the order of the cells."
+    )
+
+
+def _share(name, value):
+    "A number from 0 to 1."
+    value = real_number(name, value, least=0)
+    if value > 1:
+        raise ValueError(f"{name} is a share, at most 1, not {value:g}.")
+    return value
+
+# %% ../nbs/11_groups.ipynb #how
+@dataclasses.dataclass(frozen=True)
+class _How:
+    "How groups are compared: the arguments of `differential_expression` of these names."
+
+    delta: float
+    pseudocount: float | None
+    fdr: float
+    n_samples: int
+    max_cells: int
+    seed: int
+    batch_size: int
+
+
+def _samples_of(adata, sample_key, used):
+    "The sample of each of these cells, codes from 0."
+    if adata is None:
+        raise ValueError("sample_key= names a column of adata.obs: hand in adata=.")
+    sample_key = column_name("sample_key", sample_key)
+    column = column_of(adata.obs, sample_key, " for the samples").iloc[used]
+    if n := int(genes.missing_labels(column).sum()):
+        raise ValueError(
+            f"{n:,} of {len(column):,} cells have no {sample_key} in obs[{sample_key!r}]; name it,"
+            " or leave them out."
+        )
+    return pd.factorize(column.astype(str))[0]
+
+
+def _check_sizes(pair, sides, samples):
+    """The number of cells of the smaller group, or of its samples.
+
+    ValueError where it is below two.
+    """
+    sizes = [len(cells) if samples is None else len(set(samples[cells])) for cells in sides]
+    for name, n in zip((pair.first, pair.second), sizes):
+        if n < 2 and samples is not None:
+            raise ValueError(
+                f"{name!r} has cells of one sample only, from which nothing is known of others;"
+                " without sample_key= its cells are compared."
+            )
+        if n < 2:
+            raise ValueError(f"{name!r} has {n} cells in batches that both groups have.")
+    return min(sizes)
+
+# %% ../nbs/11_groups.ipynb #error-of
+def _error_of(difference, spread, of_a_count, n):
+    """The error of differences (genes,) by their spread over bootstrap samples.
+
+    of_a_count : of both groups, (genes,), what one count more would change. n : cells, or donors,
+        of the smaller group.
+    """
+    error = spread * np.sqrt((n + 1) / (n - 1))
+    error = np.sqrt(error**2 + sum(np.square(change) for change in of_a_count))
+    size = np.abs(difference) / np.maximum(error, 1e-12)
+    as_normal = stats.norm.isf(stats.t.sf(size, n - 1))
+    # beyond what the tails can tell apart, and at 0, nothing is widened
+    widened = (as_normal > 0) & np.isfinite(as_normal) & (size > 0)
+    factor = np.ones_like(error)
+    factor[widened] = np.maximum(size[widened] / as_normal[widened], 1)
+    return error * factor
 
 # %% ../nbs/11_groups.ipynb #groups
 class Groups(Generative):
@@ -280,9 +388,11 @@ class Groups(Generative):
         ----------
         adata : AnnData of raw counts, the cells to label.
         labels : the column of reference.obs that has the labels; or, without a reference, the
-            labels of the model's own cells, one for each.
-        reference : AnnData of raw counts of labelled cells. None: the model's own cells.
-        n_neighbors : labelled cells that vote on each new one.
+            labels of the model's own cells, one for each, in their order, or a Series by name.
+        reference : AnnData of raw counts of labelled cells. None: the model's own cells. A cell
+            that is to be labelled should not be among them, or it votes for itself.
+        n_neighbors : labelled cells that vote on each new one. With a flow or two levels the
+            embedding is sampled, and votes near a tie depend on `seed` and n_mc_samples.
         unknown_below : a cell is "unknown" where fewer of its neighbours agree than this share.
         untypical_below : and where its typicality, as in `carried_labels`, is below this.
         unlabelled : words among the labels that mean that there is none, such as "doublet".
@@ -298,13 +408,23 @@ class Groups(Generative):
         ValueError : no such column, another number of labels than cells, fewer labelled cells than
             n_neighbors.
         """
-        unknown_below = real_number("unknown_below", unknown_below, least=0)
-        untypical_below = real_number("untypical_below", untypical_below, least=0)
+        unknown_below = _share("unknown_below", unknown_below)
+        untypical_below = _share("untypical_below", untypical_below)
+        n_neighbors = whole_number("n_neighbors", n_neighbors, 1)
+        genes.check_adata(adata)
         settings = dict(n_mc_samples=n_mc_samples, seed=seed, batch_size=batch_size)
         labels = self._labels_of(labels, reference)
+        genes.check_words(labels, unlabelled)
         known = ~genes.missing_labels(labels, unlabelled)
         if not known.any():
             raise ValueError(f"none of the {len(labels):,} cells has a label to be carried over.")
+        if n_neighbors > known.sum():
+            warnings.warn(
+                f"n_neighbors={n_neighbors} is more than the {known.sum()} cells with a label;"
+                " all of them vote.",
+                stacklevel=3,
+            )
+            n_neighbors = int(known.sum())
         z = self.get_latent_representation(adata, **settings)
         known_z = self.get_latent_representation(
             reference, indices=np.flatnonzero(known), **settings
@@ -323,12 +443,18 @@ class Groups(Generative):
                 " or the labels of the model's cells themselves, as in labels=adata.obs"
                 f"[{labels!r}]."
             )
+        if reference is not None:
+            genes.check_adata(reference)
         if isinstance(labels, str):
             return column_of(reference.obs, labels, " for the labels").to_numpy(object)
-        n = len(self._own_counts()) if reference is None else reference.n_obs
-        labels = np.asarray(labels, object)
+        names = self._own_counts().names if reference is None else reference.obs_names
+        n = len(names)
+        labels = np.asarray(_in_order(labels, names, "labels"), object)
         if labels.shape != (n,):
-            raise ValueError(f"labels has the shape {labels.shape}, and there are {n:,} cells.")
+            raise ValueError(
+                "labels must be the name of a column, or one label for each cell; it has the shape"
+                f" {labels.shape}, and there are {n:,} cells."
+            )
         return labels
 
     @verb
@@ -397,134 +523,127 @@ class Groups(Generative):
         max_cells = whole_number("max_cells", max_cells, 2)
         if pseudocount is not None:
             pseudocount = real_number("pseudocount", pseudocount, above=0)
+        if adata is not None:
+            genes.check_adata(adata)
         self._warn_untrained("the differences are those of")
-        comparisons = self._comparisons(adata, groupby, group1, group2, idx1, idx2, unlabelled)
-        X, _ = self._cells(adata)
-        samples = None
-        if sample_key is not None:
-            obs = None if adata is None else adata.obs
-            if obs is None:
-                raise ValueError("sample_key= names a column of adata.obs: hand in adata=.")
-            column = column_of(obs, sample_key, " for the samples")
-            if n := int(genes.missing_labels(column).sum()):
-                raise ValueError(
-                    f"{n:,} of {len(column):,} cells have no {sample_key} in obs[{sample_key!r}];"
-                    " name it, or leave them out."
-                )
-            samples = pd.factorize(column.astype(str))[0]
-        found = [
-            self._difference(
-                X, c, samples, delta, pseudocount, fdr, n_samples, max_cells, seed, batch_size
-            )
-            for c in comparisons
-        ]
-        return pd.concat(found)
+        pairs = self._comparisons(adata, groupby, group1, group2, idx1, idx2, unlabelled)
+        # cells of no group need not be counts, nor have a batch or a donor
+        used = np.unique(np.concatenate([[*p.in_first, *p.in_second] for p in pairs]))
+        X, places = self._cells(adata, used)
+        place_of = np.full(used.max() + 1, -1)
+        place_of[used] = places
+        samples = None if sample_key is None else np.full(len(X), -1)
+        if samples is not None:
+            samples[places] = _samples_of(adata, sample_key, used)
+        how = _How(delta, pseudocount, fdr, n_samples, max_cells, seed, batch_size)
+        return pd.concat(self._difference(X, pair.at(place_of), samples, how) for pair in pairs)
 
     def _comparisons(self, adata, groupby, group1, group2, idx1, idx2, unlabelled):
+        by_idx = idx1 is not None or idx2 is not None
+        if by_idx and not (groupby is None and group1 is None and group2 is None):
+            raise ValueError("groups are named by groupby= or given by idx1=: take one of the two.")
         if groupby is not None:
-            if adata is None or idx1 is not None or idx2 is not None:
-                raise ValueError("groupby= names a column of adata.obs: hand in adata=, no idx.")
+            if adata is None:
+                raise ValueError("groupby= names a column of adata.obs: hand in adata=.")
+            groupby = column_name("groupby", groupby)
             return _by_column(adata.obs, groupby, group1, group2, unlabelled)
         if idx1 is None:
             raise ValueError(
                 "which cells are compared? Hand in adata= and groupby=, the name of a column of"
                 " adata.obs; or idx1= and idx2=, masks of cells."
             )
-        n = len(self._own_counts()) if adata is None else adata.n_obs
-        first = cell_positions(idx1, n, "idx1")
-        second = (
-            np.setdiff1d(np.arange(n), first) if idx2 is None else cell_positions(idx2, n, "idx2")
-        )
+        names = self._own_counts().names if adata is None else adata.obs_names
+        n = len(names)
+        first = np.unique(cell_positions(_in_order(idx1, names, "idx1"), n, "idx1"))
+        second = np.setdiff1d(np.arange(n), first)
+        if idx2 is not None:
+            second = np.unique(cell_positions(_in_order(idx2, names, "idx2"), n, "idx2"))
         return [Comparison("idx1", "rest" if idx2 is None else "idx2", first, second)]
 
-    def _difference(
-        self, X, pair, samples, delta, pseudocount, fdr, n_samples, max_cells, seed, batch_size
-    ):
-        "The rows of one Comparison."
-        rng = np.random.default_rng(seed)
-        sides = [self._some(rng, cells, max_cells) for cells in (pair.in_first, pair.in_second)]
-        strata = self._strata(X, sides, pair)
-        sides = [cells[codes >= 0] for cells, codes in zip(sides, strata)]
-        strata = [codes[codes >= 0] for codes in strata]
-        for group, cells in zip((pair.first, pair.second), sides):
-            if samples is not None and len(set(samples[cells])) < 2:
-                raise ValueError(
-                    f"{group!r} has cells of one sample only, from which nothing is known of"
-                    " others; without sample_key= its cells are compared."
-                )
+    def _difference(self, X, pair, samples, how):
+        "The rows of one Comparison, whose cells are positions in Counts X."
+        rng = np.random.default_rng(how.seed)
+        sides, strata = self._sides(X, pair, how.max_cells, rng)
+        n = _check_sizes(pair, sides, samples)
+        pseudocount = how.pseudocount
         if pseudocount is None:
             pseudocount = 0.1 * TARGET_SUM / np.median(X.totals[np.concatenate(sides)])
         of_samples = None
         if samples is not None:
-            of_samples = rng.exponential(size=(n_samples, samples.max() + 1))
-        means = np.stack(
-            [
+            of_samples = rng.exponential(size=(how.n_samples, samples.max() + 1))
+        means, of_a_count = zip(
+            *(
                 self._mean_log_expression(
-                    rng, X, cells, codes, samples, of_samples, pseudocount, n_samples, batch_size
+                    rng, X, cells, codes, samples, of_samples, pseudocount, how
                 )
                 for cells, codes in zip(sides, strata)
-            ]
+            )
         )
         lfc = means[0] - means[1]
-        # a Bayesian bootstrap of n varies by less than a mean of n does
-        n = min(len(cells) if samples is None else len(set(samples[cells])) for cells in sides)
-        error = lfc.std(0, ddof=1) * np.sqrt((n + 1) / (n - 1))
-        posterior_mean, posterior_std, probability = shrunk(lfc.mean(0), error, delta)
+        difference = lfc.mean(0)
+        error = _error_of(difference, lfc.std(0, ddof=1), of_a_count, n)
+        posterior_mean, posterior_std, probability = shrunk(difference, error, how.delta)
         expected = expected_fdr(probability)
-        counts = [X[cells] for cells in (pair.in_first, pair.in_second)]
-        own = X.own_names
         columns = {
             "proba_de": probability,
             "lfc_mean": posterior_mean,
             "lfc_std": posterior_std,
-            "lfc_raw": lfc.mean(0),
+            "lfc_raw": difference,
             "lfc_error": error,
-            "scale1": np.maximum(2 ** means[0].mean(0) - pseudocount, 0),
-            "scale2": np.maximum(2 ** means[1].mean(0) - pseudocount, 0),
         }
-        for i, of_group in enumerate(counts, 1):
-            columns[f"raw_mean{i}"] = np.asarray(of_group.mean(0)).ravel()
-        for i, of_group in enumerate(counts, 1):
-            columns[f"non_zeros_proportion{i}"] = np.asarray((of_group > 0).mean(0)).ravel()
+        groups = (pair.in_first, pair.in_second)
+        for i, mean in enumerate(means, 1):
+            columns[f"scale{i}"] = np.maximum(2 ** mean.mean(0) - pseudocount, 0)
+        for i, cells in enumerate(groups, 1):
+            columns[f"raw_mean{i}"] = np.asarray(X[cells].mean(0)).ravel()
+        for i, cells in enumerate(groups, 1):
+            share = np.asarray((X[cells] > 0).mean(0)).ravel()
+            columns[f"non_zeros_proportion{i}"] = np.minimum(share, 1)
         columns["expected_fdr"] = expected
-        columns[f"is_de_fdr_{fdr:g}"] = expected <= fdr
+        columns[f"is_de_fdr_{how.fdr:g}"] = expected <= how.fdr
+        own = X.own_names
         frame = pd.DataFrame(columns, index=own.names).iloc[own.order]
         frame["comparison"] = str(pair)
         frame["group1"] = pair.first
         frame["group2"] = pair.second
+        frame["n_cells1"] = len(sides[0])
+        frame["n_cells2"] = len(sides[1])
         size = frame["lfc_mean"].abs().to_numpy()
         return frame.iloc[np.lexsort((-size, -frame["proba_de"].round(4).to_numpy()))]
 
-    @staticmethod
-    def _some(rng, cells, max_cells):
-        "These cells, or max_cells of them drawn at random."
-        if len(cells) <= max_cells:
-            return cells
-        return np.sort(rng.choice(cells, max_cells, replace=False))
-
-    def _strata(self, X, sides, pair):
-        """For each side the stratum of each cell, -1 for one that is left out: the batches that
-        both sides have, so that what they have of them is the same.
+    def _sides(self, X, pair, max_cells, rng):
+        """Of each group the cells that are compared, and the stratum of each: the batches that both
+        groups have, so that what they have of them is the same.
         """
-        if not self.batches:
-            return [np.zeros(len(cells), int) for cells in sides]
-        batches = [X.batch[0][cells] for cells in sides]
-        common = np.intersect1d(*batches)
-        if not len(common):
-            raise ValueError(
-                f"{pair.first!r} and {pair.second!r} have no {self.batch_key} in common, so that"
-                " their difference may be that of the batches."
-            )
-        place = np.full(len(self.batches), -1)
-        place[common] = np.arange(len(common))
-        return [place[codes] for codes in batches]
+        sides = [pair.in_first, pair.in_second]
+        strata = [np.zeros(len(cells), int) for cells in sides]
+        if self.batches:
+            batches = [X.batch[0][cells] for cells in sides]
+            common = np.intersect1d(*batches)
+            if not len(common):
+                raise ValueError(
+                    f"{pair.first!r} and {pair.second!r} have no {self.batch_key} in common, so"
+                    " that their difference may be that of the batches."
+                )
+            strata = [np.searchsorted(common, codes) for codes in batches]
+            there = [np.isin(codes, common) for codes in batches]
+            sides = [cells[keep] for cells, keep in zip(sides, there)]
+            strata = [codes[keep] for codes, keep in zip(strata, there)]
+        for k, cells in enumerate(sides):
+            if len(cells) > max_cells:
+                some = np.sort(rng.choice(len(cells), max_cells, replace=False))
+                sides[k] = cells[some]
+                strata[k] = strata[k][some]
+        # a batch of which no cell was drawn
+        strata = [np.unique(codes, return_inverse=True)[1] for codes in strata]
+        return sides, strata
 
-    def _mean_log_expression(
-        self, rng, X, cells, strata, samples, of_samples, pseudocount, n_samples, batch_size
-    ):
+    def _mean_log_expression(self, rng, X, cells, strata, samples, of_samples, pseudocount, how):
         """Mean log2 expression of a group in each sample, equation (1): float64 (n_samples, genes),
-        of counts per 10,000 and the pseudocount.
+        of counts per 10,000 and the pseudocount; and by how much one count more would change it,
+        (genes,).
         """
+        batch_size = how.batch_size
         size = (X.totals[cells] / TARGET_SUM).astype("float32")[:, None]
         encoded = []
         for start in range(0, len(cells), batch_size):
@@ -534,14 +653,15 @@ class Groups(Generative):
             counts = X[cells[block]].toarray()
             parameters = self.network.encode_counts(counts if batch is None else (counts, batch))
             encoded.append((block, counts, batch, parameters))
-        means = np.zeros((n_samples, len(self.genes)))
+        means = np.zeros((how.n_samples, len(self.genes)))
+        one_more = np.zeros(len(self.genes))
         for sample, mean in enumerate(means):
             weights = (
                 bootstrap_weights(rng, strata)
                 if samples is None
                 else bootstrap_weights(rng, strata, samples[cells], of_samples[sample])
             )
-            sums = np.zeros((3, len(self.genes)))
+            sums = np.zeros((4, len(self.genes)))
             for block, counts, batch, parameters in encoded:
                 z = self.network.sample(parameters, self._noise_for(rng, parameters))[0]
                 heads = self.network.decoder(z, np.log(size[block]), batch=batch)
@@ -550,8 +670,10 @@ class Groups(Generative):
                 # how much a cell says of the group's mean, by the negative binomial
                 says = weights[block][:, None] * (theta / (theta + mu))
                 sums += [
-                    (says * values).sum(0) for values in (counts, mu, size[block] * pseudocount)
+                    (says * values).sum(0)
+                    for values in (counts, mu, size[block] * pseudocount, 1 / len(cells))
                 ]
-            seen, expected, least = sums
+            seen, expected, least, one_count = sums
             mean += np.log2((seen + least) / (expected + least))
-        return means
+            one_more += np.log2(1 + one_count / (seen + least)) / how.n_samples
+        return means, one_more
