@@ -355,6 +355,8 @@ def _error_of(difference, spread, of_a_count, n):
     error = spread * np.sqrt((n + 1) / (n - 1))
     error = np.sqrt(error**2 + sum(np.square(change) for change in of_a_count))
     size = np.abs(difference) / np.maximum(error, 1e-12)
+    # with many, what counts is near the usual limits, and not how improbable 80 errors are
+    size = size if n <= 30 else np.minimum(size, 6)
     as_normal = stats.norm.isf(stats.t.sf(size, n - 1))
     # beyond what the tails can tell apart, and at 0, nothing is widened
     widened = (as_normal > 0) & np.isfinite(as_normal) & (size > 0)
