@@ -284,6 +284,26 @@ MOMENTS = {
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="signals as on Linux and macOS")
+def test_workers_of_a_leader_that_has_ended_are_ended():
+    "Workers that are still starting do not notice that nobody waits for them."
+    leader = start(
+        """
+        import subprocess, sys
+        worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        print(worker.pid, flush=True)
+        """,
+        start_new_session=True,
+    )
+    worker = psutil.Process(int(leader.stdout.readline()))
+    leader.wait(20)
+    assert worker.is_running() and study._left_behind(leader.pid)
+    study._end_group(leader)
+    gone, alive = psutil.wait_procs([worker], timeout=10)
+    assert not alive or worker.status() == psutil.STATUS_ZOMBIE
+    study._end_group(leader)  # and nothing is left to be ended
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="signals as on Linux and macOS")
 def test_what_is_left_after_a_lost_interrupt_is_ended():
     """Python drops an exception that is raised within a destructor, a KeyboardInterrupt too."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

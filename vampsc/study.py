@@ -21,7 +21,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -1012,20 +1011,44 @@ def _kernels_of_this_python():
 
 # %% ../nbs/18_study.ipynb #end-group
 def _end_group(process, patience=5.0):
-    """End a process that leads a group, and with it the group: first asked, then not.
+    """End a process that leads a group, and with it the group: by SIGTERM, then by force.
 
-    One that has ended is left alone, since its number may be another's.
+    Also where it has ended and its group has not, such as workers that were still starting.
     """
     for number in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
-        if process.poll() is not None:
+        if process.poll() is not None and not _left_behind(process.pid):
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if hasattr(os, "killpg"):
                 os.killpg(process.pid, number)
             else:
                 process.send_signal(number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(patience)
+        until = time.monotonic() + patience
+        while time.monotonic() < until:
+            if process.poll() is not None and not _left_behind(process.pid):
+                return
+            time.sleep(0.05)
+
+
+def _left_behind(pid):
+    """Is there a group of this number without its leader?
+
+    A leader that has ended leaves its number to its group, and no process gets it. If one has it,
+    the group is another's.
+    """
+    if not hasattr(os, "killpg"):
+        return False
+    try:
+        os.killpg(pid, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
 
 # %% ../nbs/18_study.ipynb #signals-end
 @contextlib.contextmanager
