@@ -333,7 +333,7 @@ class Inference:
     def get_reconstruction_error(
         self, adata=None, indices=None, n_mc_samples=50, seed=0, batch_size=512
     ):
-        """Negative log-likelihood of counts given z: the first term of equation (2) (equation 1 of
+        """Negative log-likelihood of counts given z: the first term of the loss (equation 1 of
         the paper).
 
         Parameters
@@ -371,7 +371,7 @@ class Inference:
 
 # %% ../nbs/10_inference.ipynb #importance-bound
 def importance_bound(log_weights):
-    """Importance-weighted bound on log p(x) for each cell, equation (3), in float64 (Burda et al.
+    """Importance-weighted bound on log p(x) for each cell, equation (1), in float64 (Burda et al.
     2016).
 
     log_weights : an iterable of S arrays (cells,), log p(x, z) - log q(z|x) at one draw of z each.
@@ -473,7 +473,7 @@ class Bounds(Inference):
         per_cell=False,
         proposal="posterior",
     ):
-        """Importance-weighted bound on log p(x) from n_mc_samples draws, equation (3), in nats per
+        """Importance-weighted bound on log p(x) from n_mc_samples draws, equation (1), in nats per
         cell.
 
         Parameters
