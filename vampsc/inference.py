@@ -592,7 +592,7 @@ class Bounds(Inference):
         Returns
         -------
         dict of floats, in nats: `kl`, the mean over cells, is the sum of `aggregate_kl`, equation
-        (4), and `mutual_information`. The second
+        (2), and `mutual_information`. The second
             is at most the log of the number of cells, `log_n_cells`; where it comes near, more
             cells would move nats from the first to it.
 
