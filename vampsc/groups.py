@@ -171,15 +171,18 @@ def _shares_of(log_density, n_steps=300, at_zero=10):
     log_density : (genes, components). at_zero : genes that the first component is given beforehand,
         so that it is not thought too small.
     """
-    n_genes, n = log_density.shape
+    n = log_density.shape[1]
     density = np.exp(log_density - log_density.max(1, keepdims=True))
     weights = np.full(n, 1 / n)
     for _ in range(n_steps):
+        before = weights
         shares = density * weights
         shares /= shares.sum(1, keepdims=True)
         weights = shares.sum(0)
         weights[0] += at_zero
         weights /= weights.sum()
+        if np.abs(weights - before).max() < 1e-6:
+            break
     shares = density * weights
     return shares / shares.sum(1, keepdims=True)
 
@@ -364,6 +367,171 @@ def _error_of(difference, spread, of_a_count, n):
     factor[widened] = np.maximum(size[widened] / as_normal[widened], 1)
     return error * factor
 
+# %% ../nbs/11_groups.ipynb #labels-of
+def _labels_of(model, labels, reference):
+    "The labels (cells,) of the reference, or of the model's own cells."
+    if isinstance(labels, str) and reference is None:
+        raise ValueError(
+            f"labels={labels!r} names a column: hand in the AnnData that has it as reference=,"
+            " or the labels of the model's cells themselves, as in labels=adata.obs"
+            f"[{labels!r}]."
+        )
+    if reference is not None:
+        genes.check_adata(reference)
+    if isinstance(labels, str):
+        return column_of(reference.obs, labels, " for the labels").to_numpy(object)
+    names = model._own_counts().names if reference is None else reference.obs_names
+    n = len(names)
+    labels = np.asarray(_in_order(labels, names, "labels"), object)
+    if labels.shape != (n,):
+        raise ValueError(
+            "labels must be the name of a column, or one label for each cell; it has the shape"
+            f" {labels.shape}, and there are {n:,} cells."
+        )
+    return labels
+
+# %% ../nbs/11_groups.ipynb #comparisons
+def _comparisons(model, adata, groupby, group1, group2, idx1, idx2, unlabelled):
+    by_idx = idx1 is not None or idx2 is not None
+    if by_idx and not (groupby is None and group1 is None and group2 is None):
+        raise ValueError("groups are named by groupby= or given by idx1=: take one of the two.")
+    if groupby is not None:
+        if adata is None:
+            raise ValueError("groupby= names a column of adata.obs: hand in adata=.")
+        groupby = column_name("groupby", groupby)
+        return _by_column(adata.obs, groupby, group1, group2, unlabelled)
+    if idx1 is None:
+        raise ValueError(
+            "which cells are compared? Hand in adata= and groupby=, the name of a column of"
+            " adata.obs; or idx1= and idx2=, masks of cells."
+        )
+    names = model._own_counts().names if adata is None else adata.obs_names
+    n = len(names)
+    first = np.unique(cell_positions(_in_order(idx1, names, "idx1"), n, "idx1"))
+    second = np.setdiff1d(np.arange(n), first)
+    if idx2 is not None:
+        second = np.unique(cell_positions(_in_order(idx2, names, "idx2"), n, "idx2"))
+    return [Comparison("idx1", "rest" if idx2 is None else "idx2", first, second)]
+
+# %% ../nbs/11_groups.ipynb #sides
+def _sides(model, X, pair, max_cells, rng):
+    """Of each group the cells that are compared, and the stratum of each: the batches that both
+    groups have, so that what they have of them is the same.
+    """
+    sides = [pair.in_first, pair.in_second]
+    strata = [np.zeros(len(cells), int) for cells in sides]
+    if model.batches:
+        batches = [X.batch[0][cells] for cells in sides]
+        common = np.intersect1d(*batches)
+        if not len(common):
+            raise ValueError(
+                f"{pair.first!r} and {pair.second!r} have no {model.batch_key} in common, so"
+                " that their difference may be that of the batches."
+            )
+        strata = [np.searchsorted(common, codes) for codes in batches]
+        there = [np.isin(codes, common) for codes in batches]
+        sides = [cells[keep] for cells, keep in zip(sides, there)]
+        strata = [codes[keep] for codes, keep in zip(strata, there)]
+    for k, cells in enumerate(sides):
+        if len(cells) > max_cells:
+            some = np.sort(rng.choice(len(cells), max_cells, replace=False))
+            sides[k] = cells[some]
+            strata[k] = strata[k][some]
+    # a batch of which no cell was drawn
+    strata = [np.unique(codes, return_inverse=True)[1] for codes in strata]
+    return sides, strata
+
+# %% ../nbs/11_groups.ipynb #mean-log-expression
+def _mean_log_expression(model, rng, X, cells, strata, samples, of_samples, pseudocount, how):
+    """Mean log2 expression of a group in each sample, equation (1): float64 (n_samples, genes),
+    of counts per 10,000 and the pseudocount; and by how much one count more would change it,
+    (genes,).
+    """
+    batch_size = how.batch_size
+    size = (X.totals[cells] / TARGET_SUM).astype("float32")[:, None]
+    encoded = []
+    for start in range(0, len(cells), batch_size):
+        block = slice(start, start + batch_size)
+        some = X.batch[0][cells[block]] if model.batches else None
+        batch = model._one_hot(some) if model.batches else None
+        counts = X[cells[block]].toarray()
+        parameters = model.network.encode_counts(counts if batch is None else (counts, batch))
+        encoded.append((block, counts, batch, parameters))
+    means = np.zeros((how.n_samples, len(model.genes)))
+    one_more = np.zeros(len(model.genes))
+    for sample, mean in enumerate(means):
+        weights = (
+            bootstrap_weights(rng, strata)
+            if samples is None
+            else bootstrap_weights(rng, strata, samples[cells], of_samples[sample])
+        )
+        sums = np.zeros((4, len(model.genes)))
+        for block, counts, batch, parameters in encoded:
+            z = model.network.sample(parameters, model._noise_for(rng, parameters))[0]
+            heads = model.network.decoder(z, np.log(size[block]), batch=batch)
+            mu, theta = (np.exp(np.asarray(head)) for head in heads)
+            mean += weights[block] @ np.log2(mu / size[block] + np.float32(pseudocount))
+            # how much a cell says of the group's mean, by the negative binomial
+            says = weights[block][:, None] * (theta / (theta + mu))
+            sums += [
+                (says * values).sum(0)
+                for values in (counts, mu, size[block] * pseudocount, 1 / len(cells))
+            ]
+        seen, expected, least, one_count = sums
+        mean += np.log2((seen + least) / (expected + least))
+        one_more += np.log2(1 + one_count / (seen + least)) / how.n_samples
+    return means, one_more
+
+# %% ../nbs/11_groups.ipynb #difference
+def _difference(model, X, pair, samples, how):
+    "The rows of one Comparison, whose cells are positions in Counts X."
+    rng = np.random.default_rng(how.seed)
+    sides, strata = _sides(model, X, pair, how.max_cells, rng)
+    n = _check_sizes(pair, sides, samples)
+    pseudocount = how.pseudocount
+    if pseudocount is None:
+        pseudocount = 0.1 * TARGET_SUM / np.median(X.totals[np.concatenate(sides)])
+    of_samples = None
+    if samples is not None:
+        of_samples = rng.exponential(size=(how.n_samples, samples.max() + 1))
+    means, of_a_count = zip(
+        *(
+            _mean_log_expression(model, rng, X, cells, codes, samples, of_samples, pseudocount, how)
+            for cells, codes in zip(sides, strata)
+        )
+    )
+    lfc = means[0] - means[1]
+    difference = lfc.mean(0)
+    error = _error_of(difference, lfc.std(0, ddof=1), of_a_count, n)
+    posterior_mean, posterior_std, probability = shrunk(difference, error, how.delta)
+    expected = expected_fdr(probability)
+    columns = {
+        "proba_de": probability,
+        "lfc_mean": posterior_mean,
+        "lfc_std": posterior_std,
+        "lfc_raw": difference,
+        "lfc_error": error,
+    }
+    groups = (pair.in_first, pair.in_second)
+    for i, mean in enumerate(means, 1):
+        columns[f"scale{i}"] = np.maximum(2 ** mean.mean(0) - pseudocount, 0)
+    for i, cells in enumerate(groups, 1):
+        columns[f"raw_mean{i}"] = np.asarray(X[cells].mean(0)).ravel()
+    for i, cells in enumerate(groups, 1):
+        share = np.asarray((X[cells] > 0).mean(0)).ravel()
+        columns[f"non_zeros_proportion{i}"] = np.minimum(share, 1)
+    columns["expected_fdr"] = expected
+    columns[f"is_de_fdr_{how.fdr:g}"] = expected <= how.fdr
+    own = X.own_names
+    frame = pd.DataFrame(columns, index=own.names).iloc[own.order]
+    frame["comparison"] = str(pair)
+    frame["group1"] = pair.first
+    frame["group2"] = pair.second
+    frame["n_cells1"] = len(sides[0])
+    frame["n_cells2"] = len(sides[1])
+    size = frame["lfc_mean"].abs().to_numpy()
+    return frame.iloc[np.lexsort((-size, -frame["proba_de"].round(4).to_numpy()))]
+
 # %% ../nbs/11_groups.ipynb #groups
 class Groups(Generative):
     "Verbs about groups of cells: mixed into CountAutoencoder."
@@ -415,7 +583,7 @@ class Groups(Generative):
         n_neighbors = whole_number("n_neighbors", n_neighbors, 1)
         genes.check_adata(adata)
         settings = dict(n_mc_samples=n_mc_samples, seed=seed, batch_size=batch_size)
-        labels = self._labels_of(labels, reference)
+        labels = _labels_of(self, labels, reference)
         genes.check_words(labels, unlabelled)
         known = ~genes.missing_labels(labels, unlabelled)
         if not known.any():
@@ -436,28 +604,6 @@ class Groups(Generative):
         named = is_named(found, unknown_below, untypical_below)
         found["label"] = found["label"].where(named, "unknown")
         return found.set_index(adata.obs_names)
-
-    def _labels_of(self, labels, reference):
-        "The labels (cells,) of the reference, or of the model's own cells."
-        if isinstance(labels, str) and reference is None:
-            raise ValueError(
-                f"labels={labels!r} names a column: hand in the AnnData that has it as reference=,"
-                " or the labels of the model's cells themselves, as in labels=adata.obs"
-                f"[{labels!r}]."
-            )
-        if reference is not None:
-            genes.check_adata(reference)
-        if isinstance(labels, str):
-            return column_of(reference.obs, labels, " for the labels").to_numpy(object)
-        names = self._own_counts().names if reference is None else reference.obs_names
-        n = len(names)
-        labels = np.asarray(_in_order(labels, names, "labels"), object)
-        if labels.shape != (n,):
-            raise ValueError(
-                "labels must be the name of a column, or one label for each cell; it has the shape"
-                f" {labels.shape}, and there are {n:,} cells."
-            )
-        return labels
 
     @verb
     def differential_expression(
@@ -528,7 +674,7 @@ class Groups(Generative):
         if adata is not None:
             genes.check_adata(adata)
         self._warn_untrained("the differences are those of")
-        pairs = self._comparisons(adata, groupby, group1, group2, idx1, idx2, unlabelled)
+        pairs = _comparisons(self, adata, groupby, group1, group2, idx1, idx2, unlabelled)
         # cells of no group need not be counts, nor have a batch or a donor
         used = np.unique(np.concatenate([[*p.in_first, *p.in_second] for p in pairs]))
         X, places = self._cells(adata, used)
@@ -538,144 +684,4 @@ class Groups(Generative):
         if samples is not None:
             samples[places] = _samples_of(adata, sample_key, used)
         how = _How(delta, pseudocount, fdr, n_samples, max_cells, seed, batch_size)
-        return pd.concat(self._difference(X, pair.at(place_of), samples, how) for pair in pairs)
-
-    def _comparisons(self, adata, groupby, group1, group2, idx1, idx2, unlabelled):
-        by_idx = idx1 is not None or idx2 is not None
-        if by_idx and not (groupby is None and group1 is None and group2 is None):
-            raise ValueError("groups are named by groupby= or given by idx1=: take one of the two.")
-        if groupby is not None:
-            if adata is None:
-                raise ValueError("groupby= names a column of adata.obs: hand in adata=.")
-            groupby = column_name("groupby", groupby)
-            return _by_column(adata.obs, groupby, group1, group2, unlabelled)
-        if idx1 is None:
-            raise ValueError(
-                "which cells are compared? Hand in adata= and groupby=, the name of a column of"
-                " adata.obs; or idx1= and idx2=, masks of cells."
-            )
-        names = self._own_counts().names if adata is None else adata.obs_names
-        n = len(names)
-        first = np.unique(cell_positions(_in_order(idx1, names, "idx1"), n, "idx1"))
-        second = np.setdiff1d(np.arange(n), first)
-        if idx2 is not None:
-            second = np.unique(cell_positions(_in_order(idx2, names, "idx2"), n, "idx2"))
-        return [Comparison("idx1", "rest" if idx2 is None else "idx2", first, second)]
-
-    def _difference(self, X, pair, samples, how):
-        "The rows of one Comparison, whose cells are positions in Counts X."
-        rng = np.random.default_rng(how.seed)
-        sides, strata = self._sides(X, pair, how.max_cells, rng)
-        n = _check_sizes(pair, sides, samples)
-        pseudocount = how.pseudocount
-        if pseudocount is None:
-            pseudocount = 0.1 * TARGET_SUM / np.median(X.totals[np.concatenate(sides)])
-        of_samples = None
-        if samples is not None:
-            of_samples = rng.exponential(size=(how.n_samples, samples.max() + 1))
-        means, of_a_count = zip(
-            *(
-                self._mean_log_expression(
-                    rng, X, cells, codes, samples, of_samples, pseudocount, how
-                )
-                for cells, codes in zip(sides, strata)
-            )
-        )
-        lfc = means[0] - means[1]
-        difference = lfc.mean(0)
-        error = _error_of(difference, lfc.std(0, ddof=1), of_a_count, n)
-        posterior_mean, posterior_std, probability = shrunk(difference, error, how.delta)
-        expected = expected_fdr(probability)
-        columns = {
-            "proba_de": probability,
-            "lfc_mean": posterior_mean,
-            "lfc_std": posterior_std,
-            "lfc_raw": difference,
-            "lfc_error": error,
-        }
-        groups = (pair.in_first, pair.in_second)
-        for i, mean in enumerate(means, 1):
-            columns[f"scale{i}"] = np.maximum(2 ** mean.mean(0) - pseudocount, 0)
-        for i, cells in enumerate(groups, 1):
-            columns[f"raw_mean{i}"] = np.asarray(X[cells].mean(0)).ravel()
-        for i, cells in enumerate(groups, 1):
-            share = np.asarray((X[cells] > 0).mean(0)).ravel()
-            columns[f"non_zeros_proportion{i}"] = np.minimum(share, 1)
-        columns["expected_fdr"] = expected
-        columns[f"is_de_fdr_{how.fdr:g}"] = expected <= how.fdr
-        own = X.own_names
-        frame = pd.DataFrame(columns, index=own.names).iloc[own.order]
-        frame["comparison"] = str(pair)
-        frame["group1"] = pair.first
-        frame["group2"] = pair.second
-        frame["n_cells1"] = len(sides[0])
-        frame["n_cells2"] = len(sides[1])
-        size = frame["lfc_mean"].abs().to_numpy()
-        return frame.iloc[np.lexsort((-size, -frame["proba_de"].round(4).to_numpy()))]
-
-    def _sides(self, X, pair, max_cells, rng):
-        """Of each group the cells that are compared, and the stratum of each: the batches that both
-        groups have, so that what they have of them is the same.
-        """
-        sides = [pair.in_first, pair.in_second]
-        strata = [np.zeros(len(cells), int) for cells in sides]
-        if self.batches:
-            batches = [X.batch[0][cells] for cells in sides]
-            common = np.intersect1d(*batches)
-            if not len(common):
-                raise ValueError(
-                    f"{pair.first!r} and {pair.second!r} have no {self.batch_key} in common, so"
-                    " that their difference may be that of the batches."
-                )
-            strata = [np.searchsorted(common, codes) for codes in batches]
-            there = [np.isin(codes, common) for codes in batches]
-            sides = [cells[keep] for cells, keep in zip(sides, there)]
-            strata = [codes[keep] for codes, keep in zip(strata, there)]
-        for k, cells in enumerate(sides):
-            if len(cells) > max_cells:
-                some = np.sort(rng.choice(len(cells), max_cells, replace=False))
-                sides[k] = cells[some]
-                strata[k] = strata[k][some]
-        # a batch of which no cell was drawn
-        strata = [np.unique(codes, return_inverse=True)[1] for codes in strata]
-        return sides, strata
-
-    def _mean_log_expression(self, rng, X, cells, strata, samples, of_samples, pseudocount, how):
-        """Mean log2 expression of a group in each sample, equation (1): float64 (n_samples, genes),
-        of counts per 10,000 and the pseudocount; and by how much one count more would change it,
-        (genes,).
-        """
-        batch_size = how.batch_size
-        size = (X.totals[cells] / TARGET_SUM).astype("float32")[:, None]
-        encoded = []
-        for start in range(0, len(cells), batch_size):
-            block = slice(start, start + batch_size)
-            some = X.batch[0][cells[block]] if self.batches else None
-            batch = self._one_hot(some) if self.batches else None
-            counts = X[cells[block]].toarray()
-            parameters = self.network.encode_counts(counts if batch is None else (counts, batch))
-            encoded.append((block, counts, batch, parameters))
-        means = np.zeros((how.n_samples, len(self.genes)))
-        one_more = np.zeros(len(self.genes))
-        for sample, mean in enumerate(means):
-            weights = (
-                bootstrap_weights(rng, strata)
-                if samples is None
-                else bootstrap_weights(rng, strata, samples[cells], of_samples[sample])
-            )
-            sums = np.zeros((4, len(self.genes)))
-            for block, counts, batch, parameters in encoded:
-                z = self.network.sample(parameters, self._noise_for(rng, parameters))[0]
-                heads = self.network.decoder(z, np.log(size[block]), batch=batch)
-                mu, theta = (np.exp(np.asarray(head)) for head in heads)
-                mean += weights[block] @ np.log2(mu / size[block] + np.float32(pseudocount))
-                # how much a cell says of the group's mean, by the negative binomial
-                says = weights[block][:, None] * (theta / (theta + mu))
-                sums += [
-                    (says * values).sum(0)
-                    for values in (counts, mu, size[block] * pseudocount, 1 / len(cells))
-                ]
-            seen, expected, least, one_count = sums
-            mean += np.log2((seen + least) / (expected + least))
-            one_more += np.log2(1 + one_count / (seen + least)) / how.n_samples
-        return means, one_more
+        return pd.concat(_difference(self, X, pair.at(place_of), samples, how) for pair in pairs)
