@@ -183,6 +183,7 @@ class Trainable(Inference):
         seed=None,
         progress=True,
         unfrozen=False,
+        encoder_rows=False,
         **settings,
     ):
         """A model of other cells that starts with the weights of this one.
@@ -190,9 +191,9 @@ class Trainable(Inference):
         By default only what belongs to new batches is trained: a row of weights for each, as in
         scArches (Lotfollahi et al. 2022). All other weights stay to the last bit, so that the cells
         of this model keep their embedding, and the new cells are embedded among them. Without new
-        batches nothing is trained, which is said. Without encode_batch the encoder does not know of
-        batches: the new cells, too, are then embedded as this model embeds them, and training
-        serves what is decoded.
+        batches nothing is trained, which is said. Rows in the encoder (encode_batch) stay at the
+        mean of the known batches: the new cells, too, are embedded as this model embeds them, and
+        training serves what is decoded.
 
         Parameters
         ----------
@@ -202,6 +203,9 @@ class Trainable(Inference):
         split, seed : as in the class; the seed is this model's if not given.
         unfrozen : train all weights. The model then follows the new cells, and its embedding of the
             old ones changes: few cells, or a long training, can make it worse for both.
+        encoder_rows : with encode_batch train the encoder's rows of new batches, too, as scArches
+            does. New cells may then be embedded better or worse: of two runs on left-out donors one
+            gained and one lost.
         profile, progress, **settings : as in `train`; max_epochs=0 leaves the weights as they are.
 
         Returns
@@ -214,6 +218,7 @@ class Trainable(Inference):
             or too few cells.
         """
         unfrozen = flag("unfrozen", unfrozen)
+        encoder_rows = flag("encoder_rows", encoder_rows)
         of_train = ("callbacks", "checkpoint", "resume")
         training.get_profile(
             profile, **{name: value for name, value in settings.items() if name not in of_train}
@@ -236,9 +241,11 @@ class Trainable(Inference):
         )
         new._own(X, adata, mapping)
         grown = []
+        decoder = {id(weight) for weight in new.network.decoder.weights}
         for i, (there, here) in enumerate(zip(new.network.weights, self.network.weights)):
             there.assign(_grown(np.asarray(here), there.shape, len(self.batches)))
-            if there.trainable and there.shape[0] != here.shape[0]:
+            has_new_rows = there.trainable and there.shape[0] != here.shape[0]
+            if has_new_rows and (encoder_rows or id(there) in decoder):
                 grown.append(i)
         if not unfrozen:
             new._new_rows = NewRows(tuple(grown), len(names) - len(self.batches))
