@@ -487,62 +487,6 @@ def test_the_bound_of_a_run_by_a_new_posterior_is_kept(adata, swept, tmp_path):
     assert beyond.bound_by_new_posterior("nowhere.h5ad", row.folder) == bound
 
 
-# ---- labels and differences, against what is known
-
-
-@pytest.fixture(scope="module")
-def a_run(adata, tmp_path_factory):
-    "The file of some cells, and the folder of a run on them."
-    folder = tmp_path_factory.mktemp("judged")
-    adata.write_h5ad(folder / "cells.h5ad")
-    profile = training.get_profile("quick", max_epochs=10, n_genes=60)
-    vae = [beyond.Variant("VAE", "vae")]
-    how = dict(seeds=(0,), profile=profile, jobs=1, progress=False, hidden=(16,), n_latent=8)
-    frame = beyond.sweep(adata, vae, folder / "out", **how, invent=False)
-    return folder / "cells.h5ad", frame.folder[0]
-
-
-def test_labels_are_judged_once_by_the_model_and_without(a_run):
-    cells, folder = a_run
-    judged = beyond.judge_labels(cells, folder)
-    assert set(judged) == {"model", "PCA"} and judged["PCA"]["accuracy"] > 0.8
-    for of_space in judged.values():
-        assert sum(of_space["n_in_bin"]) == 80 >= sum(of_space["right_in_bin"])
-        assert all(0 <= share <= 1 for share in of_space["left_out"].values())
-    # no cells are needed any more
-    assert beyond.judge_labels("nowhere.h5ad", folder) == judged
-
-
-def test_thinned_genes_are_those_that_are_found(a_run):
-    cells, folder = a_run
-    rows = beyond.judge_differences(cells, folder, repetitions=2, n_samples=20)
-    rows = pd.DataFrame(rows)
-    assert len(rows) == 2 * 2 * 5 and (rows.false <= rows.called).all()
-    nothing = rows[rows.what == "nothing"]
-    assert (nothing.called == nothing.false).all() and nothing["found_2"].isna().all()
-    known = rows[(rows.what == "known") & (rows.method == "model")]
-    assert known["found_2"].mean() >= known["found_0.5"].mean()
-
-
-def test_thinning_changes_one_side_by_what_it_says():
-    counts = np.full((4000, 3), 20.0)
-    first, second = beyond.thinned(counts, [0, 1], [1.0, -2.0], np.random.default_rng(0))
-    np.testing.assert_allclose(first.mean(0), [20, 5, 20], rtol=0.02)
-    np.testing.assert_allclose(second.mean(0), [10, 20, 20], rtol=0.02)
-
-
-def test_cells_without_labels_are_refused_by_name(adata, tmp_path):
-    bare = adata[:100].copy()
-    del bare.obs["cell_type"]
-    bare.write_h5ad(tmp_path / "bare.h5ad")
-    frame = beyond.sweep(
-        bare, TWO[:1], tmp_path / "out", seeds=(0,), jobs=1, progress=False, invent=False, **TINY
-    )
-    for judge in (beyond.judge_labels, beyond.judge_differences):
-        with pytest.raises(ValueError, match="its cells have no labels"):
-            judge(tmp_path / "bare.h5ad", frame.folder[0])
-
-
 # ---- the notebooks
 
 SMALL = dict(max_epochs=1, n_genes=60, hidden="8", n_latent=4, n_pseudo_inputs=10, jobs=1)
@@ -559,6 +503,7 @@ UNKNOWN = {"units": ["max_epochs"], "active_units": ["n_pseudo_inputs"]}
 # gives no interval.
 MIXED = ("both", "linear_decoder", "pseudo_inputs", "peers")
 SEEDS = {"pseudo_inputs": "0", "peers": "0"}
+JUDGED_BY = {"units": "active_units", "denoise": "poisson"}
 
 
 @pytest.fixture(scope="module")
@@ -641,11 +586,7 @@ def test_notebook_of_a_question(question, folder, files):
         raw = pd.read_csv(folder / data_set / f"{question}.csv")
         assert set(raw.seed) == seeds
         assert (
-            raw[raw.variant != "PCA"][
-                "active_units" if question == "units" else "test_nats_per_cell"
-            ]
-            .notna()
-            .all()
+            raw[raw.variant != "PCA"][JUDGED_BY.get(question, "test_nats_per_cell")].notna().all()
         )
     short, said = summary(nbformat.read(folder / f"{question}.ipynb", 4))
     assert "some-cells" in short and lines_of(short) <= 10

@@ -115,7 +115,7 @@ def test_exported(module, name, others, checks):
         else True
     )
     if module == "cli" and name in COMMANDS:
-        assert COMMANDS[name] in "".join(map(source, cells(ROOT / "nbs" / "22_command_line.ipynb")))
+        assert COMMANDS[name] in "".join(map(source, cells(ROOT / "nbs" / "23_command_line.ipynb")))
     elif name not in USED_LATER:
         assert named(name, others), "no use in its chapter"
     assert is_tested(symbol, name, checks), "no test"

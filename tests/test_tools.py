@@ -1,5 +1,7 @@
 """The tools that check notebooks and build the site."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -295,6 +297,21 @@ def test_every_chapter_with_a_module_has_a_page():
     assert (
         exported["command_line"] == "cli"
         and exported["a4_speed"] == "kernels"
-        and len(exported) == 27
+        and len(exported) == 28
     )
     assert np.all([(ROOT / "vampsc" / f"{m}.py").exists() for m in exported.values()])
+
+
+def test_tests_that_would_begin_too_late_are_skipped_and_counted():
+    def summary(until):
+        command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", __file__]
+        return subprocess.run(
+            [*command, "-k", "figures_need_a_text"],
+            env={**os.environ, "TESTS_UNTIL": until},
+            capture_output=True,
+            text=True,
+        ).stdout
+
+    assert "1 passed" in summary("inf")
+    late = summary("0")
+    assert "1 skipped" in late and "it would have begun after the moment in TESTS_UNTIL" in late

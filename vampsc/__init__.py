@@ -33,6 +33,7 @@ _ROOMS = (
     "tables",
     "devices",
     "beyond",
+    "uses",
     "cli",
 )
 __all__ = [*_MODELS, *_ROOMS]

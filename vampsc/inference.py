@@ -37,7 +37,7 @@ from .priors import gaussian_log_densities
 # %% ../nbs/10_inference.ipynb #at-least-one
 # whole numbers, and the least that they can be
 SMALLEST_INTEGERS = {"n_mc_samples": 1, "n_samples": 1, "batch_size": 1, "seed": 0}
-FLAGS = ("per_cell", "progress", "resume", "overwrite", "skip_missing")
+FLAGS = ("per_cell", "progress", "resume", "overwrite", "skip_missing", "use_counts")
 
 # What users of scvi-tools and Keras type, and what does the same here.
 OTHER_PACKAGES_ARGUMENTS = {
@@ -788,6 +788,7 @@ class Generative(Bounds):
         batch_size=512,
         skip_missing=False,
         fill=None,
+        use_counts=False,
     ):
         """Denoised expression: the decoder's mean, for a library of library_size counts.
 
@@ -807,6 +808,10 @@ class Generative(Bounds):
         library_size : counts per cell, or "observed" for each cell's own. The decoder does not
             force the sum over all genes to be exactly this.
         n_mc_samples : draws of z over which the mean is taken.
+        use_counts : a negative binomial is a Poisson whose rate varies around the decoder's mean mu
+            with dispersion theta. True: the mean of the cell's own rate, given z and its count x,
+            mu (theta + x) / (theta + mu), which is near the count where that is large; see chapter
+            21. False: mu.
 
         Returns
         -------
@@ -815,8 +820,14 @@ class Generative(Bounds):
 
         Raises
         ------
-        ValueError : genes or a batch that the model does not know; both gene_list and fill.
+        ValueError : genes or a batch that the model does not know; both gene_list and fill; both
+            use_counts and transform_batch, since the counts are those of the cell's own batch.
         """
+        if use_counts and transform_batch is not None:
+            raise ValueError(
+                "use_counts= takes the cells' own counts, which are of their own batch: leave out"
+                " transform_batch=, or use_counts=."
+            )
         if fill is not None and gene_list is not None:
             raise ValueError("gene_list= chooses genes and fill= takes all: give one of them.")
         if fill is not None and not (isinstance(fill, numbers.Real) and not isinstance(fill, bool)):
@@ -827,10 +838,14 @@ class Generative(Bounds):
         total = np.zeros((len(cells), len(which)), "float32")
         log_scale = self._log_library(library_size, X.totals[cells]) - np.log(X.totals[cells])
         draws = 1 if self.network.prior is None else n_mc_samples
-        for _, block, log_mu, _ in self._decoded(
+        for _, block, log_mu, log_theta in self._decoded(
             X, cells, transform_batch, draws, seed, batch_size
         ):
-            total[block] += np.exp(log_mu[:, which] + log_scale[block, None].astype("float32"))
+            rate = np.exp(log_mu)
+            if use_counts:
+                theta = np.exp(log_theta)
+                rate = rate * ((theta + X[cells[block]].toarray()) / (theta + rate))
+            total[block] += rate[:, which] * np.exp(log_scale[block, None].astype("float32"))
         expression = pd.DataFrame(total / draws, index=X.names[cells], columns=names)
         return expression if fill is None else self._filled(expression, which, X, fill)
 

@@ -1,0 +1,195 @@
+"""What a model is used for, against truths that are known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse, stats
+
+from vampsc import beyond, models, organs, training, uses
+
+VAE = [beyond.Variant("VAE", "vae")]
+
+
+@pytest.fixture(scope="module")
+def adata():
+    return organs.load("pancreas")[:400].copy()
+
+
+def run_on(cells, folder, epochs=10):
+    "The folder of a small run on a file of cells."
+    profile = training.get_profile("quick", max_epochs=epochs, n_genes=60)
+    how = dict(seeds=(0,), profile=profile, jobs=1, progress=False, hidden=(16,), n_latent=8)
+    frame = beyond.sweep(organs.load(cells), VAE, folder, **how, invent=False)
+    return frame.folder[0]
+
+
+@pytest.fixture(scope="module")
+def a_run(adata, tmp_path_factory):
+    "The file of some cells, and the folder of a run on them."
+    folder = tmp_path_factory.mktemp("judged")
+    adata.write_h5ad(folder / "cells.h5ad")
+    return folder / "cells.h5ad", run_on(folder / "cells.h5ad", folder / "out")
+
+
+def test_labels_are_judged_once_by_the_model_and_without(a_run):
+    cells, folder = a_run
+    judged = uses.judge_labels(cells, folder)
+    assert set(judged) == {"model", "PCA"} and judged["PCA"]["accuracy"] > 0.8
+    for of_space in judged.values():
+        assert sum(of_space["n_in_bin"]) == 80 >= sum(of_space["right_in_bin"])
+        assert all(0 <= share <= 1 for share in of_space["left_out"].values())
+    # no cells are needed any more
+    assert uses.judge_labels("nowhere.h5ad", folder) == judged
+
+
+def test_thinned_genes_are_those_that_are_found(a_run):
+    cells, folder = a_run
+    rows = uses.judge_differences(cells, folder, repetitions=2, n_samples=20)
+    rows = pd.DataFrame(rows)
+    assert len(rows) == 2 * 2 * 5 and (rows.false <= rows.called).all()
+    nothing = rows[rows.what == "nothing"]
+    assert (nothing.called == nothing.false).all() and nothing["found_2"].isna().all()
+    known = rows[(rows.what == "known") & (rows.method == "model")]
+    assert known["found_2"].mean() >= known["found_0.5"].mean()
+
+
+def test_thinning_changes_one_side_by_what_it_says():
+    counts = np.full((4000, 3), 20.0)
+    first, second = uses.thinned(counts, [0, 1], [1.0, -2.0], np.random.default_rng(0))
+    np.testing.assert_allclose(first.mean(0), [20, 5, 20], rtol=0.02)
+    np.testing.assert_allclose(second.mean(0), [10, 20, 20], rtol=0.02)
+
+
+def test_cells_without_labels_are_refused_by_name(adata, tmp_path):
+    bare = adata[:100].copy()
+    del bare.obs["cell_type"]
+    bare.write_h5ad(tmp_path / "bare.h5ad")
+    folder = run_on(tmp_path / "bare.h5ad", tmp_path / "out", epochs=1)
+    for judge in (uses.judge_labels, uses.judge_differences):
+        with pytest.raises(ValueError, match="its cells have no labels"):
+            judge(tmp_path / "bare.h5ad", folder)
+    with pytest.raises(ValueError, match="needs a column of obs"):
+        uses.write_permuted(tmp_path / "bare.h5ad", tmp_path / "permuted.h5ad")
+
+
+# ---- denoising
+
+
+@pytest.fixture(scope="module")
+def half(a_run, tmp_path_factory):
+    "A file of one half of the molecules, and the folder of a run on it."
+    folder = tmp_path_factory.mktemp("half")
+    cells = uses.write_halves(a_run[0], folder / "half.h5ad")
+    return cells, run_on(cells, folder / "out")
+
+
+def test_halves_add_up_and_do_not_depend_on_each_other(adata, half):
+    parts = organs.load(half[0])
+    first = parts.X
+    second = sparse.csr_matrix(parts.layers["held_out"])
+    whole = sparse.csr_matrix(adata.X)
+    assert (first + second != whole).nnz == 0 and (first.data > 0).all()
+    # of many molecules half, give or take the coins
+    n = whole.sum()
+    assert abs(first.sum() - n / 2) < 4 * np.sqrt(n / 4)
+    coins = (first - second).toarray()[whole.toarray() == 2]
+    assert np.mean(coins == 0) == pytest.approx(0.5, abs=0.03)
+    # one that is there is kept
+    assert uses.write_halves("nowhere.h5ad", half[0]) == half[0]
+
+
+def test_poisson_loss_is_that_of_scipy():
+    x = np.array([[0.0, 3.0, 200.0], [1.0, 0.0, 7.0]])
+    mu = np.array([[1e-8, 2.5, 180.0], [0.3, 4.0, 7.0]])
+    expected = -stats.poisson.logpmf(x, mu).sum(1)
+    np.testing.assert_allclose(uses.poisson_loss(x, mu), expected, rtol=1e-10)
+
+
+def test_denoising_is_judged_by_molecules_that_no_method_has_seen(half):
+    judged = uses.judge_denoising(*half)
+    assert set(judged) == {
+        "model",
+        "model and counts",
+        "own counts",
+        "mean of all",
+        "mean of the type",
+        "mean of the type and counts",
+        "neighbours",
+        "neighbours and counts",
+        "components",
+    }
+    poisson = {method: losses["poisson"] for method, losses in judged.items()}
+    assert all(np.isfinite(list(losses.values())).all() for losses in judged.values())
+    assert poisson["model and counts"] < poisson["model"] < poisson["mean of all"]
+    assert poisson["mean of the type"] < poisson["mean of all"]
+    # no cells are needed any more
+    assert uses.judge_denoising("nowhere.h5ad", half[1]) == judged
+
+
+def test_cells_whose_molecules_were_not_divided_are_refused(a_run):
+    with pytest.raises(ValueError, match="no layers.*write_halves"):
+        uses.judge_denoising(*a_run)
+
+
+def test_denoising_without_labels(adata, tmp_path):
+    bare = adata[:120].copy()
+    del bare.obs["cell_type"]
+    bare.write_h5ad(tmp_path / "bare.h5ad")
+    cells = uses.write_halves(tmp_path / "bare.h5ad", tmp_path / "half.h5ad")
+    judged = uses.judge_denoising(cells, run_on(cells, tmp_path / "out", epochs=1))
+    assert "neighbours" in judged and "mean of the type" not in judged
+
+
+def test_rates_by_counts_are_the_mean_of_a_gamma_posterior(half):
+    "Of rates drawn from the prior Gamma(theta, mu / theta), weighted by the count's probability."
+    cells, folder = half
+    model = models.load(f"{folder}/model", organs.load(cells))
+    how = dict(indices=[0], library_size="observed", n_mc_samples=1, seed=3)
+    plain = model.get_normalized_expression(**how, gene_list=model.genes.ids).to_numpy()[0]
+    given = model.get_normalized_expression(
+        **how, gene_list=model.genes.ids, use_counts=True
+    ).to_numpy()[0]
+    x = model.X[[0]].toarray()[0]
+    _, _, log_mu, log_theta = next(model._decoded(model.X, np.array([0]), None, 1, 3, 512))
+    theta = np.exp(np.broadcast_to(np.asarray(log_theta), log_mu.shape))[0]
+    for gene in np.argsort(-x)[[0, 1, 5, 30]]:
+        shape, scale = theta[gene], plain[gene] / theta[gene]
+        grid = stats.gamma.ppf((np.arange(200_000) + 0.5) / 200_000, shape, scale=scale)
+        log_weight = stats.poisson.logpmf(x[gene], grid)
+        weight = np.exp(log_weight - log_weight.max())
+        assert given[gene] == pytest.approx((grid * weight).sum() / weight.sum(), rel=0.02)
+    with pytest.raises(ValueError, match="use_counts= takes the cells' own counts"):
+        model.get_normalized_expression(use_counts=True, transform_batch="a")
+    with pytest.raises(ValueError, match="use_counts must be True or False"):
+        model.get_normalized_expression(use_counts=2)
+
+
+# ---- correlations
+
+
+def test_permuted_genes_keep_their_counts_within_a_type_and_lose_each_other(adata, tmp_path):
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    permuted = organs.load(uses.write_permuted(tmp_path / "cells.h5ad", tmp_path / "new.h5ad"))
+    assert list(permuted.obs_names) == list(adata.obs_names)
+    for kind in adata.obs["cell_type"].unique():
+        of_type = (adata.obs["cell_type"] == kind).to_numpy()
+        before = np.sort(np.asarray(sparse.csr_matrix(adata.X)[of_type].todense()), axis=0)
+        after = np.sort(np.asarray(sparse.csr_matrix(permuted.X)[of_type].todense()), axis=0)
+        assert (before == after).all()
+    assert (sparse.csr_matrix(adata.X) != permuted.X).nnz
+
+
+def test_share_of_correlated_pairs():
+    rng = np.random.default_rng(0)
+    alone = rng.standard_normal((1000, 4))
+    assert uses.share_correlated(alone) == 0
+    # a monotone function of a column is a pair of six; a constant column has no pairs
+    values = np.c_[alone[:, :3], np.exp(alone[:, 0]), np.ones(1000)]
+    assert uses.share_correlated(values) == pytest.approx(1 / 6)
+
+
+def test_correlations_are_judged_once(a_run):
+    judged = uses.judge_correlations(*a_run, n_genes=20, n_samples=2)
+    assert set(judged) == {"counts", "model", "drawn", "neighbours", "components"}
+    assert all(0 <= share <= 1 for share in judged.values())
+    assert uses.judge_correlations("nowhere.h5ad", a_run[1]) == judged
