@@ -77,10 +77,10 @@ def test_the_other_way_round_is_the_opposite(model, cells):
 
 def test_nothing_is_called_between_halves_of_one_type(model, cells):
     first = np.flatnonzero(cells.obs["kind"] == "first")
-    for seed in range(5):
+    for seed in range(3):
         half = np.random.default_rng(seed).permutation(first)[: len(first) // 2]
         other = np.setdiff1d(first, half)
-        found = model.differential_expression(idx1=half, idx2=other, n_samples=50, delta=0.5)
+        found = model.differential_expression(idx1=half, idx2=other, n_samples=30, delta=0.5)
         assert not found["is_de_fdr_0.05"].any()
 
 
@@ -325,8 +325,8 @@ def test_a_few_cells_of_one_kind_do_not_differ(model, cells):
     "Of the bootstrap alone a dozen genes would be called."
     first = np.flatnonzero(cells.obs["kind"] == "first")
     called = {}
-    for n in (2, 3, 5, 10):
-        for seed in range(3):
+    for n in (2, 4, 10):
+        for seed in range(2):
             some = np.random.default_rng(seed).permutation(first)
             found = model.differential_expression(
                 cells, idx1=some[:n], idx2=some[n : n + 60], n_samples=60, seed=seed

@@ -547,7 +547,7 @@ def spoil(model):
 
 def test_after_one_nan_the_run_goes_on_at_half_the_rate(adata, tmp_path):
     with pytest.warns(
-        UserWarning, match="epoch 3.*going on from epoch [12] at half the learning rate, 0.001"
+        UserWarning, match="epoch 3.*going on from epoch [012] at half the learning rate, 0.001"
     ):
         model = new(adata).train(
             **HOW | dict(lr_patience=10),
@@ -569,7 +569,7 @@ def test_a_jump_is_noticed(adata):
         model.decoder.log_rate.kernel.assign(model.decoder.log_rate.kernel * 500)
 
     with pytest.warns(
-        UserWarning, match="the loss jumped from .* in epoch 3; going on from epoch [12]"
+        UserWarning, match="the loss jumped from .* in epoch 3; going on from epoch [012]"
     ):
         assert (
             len(
