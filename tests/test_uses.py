@@ -15,9 +15,9 @@ def adata():
     return organs.load("pancreas")[:400].copy()
 
 
-def run_on(cells, folder, epochs=10):
+def run_on(cells, folder, epochs=10, n_genes=60):
     "The folder of a small run on a file of cells."
-    profile = training.get_profile("quick", max_epochs=epochs, n_genes=60)
+    profile = training.get_profile("quick", max_epochs=epochs, n_genes=n_genes)
     how = dict(seeds=(0,), profile=profile, jobs=1, progress=False, hidden=(16,), n_latent=8)
     frame = beyond.sweep(organs.load(cells), VAE, folder, **how, invent=False)
     return frame.folder[0]
@@ -193,3 +193,86 @@ def test_correlations_are_judged_once(a_run):
     assert set(judged) == {"counts", "model", "drawn", "neighbours", "components"}
     assert all(0 <= share <= 1 for share in judged.values())
     assert uses.judge_correlations("nowhere.h5ad", a_run[1]) == judged
+
+
+# ---- a perturbation
+
+
+@pytest.fixture(scope="module")
+def stimulated(tmp_path_factory):
+    """A file of cells in which six genes are lowered to an eighth in half of the cells, in all
+    types alike; these genes; and the file with labels for all.
+    """
+    rng = np.random.default_rng(1)
+    folder = tmp_path_factory.mktemp("stimulated")
+    adata = organs.load("pancreas")[:500].copy()
+    x = adata.X.toarray()
+    # genes of all types
+    lowered = np.argsort(-np.median(x, 0))[5:35:5]
+    half = rng.random(len(x)) < 0.5
+    x[np.ix_(half, lowered)] = rng.binomial(x[np.ix_(half, lowered)].astype(int), 0.125)
+    adata.X = sparse.csr_matrix(x)
+    adata.obs["drug"] = np.where(half, "b", "none")
+    adata.obs["cell_type"] = adata.obs["cell_type"].astype(object).where(~half)
+    adata.write_h5ad(folder / "cells.h5ad")
+    how = dict(condition="drug", control="none")
+    labelled = uses.write_labelled(
+        folder / "cells.h5ad", folder / "labelled.h5ad", **how, max_epochs=30
+    )
+    return labelled, how, lowered
+
+
+def test_labels_are_carried_to_stimulated_cells_alone(stimulated):
+    labelled, how, _ = stimulated
+    cells = organs.load(labelled)
+    truth = organs.load("pancreas")[:500].obs["cell_type"].astype(str)
+    carried = cells.obs["carried"].to_numpy()
+    assert (cells.obs["drug"][carried] == "b").all() and carried.sum() > 200
+    found = cells.obs["cell_type"].astype(object)
+    right = (found[carried].astype(str) == truth[found[carried].index]).mean()
+    assert right > 0.9
+    control = (cells.obs["drug"] == "none").to_numpy()
+    assert (found[control].astype(str) == truth[found[control].index]).all()
+    # one that is there is kept
+    assert uses.write_labelled("nowhere.h5ad", labelled) == labelled
+
+
+def test_stimulated_cells_of_a_type_are_left_out_and_predicted(stimulated, tmp_path):
+    labelled, how, _ = stimulated
+    kind = uses.frequent_types(labelled, n=1, **how)[0]
+    without = uses.write_without(labelled, tmp_path / "without.h5ad", kind, **how)
+    before = organs.load(labelled).obs
+    after = organs.load(without).obs
+    gone = before[~before.index.isin(after.index)]
+    assert (gone["cell_type"] == kind).all() and (gone["drug"] == "b").all() and len(gone) > 20
+    assert len(after) + len(gone) == len(before)
+    folder = run_on(without, tmp_path / "out", epochs=5, n_genes=None)
+    judged = uses.judge_perturbation(labelled, folder, kind, **how, n_top=6)
+    assert set(judged) == {"no change", "mean shift", "nearest type", "model", "model's shift"}
+    assert judged["no change"]["explained"] == 0 and judged["no change"]["r2_mean"] < 1
+    # all types change alike, which the mean of the others knows
+    assert judged["mean shift"]["explained_top"] > 0.8
+    assert judged["mean shift"]["direction_top"] == 1
+    assert all(scores["energy"] > 0 for scores in judged.values())
+    assert all(np.isfinite(list(scores.values())).all() for scores in judged.values())
+    assert uses.judge_perturbation("nowhere.h5ad", folder, kind) == judged
+
+
+def test_conditions_and_types_that_cannot_be_used_are_named(stimulated, tmp_path):
+    labelled, how, _ = stimulated
+    for given, words in (
+        ({**how, "condition": "dose"}, "obs has no column 'dose'"),
+        ({**how, "control": "ctrl"}, "control='ctrl' divides no cells; .* has .*none"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            uses.frequent_types(labelled, **given)
+    with pytest.raises(ValueError, match="'epsilon' has . control and . stimulated cells"):
+        uses.write_without(labelled, tmp_path / "x.h5ad", "epsilon", **how)
+    assert uses.LEAST_OF_TYPE == 20
+
+
+def test_energy_distance_by_hand():
+    one, other = np.array([[0.0, 0], [2, 0]]), np.array([[0.0, 1], [2, 1]])
+    # between: 1, sqrt 5, sqrt 5, 1; within each: 0, 2, 2, 0
+    assert uses.energy_of(one, other) == pytest.approx((1 + 5**0.5) - 1 - 1, rel=1e-6)
+    assert uses.energy_of(one, one) == pytest.approx(0, abs=1e-9)

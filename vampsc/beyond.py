@@ -889,6 +889,7 @@ QUESTIONS = (
     "labels",
     "differences",
     "denoise",
+    "perturbation",
     "peers",
 )
 

@@ -879,7 +879,7 @@ def tables(
 def beyond(
     question: str = typer.Argument(
         help="units, kl_weight, both, linear_decoder, active_units, pseudo_inputs, labels,"
-        " differences or peers."
+        " differences, denoise, perturbation or peers."
     ),
     organs: str = option(
         "pancreas", "Data sets, with commas: organs, or .h5ad files of raw counts."

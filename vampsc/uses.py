@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PROBABILITY_BINS', 'SHIFTS', 'MOST_OF_COUNTS', 'N_NEIGHBOURS', 'N_COMPONENTS', 'MIXED_IN', 'HIGH_CORRELATION',
-           'judge_labels', 'thinned', 'judge_differences', 'write_halves', 'poisson_loss', 'judge_denoising',
-           'write_permuted', 'judge_correlations', 'share_correlated']
+           'LEAST_OF_TYPE', 'judge_labels', 'thinned', 'judge_differences', 'write_halves', 'poisson_loss',
+           'judge_denoising', 'write_permuted', 'judge_correlations', 'share_correlated', 'write_labelled',
+           'write_without', 'frequent_types', 'energy_of', 'judge_perturbation']
 
 # %% ../nbs/21_uses.ipynb #imports
 import hashlib
@@ -13,7 +14,7 @@ import hashlib
 import anndata as ad
 import numpy as np
 import pandas as pd
-from scipy import sparse, special, stats
+from scipy import sparse, spatial, special, stats
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
@@ -550,3 +551,230 @@ def share_correlated(values):
     rho = np.corrcoef(ranks.T)
     pairs = rho[np.triu_indices(len(rho), 1)]
     return float((np.abs(pairs) > HIGH_CORRELATION).mean())
+
+# %% ../nbs/21_uses.ipynb #write-labelled
+def _is_control(adata, condition, control):
+    "Which cells (cells,) are of the control; ValueError where none or all are."
+    if condition not in adata.obs:
+        raise ValueError(
+            f"obs has no column {condition!r}: say condition=, the column of conditions."
+        )
+    of_control = (adata.obs[condition].astype(str) == str(control)).to_numpy()
+    if of_control.all() or not of_control.any():
+        there = ", ".join(map(str, adata.obs[condition].unique()[:5]))
+        raise ValueError(f"control={control!r} divides no cells; obs[{condition!r}] has {there}.")
+    return of_control
+
+
+def write_labelled(
+    name, path, condition="condition", control="ctrl", label_key="auto", max_epochs=80
+):
+    """Cells of which those without a label got one from the labelled control cells.
+
+    Parameters
+    ----------
+    name, path : as in `write_halves`.
+    condition : column of obs. control : its value for control cells; all others are stimulated.
+    label_key : as in study.run; the column need not be filled for stimulated cells.
+    max_epochs : of the VAMP in whose latent space labels are carried over.
+
+    Returns
+    -------
+    Path : of the file; what is "unknown" has no label, and `obs["carried"]` is true where a label
+        was carried over.
+
+    Raises
+    ------
+    ValueError : no such columns, or no control cells.
+    """
+    path = downloads.user_path(path)
+    if path.exists():
+        return path
+    adata = organs.load(name)
+    of_control = _is_control(adata, condition, control)
+    label_key, labels = study.labels_to_judge(adata, label_key)
+    if label_key is None:
+        raise ValueError(f"{name}: a column of obs with cell types is needed.")
+    missing = genes.missing_labels(labels)
+    labels = np.where(missing, "", labels.astype(str)).astype(object)
+    new = missing & ~of_control
+    if new.any():
+        model = models.VAMP(
+            adata,
+            n_genes=min(1000, adata.n_vars),
+            hidden=(128,),
+            n_latent=32,
+            n_pseudo_inputs=100,
+            batch_key=condition,
+            encode_batch=True,
+        ).train(max_epochs=max_epochs, progress=False)
+        known = adata[of_control & ~missing]
+        carried = model.predict_labels(adata[new], label_key, known)["label"].to_numpy(object)
+        labels[new] = np.where(carried == "unknown", "", carried)
+    adata.obs[label_key] = pd.Series(labels, adata.obs_names).replace("", np.nan).astype("category")
+    adata.obs["carried"] = new & (labels != "")
+    return _written(adata, _counts_of(adata), path)
+
+# %% ../nbs/21_uses.ipynb #write-without
+def write_without(name, path, kind, condition="condition", control="ctrl", label_key="auto"):
+    """All cells but the stimulated ones of a type.
+
+    Parameters
+    ----------
+    name, path, condition, control, label_key : as in `write_labelled`, whose file this takes.
+    kind : the type.
+
+    Returns
+    -------
+    Path : of the file.
+
+    Raises
+    ------
+    ValueError : a type with fewer than 20 cells in either condition, or of which there is no label.
+    """
+    path = downloads.user_path(path)
+    if path.exists():
+        return path
+    adata = organs.load(name)
+    of_control = _is_control(adata, condition, control)
+    of_kind = (adata.obs[organs.label_key(adata, label_key)] == kind).to_numpy()
+    n = [int((of_kind & side).sum()) for side in (of_control, ~of_control)]
+    if min(n) < LEAST_OF_TYPE:
+        raise ValueError(
+            f"{kind!r} has {n[0]} control and {n[1]} stimulated cells; a prediction needs"
+            f" {LEAST_OF_TYPE} of each."
+        )
+    some = adata[~of_kind | of_control]
+    return _written(some, _counts_of(some), path)
+
+
+LEAST_OF_TYPE = 20  # cells in either condition
+
+
+def frequent_types(name, n=3, condition="condition", control="ctrl", label_key="auto"):
+    "The n types with the most stimulated cells, of those with 20 in either condition."
+    adata = organs.load(name)
+    of_control = _is_control(adata, condition, control)
+    labels = adata.obs[organs.label_key(adata, label_key)]
+    before, after = (labels[side].value_counts() for side in (of_control, ~of_control))
+    enough = [k for k in after.index if min(after[k], before.get(k, 0)) >= LEAST_OF_TYPE]
+    return [str(kind) for kind in enough[:n]]
+
+# %% ../nbs/21_uses.ipynb #shifted
+def _logs(x):
+    "Log-normalised counts (cells, genes)."
+    return np.log1p(TARGET_SUM * _shares(np.asarray(x, float)))
+
+
+def _drawn(model, z, totals, rng):
+    "Counts (cells, genes) that the decoder's negative binomial draws at z, for cells of such size."
+    log_size = np.log(totals / TARGET_SUM).astype("float32")[:, None]
+    log_mu, log_theta = map(np.asarray, model.network.decoder(z.astype("float32"), log_size))
+    theta = np.exp(np.broadcast_to(log_theta, log_mu.shape).astype(float))
+    rate = np.exp(log_mu.astype(float)) * rng.gamma(theta) / theta
+    return rng.poisson(np.minimum(rate, 1e9))
+
+
+def _mean_change(values, labels, of_control, kinds):
+    "The mean over types of the change (features,) from control to stimulated cells."
+    after = [values[~of_control & (labels == kind)].mean(0) for kind in kinds]
+    before = [values[of_control & (labels == kind)].mean(0) for kind in kinds]
+    return np.mean(np.subtract(after, before), 0)
+
+
+def _predicted_cells(model, z, x, labels, of_control, kind):
+    "{method: log-normalised counts (cells, genes)} of predicted stimulated cells of a type."
+    enough = [
+        k
+        for k in np.unique(labels[labels != ""])
+        if k != kind
+        and min(((labels == k) & side).sum() for side in (of_control, ~of_control)) >= LEAST_OF_TYPE
+    ]
+    logs = _logs(x)
+    before = of_control & (labels == kind)
+    change = _mean_change(logs, labels, of_control, enough)
+    delta = _mean_change(z, labels, of_control, enough)
+    means = {k: logs[of_control & (labels == k)].mean(0) for k in enough}
+    nearest = min(enough, key=lambda k: np.abs(means[k] - logs[before].mean(0)).sum())
+    totals = x[before].sum(1)
+    start, end = (
+        _logs(_drawn(model, where, totals, np.random.default_rng(model.seed)))
+        for where in (z[before], z[before] + delta)
+    )
+    return {
+        "no change": logs[before],
+        "mean shift": np.maximum(logs[before] + change, 0),
+        "nearest type": logs[~of_control & (labels == nearest)],
+        "model": end,
+        "model's shift": np.maximum(logs[before] + end.mean(0) - start.mean(0), 0),
+    }
+
+# %% ../nbs/21_uses.ipynb #judge-perturbation
+def energy_of(first, second, n_components=20):
+    "The energy distance of two sets of cells (cells, genes), in principal components of both."
+    pca = PCA(min(n_components, len(first) + len(second) - 1, first.shape[1]), random_state=0)
+    pca.fit(np.concatenate([first, second]))
+    a = pca.transform(first)
+    b = pca.transform(second)
+    between = spatial.distance.cdist(a, b).mean()
+    of_first = spatial.distance.cdist(a, a).mean()
+    of_second = spatial.distance.cdist(b, b).mean()
+    return float(2 * between - of_first - of_second)
+
+
+def _scores(predicted, real, before, top):
+    "How near predicted stimulated cells (cells, genes) are to the real ones."
+    change = real.mean(0) - before.mean(0)
+    found = predicted.mean(0) - before.mean(0)
+
+    def explained(where):
+        error = ((found - change)[where] ** 2).sum()
+        return float(1 - error / (change[where] ** 2).sum())
+
+    return {
+        "r2_mean": float(np.corrcoef(predicted.mean(0), real.mean(0))[0, 1] ** 2),
+        "r2_variance": float(np.corrcoef(predicted.var(0), real.var(0))[0, 1] ** 2),
+        "explained": explained(slice(None)),
+        "explained_top": explained(top),
+        "direction_top": float((np.sign(found) == np.sign(change))[top].mean()),
+        "energy": energy_of(predicted, real),
+    }
+
+
+def judge_perturbation(name, folder, kind, condition="condition", control="ctrl", n_top=100):
+    """How well the stimulated cells of a type are predicted by a model that has not seen them.
+
+    Parameters
+    ----------
+    name : a file of `write_labelled`. folder : of a run on the file of `write_without` for this
+        type, in which perturbation_judged.json keeps the result.
+    kind, condition, control : as in `write_without`.
+    n_top : the genes that change most, by the rank test of real cells.
+
+    Returns
+    -------
+    dict : for each method of this chapter a dict of r2_mean and r2_variance, over genes; explained
+        and explained_top, the share of the squared change of means that is predicted, over all
+        genes and the n_top: 1 is perfect, 0 is no change; direction_top, the share of the n_top
+        whose change has the right sign; energy, the distance to the real cells.
+    """
+    folder = downloads.user_path(folder)
+
+    def judged():
+        model = models.load(folder / "model")
+        adata = organs.load(name)
+        of_control = _is_control(adata, condition, control)
+        key = study.read_run(folder).config["label_key"]
+        labels = adata.obs[key].astype(object).fillna("").astype(str).to_numpy()
+        x = model.genes.map(adata)[0].toarray()
+        z = model.get_latent_representation(adata)
+        logs = _logs(x)
+        before = logs[of_control & (labels == kind)]
+        real = logs[~of_control & (labels == kind)]
+        # how often a stimulated cell has more than a control cell
+        more = stats.mannwhitneyu(real, before, axis=0).statistic / (len(real) * len(before))
+        top = np.argsort(-np.abs(more - 0.5))[:n_top]
+        cells = _predicted_cells(model, z, x, labels, of_control, kind)
+        return {method: _scores(found, real, before, top) for method, found in cells.items()}
+
+    return beyond.made_once(folder / "perturbation_judged.json", judged)
