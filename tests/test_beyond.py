@@ -209,6 +209,18 @@ def test_real_cells_are_judged_anew_by_other_labels_splits_and_genes():
     )
 
 
+def test_what_is_made_once_is_read_afterwards(tmp_path):
+    made = []
+
+    def how():
+        made.append(1)
+        return {"bound": -1.5, "cells": [1, 2]}
+
+    path = tmp_path / "folder" / "number.json"
+    assert beyond.made_once(path, how) == beyond.made_once(path, how) == how()
+    assert len(made) == 2 and path.is_file()
+
+
 @pytest.mark.slow
 def test_processes_give_the_same_numbers(adata, swept, tmp_path):
     frame = beyond.sweep(adata, TWO[:1], tmp_path, seeds=(0, 1), jobs=2, progress=False, **TINY)
@@ -497,7 +509,7 @@ OWN = {
     "active_units": {"samples": "2,10", "heavier": "10"},
     "pseudo_inputs": {"sizes": "10,20"},
     "differences": {"repetitions": 2},
-    "perturbation": {"types": "beta,acinar"},
+    "perturbation": {"types": "beta,alpha"},
     "peers": {"methods": "vae,vamp", "python": sys.executable},
 }
 UNKNOWN = {"units": ["max_epochs"], "active_units": ["n_pseudo_inputs"]}

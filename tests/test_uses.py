@@ -98,6 +98,16 @@ def test_halves_add_up_and_do_not_depend_on_each_other(adata, half):
     assert uses.write_halves("nowhere.h5ad", half[0]) == half[0]
 
 
+def test_values_that_are_no_counts_are_not_divided(adata, tmp_path):
+    logs = adata[:20].copy()
+    logs.X = np.log1p(logs.X.toarray())
+    logs.write_h5ad(tmp_path / "logs.h5ad")
+    for write in (uses.write_halves, uses.write_permuted):
+        with pytest.raises(ValueError, match="X must hold raw counts"):
+            write(tmp_path / "logs.h5ad", tmp_path / "new.h5ad")
+    assert not (tmp_path / "new.h5ad").exists()
+
+
 def test_poisson_loss_is_that_of_scipy():
     x = np.array([[0.0, 3.0, 200.0], [1.0, 0.0, 7.0]])
     mu = np.array([[1e-8, 2.5, 180.0], [0.3, 4.0, 7.0]])

@@ -255,9 +255,11 @@ def _written(adata, X, path, **layers):
 
 
 def _counts_of(adata):
-    "Its counts (cells, genes of the data), CSR, of whole numbers."
+    "Its counts (cells, genes of the data), CSR. ValueError where X holds anything else."
     X = sparse.csr_matrix(adata.X, copy=True)
     X.eliminate_zeros()
+    if (X.data < 0).any() or (X.data != np.round(X.data)).any():
+        raise ValueError("X must hold raw counts, whole numbers from 0 on; these are others.")
     return X
 
 
@@ -443,7 +445,9 @@ def _rates_without(model, labels, held_out, cells):
     }
     if labels is not None:
         rates["mean of the type"] = best([_of_types(x, train, cells, labels)])
-    for method in {"mean of the type", "neighbours"} & {*rates}:
+    for method in ("mean of the type", "neighbours"):
+        if method not in rates:
+            continue
         mu = rates[method]
         theta = _dispersion(x[cells[by]], mu[by])
         rates[f"{method} and counts"] = mu * (theta + x[cells]) / (theta + mu)
@@ -690,6 +694,11 @@ def _predicted_cells(model, z, x, labels, of_control, kind):
         if k != kind
         and min(((labels == k) & side).sum() for side in (of_control, ~of_control)) >= LEAST_OF_TYPE
     ]
+    if not enough:
+        raise ValueError(
+            f"{kind!r} cannot be predicted: no other type has {LEAST_OF_TYPE} cells in either"
+            " condition."
+        )
     logs = _logs(x)
     before = of_control & (labels == kind)
     change = _mean_change(logs, labels, of_control, enough)
