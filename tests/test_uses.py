@@ -83,7 +83,7 @@ def half(a_run, tmp_path_factory):
     return cells, run_on(cells, folder / "out")
 
 
-def test_halves_add_up_and_do_not_depend_on_each_other(adata, half):
+def test_halves_add_up_and_do_not_depend_on_each_other(adata, a_run, half):
     parts = organs.load(half[0])
     first = parts.X
     second = sparse.csr_matrix(parts.layers["held_out"])
@@ -95,7 +95,11 @@ def test_halves_add_up_and_do_not_depend_on_each_other(adata, half):
     coins = (first - second).toarray()[whole.toarray() == 2]
     assert np.mean(coins == 0) == pytest.approx(0.5, abs=0.03)
     # one that is there is kept
-    assert uses.write_halves("nowhere.h5ad", half[0]) == half[0]
+    assert uses.write_halves(a_run[0], half[0]) == half[0]
+    # but not taken for that of other cells, or of other coins
+    for name, seed in (("nowhere.h5ad", 0), (a_run[0], 1)):
+        with pytest.raises(ValueError, match="half.h5ad was made of .* remove it"):
+            uses.write_halves(name, half[0], seed)
 
 
 def test_values_that_are_no_counts_are_not_divided(adata, tmp_path):
@@ -243,8 +247,8 @@ def test_labels_are_carried_to_stimulated_cells_alone(stimulated):
     assert right > 0.9
     control = (cells.obs["drug"] == "none").to_numpy()
     assert (found[control].astype(str) == truth[found[control].index]).all()
-    # one that is there is kept
-    assert uses.write_labelled("nowhere.h5ad", labelled) == labelled
+    with pytest.raises(ValueError, match="labelled.h5ad was made of"):
+        uses.write_labelled("nowhere.h5ad", labelled)
 
 
 def test_stimulated_cells_of_a_type_are_left_out_and_predicted(stimulated, tmp_path):

@@ -245,9 +245,22 @@ def _called_between(model, pair, what, shift, delta, fdr, n_samples):
     ]
 
 # %% ../nbs/21_uses.ipynb #write-halves
-def _written(adata, X, path, **layers):
+def _is_made(path, made_of):
+    "Is the file there? ValueError where it was made of something else."
+    if not path.exists():
+        return False
+    there = ad.read_h5ad(path, backed="r").uns.get("made_of")
+    if there != repr(made_of):
+        raise ValueError(
+            f"{path} was made of {there}, not of {made_of!r}: remove it, or choose another place."
+        )
+    return True
+
+
+def _written(adata, X, path, made_of, **layers):
     "Write the cells with these counts; those without any are left out."
-    adata = ad.AnnData(X, adata.obs.copy(), adata.var.copy(), layers=layers)
+    uns = {"made_of": repr(made_of)}
+    adata = ad.AnnData(X, adata.obs.copy(), adata.var.copy(), uns, layers=layers)
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.whole(path) as new:
         adata[counts.has_counts(adata)].write_h5ad(new)
@@ -277,7 +290,8 @@ def write_halves(name, path, seed=0):
     Path : of the file: one half is X, the other `layers["held_out"]`; obs and var as they were.
     """
     path = downloads.user_path(path)
-    if path.exists():
+    made_of = (str(name), seed)
+    if _is_made(path, made_of):
         return path
     adata = organs.load(name)
     first = _counts_of(adata)
@@ -287,7 +301,7 @@ def write_halves(name, path, seed=0):
     second.data = second.data - first.data
     for part in (first, second):
         part.eliminate_zeros()
-    return _written(adata, first, path, held_out=second)
+    return _written(adata, first, path, made_of, held_out=second)
 
 # %% ../nbs/21_uses.ipynb #losses-of-rates
 def poisson_loss(x, mu):
@@ -484,7 +498,8 @@ def write_permuted(name, path, label_key="auto", seed=0):
     ValueError : there are no labels.
     """
     path = downloads.user_path(path)
-    if path.exists():
+    made_of = (str(name), label_key, seed)
+    if _is_made(path, made_of):
         return path
     adata = organs.load(name)
     _, labels = study.labels_to_judge(adata, label_key)
@@ -496,7 +511,7 @@ def write_permuted(name, path, label_key="auto", seed=0):
     for kind in np.unique(labels[labels != ""]):
         of_type = np.flatnonzero(labels == kind)
         X[of_type] = _permuted(X[of_type], rng)
-    return _written(adata, X.tocsr(), path)
+    return _written(adata, X.tocsr(), path, made_of)
 
 
 def _permuted(X, rng):
@@ -592,7 +607,8 @@ def write_labelled(
     ValueError : no such columns, or no control cells.
     """
     path = downloads.user_path(path)
-    if path.exists():
+    made_of = (str(name), condition, control, label_key, max_epochs)
+    if _is_made(path, made_of):
         return path
     adata = organs.load(name)
     of_control = _is_control(adata, condition, control)
@@ -617,7 +633,7 @@ def write_labelled(
         labels[new] = np.where(carried == "unknown", "", carried)
     adata.obs[label_key] = pd.Series(labels, adata.obs_names).replace("", np.nan).astype("category")
     adata.obs["carried"] = new & (labels != "")
-    return _written(adata, _counts_of(adata), path)
+    return _written(adata, _counts_of(adata), path, made_of)
 
 # %% ../nbs/21_uses.ipynb #write-without
 def write_without(name, path, kind, condition="condition", control="ctrl", label_key="auto"):
@@ -637,7 +653,8 @@ def write_without(name, path, kind, condition="condition", control="ctrl", label
     ValueError : a type with fewer than 20 cells in either condition, or of which there is no label.
     """
     path = downloads.user_path(path)
-    if path.exists():
+    made_of = (str(name), kind, condition, control, label_key)
+    if _is_made(path, made_of):
         return path
     adata = organs.load(name)
     of_control = _is_control(adata, condition, control)
@@ -649,7 +666,7 @@ def write_without(name, path, kind, condition="condition", control="ctrl", label
             f" {LEAST_OF_TYPE} of each."
         )
     some = adata[~of_kind | of_control]
-    return _written(some, _counts_of(some), path)
+    return _written(some, _counts_of(some), path, made_of)
 
 
 LEAST_OF_TYPE = 20  # cells in either condition
