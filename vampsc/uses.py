@@ -676,10 +676,15 @@ def frequent_types(name, n=3, condition="condition", control="ctrl", label_key="
     "The n types with the most stimulated cells, of those with 20 in either condition."
     adata = organs.load(name)
     of_control = _is_control(adata, condition, control)
-    labels = adata.obs[organs.label_key(adata, label_key)]
-    before, after = (labels[side].value_counts() for side in (of_control, ~of_control))
-    enough = [k for k in after.index if min(after[k], before.get(k, 0)) >= LEAST_OF_TYPE]
-    return [str(kind) for kind in enough[:n]]
+    labels = adata.obs[organs.label_key(adata, label_key)].astype(object).fillna("").astype(str)
+    return _types_in_both(labels.to_numpy(), of_control)[:n]
+
+
+def _types_in_both(labels, of_control):
+    "Types with LEAST_OF_TYPE cells in either condition, those with most stimulated cells first."
+    after = pd.Series(labels[~of_control & (labels != "")]).value_counts()
+    before = pd.Series(labels[of_control]).value_counts()
+    return [k for k in after.index if min(after[k], before.get(k, 0)) >= LEAST_OF_TYPE]
 
 # %% ../nbs/21_uses.ipynb #shifted
 def _logs(x):
@@ -705,12 +710,7 @@ def _mean_change(values, labels, of_control, kinds):
 
 def _predicted_cells(model, z, x, labels, of_control, kind):
     "{method: log-normalised counts (cells, genes)} of predicted stimulated cells of a type."
-    enough = [
-        k
-        for k in np.unique(labels[labels != ""])
-        if k != kind
-        and min(((labels == k) & side).sum() for side in (of_control, ~of_control)) >= LEAST_OF_TYPE
-    ]
+    enough = [other for other in _types_in_both(labels, of_control) if other != kind]
     if not enough:
         raise ValueError(
             f"{kind!r} cannot be predicted: no other type has {LEAST_OF_TYPE} cells in either"
