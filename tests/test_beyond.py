@@ -251,6 +251,8 @@ def test_judges_of_real_and_invented_cells(adata, swept):
         "mutual_information",
         "log_p",
     } and real == beyond.judge_real(model, labels, seed=3)
+    learning, comparing = beyond.training_halves(model, seed=3)
+    assert sorted([*learning, *comparing]) == sorted(model.split.train)
     # the test cells themselves; no types without labels
     same = beyond.judge_cells(model, model.X[model.split.test])
     assert same["energy"] < 0 and same["library"] == same["dropout"] == 0 and "types" not in same

@@ -199,3 +199,40 @@ def private_names_of_others(path):
 )
 def test_no_module_takes_another_ones_private_names(path):
     assert list(private_names_of_others(path)) == []
+
+
+def code_of(path):
+    "The code of a notebook, without IPython's own commands."
+    code = "\n".join(source(c) for c in cells(path) if c["cell_type"] == "code")
+    return re.sub(r"^[%!].*$", "", code, flags=re.M)
+
+
+def missing_names(path):
+    "What a notebook takes from our modules that is not there, or is private."
+    tree = ast.parse(code_of(path))
+    modules = {}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        for alias in node.names:
+            if node.module == "vampsc":
+                modules[alias.asname or alias.name] = f"vampsc.{alias.name}"
+            elif node.module.startswith("vampsc."):
+                found = hasattr(importlib.import_module(node.module), alias.name)
+                if not found or alias.name.startswith("_"):
+                    yield f"{node.module}.{alias.name}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = modules.get(node.value.id)
+            if module is None:
+                continue
+            found = hasattr(importlib.import_module(module), node.attr)
+            if not found or node.attr.startswith("_"):
+                yield f"{module}.{node.attr}"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "nbs" / "analysis").glob("*.ipynb")), ids=lambda path: path.stem
+)
+def test_a_page_takes_only_public_names_that_are_there(path):
+    assert list(missing_names(path)) == []
