@@ -109,12 +109,12 @@ def test_one_hot_batches_come_with_the_counts():
         and batch.tolist() == [[0, 0, 1], [0, 1, 0]]
         and batch.dtype == np.float32
     )
-    assert Counts(sp.eye(3, format="csr")).one_hot([0]) is None
+    assert Counts(sp.eye(3, format="csr")).conditions([0]) is None
 
 
 def test_without_a_batch_key_nothing_changes(adata, trained):
     network = trained["without"].network
-    assert network.n_batches == 0 and network.decoder.body.layers[0].kernel.shape[0] == 8
+    assert network.n_conditions == 0 and network.decoder.body.layers[0].kernel.shape[0] == 8
     assert trained["decoder"].network.decoder.body.layers[0].kernel.shape[0] == 10
     assert (
         trained["decoder"].network.encoder.layers[0].kernel.shape[0]
@@ -140,11 +140,11 @@ def test_a_vamp_prior_of_one_pseudo_input_is_that_cells_posterior(adata):
     from vampsc.networks import log_normalise
 
     net.prior.pseudo_inputs.assign(log_normalise(model.X.dense(cell)))
-    net.pseudo_batch.assign(model.X.one_hot(cell))
-    x = (model.X.dense(cell), model.X.one_hot(cell))
+    net.pseudo_batch.assign(model.X.conditions(cell))
+    x = (model.X.dense(cell), model.X.conditions(cell))
     z, log_q = net.sample(net.encode_counts(x), np.ones((1, 8), "float32"))
     assert abs(float(net.kl(None, z, log_q, net.components())[0])) < 1e-4
-    net.pseudo_batch.assign(1 - model.X.one_hot(cell))
+    net.pseudo_batch.assign(1 - model.X.conditions(cell))
     assert abs(float(net.kl(None, z, log_q, net.components())[0])) > 1e-3
 
 
@@ -274,7 +274,7 @@ def test_transfer_adds_batches(adata, trained, name):
     query = adata[:200].copy()
     query.obs["lab"] = "west"
     new = model.transfer(query, max_epochs=0)
-    assert new.batches == ["north", "south", "west"] and new.network.n_batches == 3
+    assert new.batches == ["north", "south", "west"] and new.network.n_conditions == 3
     old_rows, rows = (np.asarray(m.network.decoder.body.layers[0].kernel) for m in (model, new))
     assert np.array_equal(rows[:10], old_rows) and np.allclose(rows[10], old_rows[8:].mean(0))
     assert (

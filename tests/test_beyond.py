@@ -513,13 +513,19 @@ OWN = {
     "differences": {"repetitions": 2},
     "perturbation": {"types": "beta,alpha"},
     "peers": {"methods": "vae,vamp", "python": sys.executable},
+    "integrate": {"methods": "pca,vae_batch", "python": sys.executable},
 }
 UNKNOWN = {"units": ["max_epochs"], "active_units": ["n_pseudo_inputs"]}
 # Of these a data set without labels is asked, too; of pseudo_inputs and peers one seed only, which
 # gives no interval.
 MIXED = ("both", "linear_decoder", "pseudo_inputs", "peers")
 SEEDS = {"pseudo_inputs": "0", "peers": "0"}
-JUDGED_BY = {"units": "active_units", "denoise": "poisson", "perturbation": "explained"}
+JUDGED_BY = {
+    "units": "active_units",
+    "denoise": "poisson",
+    "perturbation": "explained",
+    "integrate": "batch_mixing",
+}
 SHOWN_FOR = {"perturbation": "blood_kang_stim_2k"}
 
 

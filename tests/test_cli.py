@@ -140,6 +140,26 @@ def test_encode_batch_needs_a_batch_key(few, tmp_path):
     assert done.exit_code == 1 and "--encode-batch needs --batch-key" in done.stderr
 
 
+def test_fit_takes_covariates(few, tmp_path):
+    "Two columns of names and one of numbers; the page names them; other values are another run."
+    adata = ad.read_h5ad(few)
+    adata.obs["sex"] = ["f", "m", "m", "f"] * 25
+    adata.obs["age"] = np.arange(100.0)
+    path = tmp_path / "cells.h5ad"
+    adata.write_h5ad(path)
+    words = ["fit", path, "--model", "vae", "--out", tmp_path, "--no-umap", *TINY]
+    words += ["--categorical-covariate-keys", "sex,donor", "--continuous-covariate-keys", "age"]
+    done = invoke(*words)
+    assert done.exit_code == 0, done.output
+    run = study.read_run(tmp_path / "vae-seed0")
+    assert dict(study.settings_of(run))["covariates"] == "sex, donor, age"
+    assert models.load(run.folder / "model").architecture.n_covariates == 5
+    adata.obs["age"] = adata.obs["age"].to_numpy()[::-1]
+    adata.write_h5ad(path)
+    done = invoke(*words)
+    assert done.exit_code == 1 and "covariate age" in done.stderr
+
+
 def test_without_labels_it_is_said(few, run, tmp_path):
     words = ["fit", few, "--model", "ae", "--out", tmp_path, "--label-key", "none", *TINY]
     assert "not judged by cell types; --label-key names their column" in invoke(*words).stdout

@@ -180,6 +180,78 @@ def test_runs_are_processes(adata, tmp_path):
     assert frame.iloc[0].asw == pytest.approx(here["asw"], abs=1e-4)
 
 
+@pytest.fixture(scope="module")
+def in_batches(adata):
+    "The same cells in two batches, of which the second has no beta cells."
+    cells = adata.copy()
+    cells.obs["lab"] = np.where(np.arange(len(cells)) % 2, "north", "south")
+    cells = cells[(cells.obs["lab"] == "north") | (cells.obs["cell_type"] != "beta")].copy()
+    cells.uns["alone"] = "beta"
+    return cells
+
+
+def test_batches_are_judged_and_conditioned_on(in_batches, tmp_path, one_process):
+    frame = peers.gather(
+        **of_file(in_batches, tmp_path, methods="pca,vae_batch", seeds="0", batch_key="lab")
+    )
+    assert list(frame.variant) == ["PCA", "VAE, batch"]
+    assert frame.batch_mixing.between(0.3, 1.5).all() and frame.alone_purity.between(0.3, 1).all()
+    task = peers.Task(peers.prepare(in_batches, 0, 60, batch_key="lab"), 0, **SHAPE)
+    assert list(task.cells.obs["batch"]) == list(in_batches.obs["lab"])
+    # of principal components, by hand
+    z = peers.pca(task).latent
+    beta = (in_batches.obs["cell_type"] == "beta").to_numpy()
+    distance = ((z[beta, None] - z) ** 2).sum(-1)
+    near = np.argsort(distance, axis=1)[:, 1:16]
+    assert frame.alone_purity[0] == pytest.approx(beta[near].mean(), abs=0.01)
+
+
+@pytest.mark.parametrize("conditioned", ["decoder", "both"])
+def test_ours_are_conditioned_on_the_batch(in_batches, conditioned, monkeypatch):
+    seen = {}
+    made = peers.models.VAMP
+
+    def noted(*cells, **settings):
+        seen.update(settings)
+        return made(*cells, **settings)
+
+    monkeypatch.setattr(peers.models, "VAMP", noted)
+    cells = peers.prepare(in_batches, 0, 60, batch_key="lab")
+    fit = peers.ours("VAMP", peers.Task(cells, **SHAPE), conditioned=conditioned)
+    assert seen["batch_key"] == "batch" and seen["encode_batch"] == (conditioned == "both")
+    assert fit.latent.shape == (len(in_batches), 6) and "batch_mixing" in fit.numbers
+
+
+def test_harmony_mixes_batches_that_are_shifted(in_batches):
+    pytest.importorskip("harmonypy", reason="needs harmonypy, of the extra `peers`")
+    cells = peers.prepare(in_batches, 0, 60, batch_key="lab")
+    north = (cells.obs["batch"] == "north").to_numpy()
+    x = cells.X.toarray()
+    x[np.ix_(north, np.arange(0, 60, 2))] *= 4
+    cells.X = peers.sp.csr_matrix(x)
+    task = peers.Task(cells, **SHAPE)
+    before, after = (
+        peers.judge(how(task), task)["batch_mixing"] for how in (peers.pca, peers.harmony)
+    )
+    assert after > before + 0.2
+
+
+def test_scib_metrics_of_batches():
+    pytest.importorskip("scib_metrics", reason="needs scib-metrics, of the extra `peers`")
+    rng = np.random.default_rng(0)
+    labels = np.repeat(["a", "b", "c"], 100)
+    z = rng.normal(size=(300, 5)) + 6 * np.repeat(np.eye(5)[:3], 100, axis=0)
+    batches = np.tile(["one", "two"], 150)
+    mixed = peers.scib(z, labels, batches)
+    apart = peers.scib(z + 5 * (batches == "two")[:, None], labels, batches)
+    for name in ("ilisi", "kbet", "bras", "batch_mean"):
+        assert mixed[f"scib_{name}"] > apart[f"scib_{name}"] + 0.1
+    assert mixed["scib_total"] == pytest.approx(
+        0.6 * mixed["scib_mean"] + 0.4 * mixed["scib_batch_mean"]
+    )
+    assert "scib_ilisi" not in peers.scib(z, labels)
+
+
 def test_a_run_that_fails_is_named_after_the_others(adata, tmp_path, one_process):
     with pytest.raises(
         ValueError,
@@ -206,11 +278,16 @@ def test_what_is_wrong_is_named(tmp_path):
     (tmp_path / "python").chmod(0o755)
     with pytest.raises(
         ValueError,
-        match=(
-            "scvi-tools is not installed for .*; or leave out the methods scvi, scvi_shape, sysvi"
-        ),
+        match=("scvi-tools is not installed for .*; or leave out scvi, sysvi_batch"),
     ):
-        peers.environment(tmp_path / "python", ["scvi"])
+        peers.environment(tmp_path / "python", ["scvi", "vae", "sysvi_batch"])
+    (tmp_path / "python").write_text("#!/bin/sh\necho harmonypy\n")
+    with pytest.raises(ValueError, match="harmonypy is not installed for .*; or leave out harmony"):
+        peers.environment(tmp_path / "python", ["harmony"])
+    with pytest.raises(ValueError, match="method 'vae_batch' needs batch_key="):
+        peers.gather("pancreas", "pca,vae_batch", tmp_path)
+    with pytest.raises(ValueError, match="no column 'lab' for the batch"):
+        peers.gather("pancreas", "pca", tmp_path, python=sys.executable, batch_key="lab")
 
 
 def test_better_and_worse_by_the_paired_interval():
@@ -247,9 +324,10 @@ def test_better_and_worse_by_the_paired_interval():
 
 @needs_theirs
 @pytest.mark.slow
-@pytest.mark.parametrize("method", peers.SCVI_METHODS)
-def test_methods_of_scvi_tools(method, adata, tmp_path):
-    adata.write_h5ad(tmp_path / "cells.h5ad")
+@pytest.mark.parametrize("method", [*peers.SCVI_METHODS, "harmony"])
+def test_methods_of_other_packages(method, in_batches, tmp_path):
+    in_batches.write_h5ad(tmp_path / "cells.h5ad")
+    more = {**SHAPE, "batch_key": "lab" if method in peers.BATCH_METHODS else None}
     found = peers.gather(
         str(tmp_path / "cells.h5ad"),
         method,
@@ -258,9 +336,10 @@ def test_methods_of_scvi_tools(method, adata, tmp_path):
         str(THEIRS),
         60,
         progress=False,
-        **SHAPE,
+        **more,
     ).iloc[0]
-    assert found.epochs == SHAPE["max_epochs"] and 0 <= found.scib_mean <= 1 and found.memory_mb > 0
+    assert method == "harmony" or found.epochs == SHAPE["max_epochs"]
+    assert 0 <= found.scib_mean <= 1 and found.memory_mb > 0
     (run := next((tmp_path / "out").glob("cells/peers/*/*-seed0")) / "scib.json").write_text(
         '{"scib_mean": 7}'
     )
@@ -272,7 +351,7 @@ def test_methods_of_scvi_tools(method, adata, tmp_path):
         str(THEIRS),
         60,
         progress=False,
-        **SHAPE,
+        **more,
     ).iloc[0]
     # read, not made again
     assert run.exists() and again.scib_mean == 7 and again.asw == found.asw
@@ -351,7 +430,9 @@ print(json.dumps([peers.scib(z.astype("float32"), labels) for z in (apart, mixed
 
 def test_score_walks_the_runs_that_have_none(adata, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        peers, "scib", lambda z, labels: {"scib_mean": float(z.sum()), "scib_n": len(labels)}
+        peers,
+        "scib",
+        lambda z, labels, batches: {"scib_mean": float(z.sum()), "scib_n": len(labels)},
     )
     for seed in (0, 1):
         cells = peers.prepare(adata, seed, 60)
@@ -367,7 +448,7 @@ def test_score_walks_the_runs_that_have_none(adata, tmp_path, monkeypatch):
     kept = {p.parent.name: json.loads(p.read_text()) for p in tmp_path.glob("*/scib.json")}
     # no labels; and a run that failed is left alone
     assert kept == {"pca-seed0": {"scib_mean": 200, "scib_n": 200}, "pca-seed1": {}}
-    monkeypatch.setattr(peers, "scib", lambda z, labels: pytest.fail("once more"))
+    monkeypatch.setattr(peers, "scib", lambda *a: pytest.fail("once more"))
     peers.score([str(tmp_path)])
 
 

@@ -245,6 +245,8 @@ WRONG = [
     ("split", []),
     ("batch", {"key": "donor", "names": ["a"], "of_library": [0]}),
     ("architecture__n_batches", 2),
+    ("architecture__n_covariates", 1),
+    ("covariates", {"categorical": [["sex", ["f"]]], "continuous": [], "of_library": [[1.0]]}),
 ]
 
 
@@ -387,7 +389,11 @@ def test_models_of_older_formats_load(small, tmp_path):
         later = [
             "use_raw",
             "batch",
-            *(f"architecture__{name}" for name in ("n_batches", "encode_batch", "precision")),
+            "covariates",
+            *(
+                f"architecture__{name}"
+                for name in ("n_batches", "n_covariates", "encode_batch", "precision")
+            ),
         ]
         altered(path, format=old, **dict.fromkeys(later))
         assert np.array_equal(weights(models.load(path)), weights(models.load(small)))

@@ -302,12 +302,14 @@ def test_every_chapter_with_a_module_has_a_page():
     assert np.all([(ROOT / "vampsc" / f"{m}.py").exists() for m in exported.values()])
 
 
-def test_tests_that_would_begin_too_late_are_skipped_and_counted():
+def test_tests_that_would_begin_too_late_are_skipped_and_counted(tmp_path):
+    (tmp_path / "test_one.py").write_text("def test_one():\n    pass\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"]
+
     def summary(until):
-        command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", __file__]
         return subprocess.run(
-            [*command, "-k", "figures_need_a_text"],
-            env={**os.environ, "TESTS_UNTIL": until},
+            [*command, "-p", "conftest", "--rootdir", tmp_path, tmp_path],
+            env={**os.environ, "TESTS_UNTIL": until, "PYTHONPATH": str(ROOT / "tests")},
             capture_output=True,
             text=True,
         ).stdout

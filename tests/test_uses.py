@@ -290,3 +290,46 @@ def test_energy_distance_by_hand():
     # between: 1, sqrt 5, sqrt 5, 1; within each: 0, 2, 2, 0
     assert uses.energy_of(one, other) == pytest.approx((1 + 5**0.5) - 1 - 1, rel=1e-6)
     assert uses.energy_of(one, one) == pytest.approx(0, abs=1e-9)
+
+
+def test_made_up_batches_differ_by_technique_alone(a_run, adata, tmp_path):
+    cells, _ = a_run
+    path = uses.write_made_up_batches(cells, tmp_path / "batches.h5ad", seed=1)
+    found = organs.load(path)
+    assert set(found.obs["batch"]) == {"one", "two"}
+    before = organs.load(cells)[found.obs_names]
+    change = sparse.csr_matrix(before.X) - sparse.csr_matrix(found.X)
+    second = (found.obs["batch"] == "two").to_numpy()
+    # nothing is lost in the first, and nothing is gained anywhere
+    assert abs(change[~second]).nnz == 0 and change.min() >= 0
+    kept = found[second].to_df().sum() / before[second].to_df().sum()
+    kept = kept[before[second].to_df().sum() > 200]
+    assert (kept < 0.5).mean() == pytest.approx(0.5, abs=0.1)
+    assert kept[kept < 0.5].median() == pytest.approx(0.2, abs=0.02)
+    assert kept[kept >= 0.5].min() == 1
+    with pytest.raises(ValueError, match="was made of"):
+        uses.write_made_up_batches(cells, path, seed=2)
+
+
+def test_a_type_stays_in_one_batch(a_run, tmp_path):
+    cells, _ = a_run
+    batches = uses.write_made_up_batches(cells, tmp_path / "batches.h5ad")
+    before = organs.load(batches)
+    found = organs.load(uses.write_type_in_one_batch(batches, tmp_path / "alone.h5ad"))
+    kind = before.obs["cell_type"].value_counts().index[0]
+    assert found.uns["alone"] == kind
+    n = pd.crosstab(found.obs["cell_type"].astype(str), found.obs["batch"].astype(str))
+    most = before.obs["batch"][before.obs["cell_type"] == kind].value_counts()
+    assert n.loc[kind].max() == most.max() and n.loc[kind].min() == 0
+    others = before[before.obs["cell_type"] != kind]
+    assert found.n_obs == others.n_obs + most.max()
+    with pytest.raises(ValueError, match="'no such type' has no cells in several batches"):
+        uses.write_type_in_one_batch(batches, tmp_path / "other.h5ad", kind="no such type")
+
+
+def test_a_part_of_the_cells(a_run, tmp_path):
+    cells, _ = a_run
+    part = organs.load(uses.write_part(cells, tmp_path / "part.h5ad", "cell_type", "beta"))
+    assert set(part.obs["cell_type"]) == {"beta"} and part.n_obs > 10
+    with pytest.raises(ValueError, match="no cell has 'betta' in obs.'cell_type'.; there are"):
+        uses.write_part(cells, tmp_path / "none.h5ad", "cell_type", "betta")

@@ -161,7 +161,7 @@ def test_signatures_and_docstrings_name_all_arguments(adata, kind):
     fields = {
         f.name: f.default
         for f in dataclasses.fields(assembly.Architecture)
-        if f.name not in ("n_batches", "posterior", "prior")
+        if f.name not in ("n_batches", "n_covariates", "posterior", "prior")
     }
     assert {name: shown.parameters[name].default for name in fields} == fields
     assert {

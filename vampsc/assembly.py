@@ -42,13 +42,22 @@ class Network(keras.Model):
     of the loss.
 
     prior is None for a point posterior. beta weighs the KL term in the loss, of training and of
-    validation; get_elbo and its like always take it at 1. With n_batches, the decoder is told each
-    cell's batch, and with encode_batch the encoder too: wherever a minibatch `cells` is taken, it
-    is then a pair of the counts and the batches, one-hot (cells, n_batches).
+    validation; get_elbo and its like always take it at 1. With n_conditions, the decoder is
+    conditioned on so many columns, the covariates and batches of each cell, and with encode_batch
+    the encoder is, too: wherever a minibatch `cells` is taken, it is then a pair of the counts and
+    these columns, (cells, n_conditions).
     """
 
     def __init__(
-        self, encoder, posterior, prior, decoder, beta=1.0, seed=0, n_batches=0, encode_batch=False
+        self,
+        encoder,
+        posterior,
+        prior,
+        decoder,
+        beta=1.0,
+        seed=0,
+        n_conditions=0,
+        encode_batch=False,
     ):
         # counts, densities and the loss, whatever the layers compute in
         super().__init__(dtype="float32")
@@ -58,8 +67,8 @@ class Network(keras.Model):
         self.decoder = decoder
         self.beta = beta
         self.noise_seed = keras.random.SeedGenerator(seed)
-        self.n_batches = n_batches
-        self.encode_batch = encode_batch and n_batches > 0
+        self.n_conditions = n_conditions
+        self.encode_batch = encode_batch and n_conditions > 0
         self.pseudo_batch = None
         self.trackers = [
             keras.metrics.Mean(name, dtype="float32") for name in ("reconstruction", "kl")
@@ -71,12 +80,12 @@ class Network(keras.Model):
         # each pseudo-input is of a batch, too
         if self.encode_batch and hasattr(self.prior, "pseudo_inputs"):
             self.pseudo_batch = self.add_weight(
-                (self.prior.pseudo_inputs.shape[0], self.n_batches),
+                (self.prior.pseudo_inputs.shape[0], self.n_conditions),
                 "zeros",
                 trainable=False,
                 name="pseudo_batch",
             )
-        seen = (shape[0], shape[1] + self.encode_batch * self.n_batches)
+        seen = (shape[0], shape[1] + self.encode_batch * self.n_conditions)
         self.encoder.build(seen)
         self.posterior.build(self.encoder.compute_output_shape(seen))
         self.decoder.build((shape[0], self.n_latent))
@@ -252,8 +261,8 @@ class Network(keras.Model):
 
 # %% ../nbs/07_assembly.ipynb #network-covariates
 def counts_and_batch(cells):
-    """A minibatch as a pair: counts (cells, genes), and batches, one-hot (cells, n_batches), or
-    None.
+    """A minibatch as a pair: counts (cells, genes), and the columns of covariates and batches,
+    (cells, n_conditions), or None.
     """
     return cells if isinstance(cells, (tuple, list)) else (cells, None)
 
@@ -288,9 +297,11 @@ class Architecture:
     learn_weights: bool = False  # of its components; else 1/K each
     n_flow_steps: int = 5
     flow_hidden: tuple = (320, 320)
-    # set by batch_key: the decoder is told each cell's batch
+    # set by batch_key: the decoder is conditioned on each cell's batch
     n_batches: int = 0
-    encode_batch: bool = False  # and so is the encoder
+    # set by the covariate keys: so many columns beside the batch
+    n_covariates: int = 0
+    encode_batch: bool = False  # the encoder is conditioned on them, too
     # or "mixed_bfloat16": the layers' products; weights, densities and loss stay float32
     precision: str = "float32"
 
@@ -312,6 +323,7 @@ class Architecture:
         settle("n_flow_steps", whole_number, 1)
         settle("n_pseudo_inputs", whole_number, int(self.has_components))
         settle("n_batches", whole_number)
+        settle("n_covariates", whole_number)
         for name in ("hidden", "flow_hidden"):
             settle(name, whole_numbers)
         for name in ("l1", "l2", "beta"):
@@ -319,6 +331,11 @@ class Architecture:
         settle("dropout", real_number, least=0, below=1)
         for name in ("learn_weights", "linear_decoder", "encode_batch"):
             settle(name, flag)
+
+    @property
+    def n_conditions(self):
+        "Columns that the decoder is conditioned on: covariates, and a column for each batch."
+        return self.n_covariates + self.n_batches
 
     @property
     def has_pseudo_inputs(self):
@@ -376,10 +393,10 @@ def _built_network(a, n_genes, seed):
         a.dispersion,
         a.dropout,
         **penalty,
-        n_batches=a.n_batches,
+        n_conditions=a.n_conditions,
     )
     network = Network(
-        encoder, posterior, prior, decoder, a.beta, next(seeds), a.n_batches, a.encode_batch
+        encoder, posterior, prior, decoder, a.beta, next(seeds), a.n_conditions, a.encode_batch
     )
     network.build((None, n_genes))
     return network

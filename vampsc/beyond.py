@@ -896,6 +896,7 @@ QUESTIONS = (
     "denoise",
     "perturbation",
     "peers",
+    "integrate",
 )
 
 

@@ -248,6 +248,11 @@ def fit(
     batch_key: str = option(
         None, "Column of obs with donors or studies, on which the decoder is conditioned."
     ),
+    categorical_covariate_keys: str = option(
+        None, "Further such columns of names, as in sex,site."
+    ),
+    continuous_covariate_keys: str = option(None, "Further such columns of numbers, as in age."),
+    encode_batch: bool = flag("--encode-batch", "Condition the encoder on them, too."),
     seed: int = option(0, "Decides split, weights, order and noise."),
     layer: str = option(None, "Layer with the counts, if they are not in X."),
     use_raw: bool = flag("--use-raw", "The counts are in adata.raw."),
@@ -258,7 +263,6 @@ def fit(
     n_pseudo_inputs: int = option(
         None, "Number of components of a VAMP prior or a mixture; 500 if not given."
     ),
-    encode_batch: bool = flag("--encode-batch", "Condition the encoder, too, on the batch."),
     steps: int = STEPS,
     max_epochs: int = MAX_EPOCHS,
     learning_rate: float = INSTEAD_OF_THE_PROFILES,
@@ -301,10 +305,16 @@ def fit(
     for name, value in (("n_latent", n_latent), ("n_pseudo_inputs", n_pseudo_inputs)):
         if value is not None:
             settings[name] = value
+    for name, keys in (
+        ("categorical_covariate_keys", categorical_covariate_keys),
+        ("continuous_covariate_keys", continuous_covariate_keys),
+    ):
+        if keys:
+            settings[name] = _names(keys)
     if encode_batch:
-        if batch_key is None:
+        if not (batch_key or categorical_covariate_keys or continuous_covariate_keys):
             raise ValueError(
-                "--encode-batch needs --batch-key, the column of obs with the batches."
+                "--encode-batch needs --batch-key or covariates, on which to condition the encoder."
             )
         settings["encode_batch"] = True
     with told(as_json) as said:
@@ -879,7 +889,7 @@ def tables(
 def beyond(
     question: str = typer.Argument(
         help="units, kl_weight, both, linear_decoder, active_units, pseudo_inputs, labels,"
-        " differences, denoise, perturbation or peers."
+        " differences, denoise, perturbation, peers or integrate."
     ),
     organs: str = option(
         "pancreas", "Data sets, with commas: organs, or .h5ad files of raw counts."

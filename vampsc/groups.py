@@ -452,11 +452,10 @@ def _mean_log_expression(model, rng, X, cells, strata, samples, of_samples, pseu
     encoded = []
     for start in range(0, len(cells), batch_size):
         block = slice(start, start + batch_size)
-        some = X.batch[0][cells[block]] if model.batches else None
-        batch = model._one_hot(some) if model.batches else None
+        conditions = X.conditions(cells[block])
         counts = X[cells[block]].toarray()
-        parameters = model.network.encode_counts(counts if batch is None else (counts, batch))
-        encoded.append((block, counts, batch, parameters))
+        seen = counts if conditions is None else (counts, conditions)
+        encoded.append((block, counts, conditions, model.network.encode_counts(seen)))
     means = np.zeros((how.n_samples, len(model.genes)))
     one_more = np.zeros(len(model.genes))
     for sample, mean in enumerate(means):
@@ -466,9 +465,9 @@ def _mean_log_expression(model, rng, X, cells, strata, samples, of_samples, pseu
             else bootstrap_weights(rng, strata, samples[cells], of_samples[sample])
         )
         sums = np.zeros((4, len(model.genes)))
-        for block, counts, batch, parameters in encoded:
+        for block, counts, conditions, parameters in encoded:
             z = model.network.sample(parameters, model._noise_for(rng, parameters))[0]
-            heads = model.network.decoder(z, np.log(size[block]), batch=batch)
+            heads = model.network.decoder(z, np.log(size[block]), batch=conditions)
             mu, theta = (np.exp(np.asarray(head)) for head in heads)
             mean += weights[block] @ np.log2(mu / size[block] + np.float32(pseudocount))
             # how much a cell says of the group's mean, by the negative binomial

@@ -25,6 +25,7 @@ from vampsc.counts import (
     cell_positions,
     checked_counts,
     choice,
+    condition_columns,
     flag,
     real_number,
     whole_number,
@@ -48,7 +49,6 @@ OTHER_PACKAGES_ARGUMENTS = {
     "encode_covariates": "encode_batch=True",
     "labels_key": "a column of adata.obs, for vampsc.metrics",
     "gene_likelihood": "dispersion=; the likelihood is always negative binomial",
-    "categorical_covariate_keys": "batch_key=, one column",
     "train_size": "split=split_cells(n, validation=0.1, test=0.1) when the model is made",
     "validation_size": "split= when the model is made",
     "lr": "learning_rate=",
@@ -145,12 +145,12 @@ class Inference:
     # the MappingReport of the cells that were last handed in with adata=
     query_mapping = None
 
-    def _cells(self, adata=None, indices=None, of_batch=True):
+    def _cells(self, adata=None, indices=None, of_batch=True, of_covariates=True):
         """(Counts, positions of the cells to look at): of the model's cells, or of those of adata,
         on the model's genes.
 
         of_batch : is the batch of a cell needed, if the model knows batches? Else cells may be of
-            any, or of none.
+            any, or of none. of_covariates : the same of its covariates.
         """
         if adata is not None:
             genes.check_adata(adata)
@@ -164,25 +164,28 @@ class Inference:
         if indices is not None:
             which, cells = np.unique(cells, return_inverse=True)
             adata = genes.some_cells(adata, which)
-        X, self.query_mapping = self._take(adata, of_batch)
+        X, self.query_mapping = self._take(adata, of_batch, of_covariates)
         self._name_genes(X, adata, self.own_names.names)
         return X, cells
 
     def _encoded(self, adata, indices):
-        """The same for what looks at the posterior alone, where the batch matters only to an
-        encoder that is told it.
+        """The same for what looks at the posterior alone, where batch and covariates matter only to
+        an encoder that is conditioned on them.
         """
-        return self._cells(adata, indices, self.architecture.encode_batch)
+        needed = self.architecture.encode_batch
+        return self._cells(adata, indices, of_batch=needed, of_covariates=needed)
 
-    def _take(self, adata, of_batch=True):
-        """Counts of adata on the model's genes, with the cells' batches if the model knows batches,
-        and the mapping's report.
+    def _take(self, adata, of_batch=True, of_covariates=True):
+        """Counts of adata on the model's genes, with the cells' batches and covariates if the model
+        knows some, and the mapping's report.
         """
         X, report = checked_counts(
             adata, self.genes, self.layer, self.use_raw, of_model=self.own_names.there
         )
         if self.batches and of_batch:
             X.batch = batch_codes(adata, self.batch_key, self.batches)[0], len(self.batches)
+        if self.covariates and of_covariates:
+            X.covariates = self.covariates.columns(adata)
         X.names = adata.obs_names
         return X, report
 
@@ -713,10 +716,6 @@ class Generative(Bounds):
         """
         return ad.AnnData(matrix[:, own.order], obs, own.table(self.genes), **more)
 
-    def _one_hot(self, codes):
-        "Batches for the decoder, (cells, batches), or None for a model that knows none."
-        return np.eye(len(self.batches), dtype="float32")[codes] if self.batches else None
-
     def _code_of(self, batch):
         if not self.batches:
             raise ValueError("this model knows no batches; make it with batch_key=.")
@@ -737,9 +736,8 @@ class Generative(Bounds):
         """
         if transform_batch is not None:
             self._code_of(transform_batch)
-        return self._cells(
-            adata, indices, transform_batch is None or self.architecture.encode_batch
-        )
+        of_batch = transform_batch is None or self.architecture.encode_batch
+        return self._cells(adata, indices, of_batch)
 
     def _log_library(self, library_size, totals):
         "Logarithm of the counts per cell that are asked for: a number, or the cells' own (cells,)."
@@ -766,13 +764,17 @@ class Generative(Bounds):
         for b, x in enumerate(Batches(X, cells, batch_size)):
             parameters = self.network.encode_counts(x)
             block = slice(b * batch_size, (b + 1) * batch_size)
-            batch = self._one_hot(codes[block]) if self.batches else None
+            conditions = condition_columns(
+                None if codes is None else codes[block],
+                len(self.batches),
+                None if X.covariates is None else X.covariates[cells[block]],
+            )
             for sample in range(n_samples):
                 z = self.network.sample(parameters, self._noise_for(rng, parameters))[0]
                 yield (
                     sample,
                     block,
-                    *map(np.asarray, self.network.decoder(z, log_size[block], batch=batch)),
+                    *map(np.asarray, self.network.decoder(z, log_size[block], batch=conditions)),
                 )
 
     @verb
@@ -905,7 +907,7 @@ class Generative(Bounds):
         ----------
         n_samples : how many cells. seed : of the draws.
         batch : the name of the batch that all are of. None: each is of the batch of the training
-            cell whose library size it has.
+            cell whose library size it has. Its covariates are those of this cell, too.
 
         Returns
         -------
@@ -929,10 +931,13 @@ class Generative(Bounds):
         blocks = []
         for at in range(0, n_samples, batch_size):
             here = slice(at, at + batch_size)
-            told = self._one_hot(codes[here]) if self.batches else None
-            blocks.append(
-                _negative_binomial(rng, *self.network.decoder(z[here], log_size[here], batch=told))
+            conditions = condition_columns(
+                None if codes is None else codes[here],
+                len(self.batches),
+                None if self.library_covariates is None else self.library_covariates[like[here]],
             )
+            heads = self.network.decoder(z[here], log_size[here], batch=conditions)
+            blocks.append(_negative_binomial(rng, *heads))
         columns = {self.batch_key: np.array(self.batches)[codes]} if self.batches else None
         obs = pd.DataFrame(columns, index=np.arange(n_samples).astype(str))
         return self._in_own_order(

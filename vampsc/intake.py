@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['EMPTY_CELLS_REMEDY', 'MAX_CELLS_EXAMINED', 'mean_log_rates', 'residual_variances', 'variable_genes',
            'genes_of_column', 'is_mask', 'genes_to_keep', 'genes_present', 'name_of_layer', 'batch_name',
-           'names_of_batches', 'batch_codes', 'warn_if_alike']
+           'names_of_batches', 'batch_codes', 'warn_if_alike', 'covariate_keys', 'numbers_of_column', 'Covariates']
 
 # %% ../nbs/09_intake.ipynb #imports
+import dataclasses
 import functools
 import re
 import warnings
@@ -18,7 +19,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from . import genes
-from .counts import column_of
+from .counts import column_name, column_of
 from .networks import TARGET_SUM
 
 # %% ../nbs/09_intake.ipynb #choose-genes
@@ -259,17 +260,18 @@ def _alike(name, others):
     return next((other for other in others if other != name and plain(other) == plain(name)), None)
 
 # %% ../nbs/09_intake.ipynb #names-of-batches
-def names_of_batches(adata, key):
+def names_of_batches(adata, key, what="batch"):
     """The name of each cell's batch, a Series (cells,).
 
-    ValueError where there is none; a warning of two spellings of one.
+    what : to call a batch, in messages. ValueError where there is none; a warning of two spellings
+        of one.
     """
-    values = column_of(adata.obs, key, " for the batches").astype(object)
+    values = column_of(adata.obs, key, f" for the {what}").astype(object)
     names = values.map(batch_name, na_action="ignore")
     names = names.mask(genes.missing_labels(names))
     if n := int(names.isna().sum()):
         raise ValueError(
-            f"{n:,} of {adata.n_obs:,} cells have no {key} in obs[{key!r}]; name their batch or"
+            f"{n:,} of {adata.n_obs:,} cells have no {key} in obs[{key!r}]; name their {what} or"
             " leave them out."
         )
     spellings = pd.DataFrame({"name": names, "text": values.map(repr)}).drop_duplicates()
@@ -283,20 +285,21 @@ def names_of_batches(adata, key):
     return names
 
 # %% ../nbs/09_intake.ipynb #batch-codes-2
-def batch_codes(adata, key, names=None):
+def batch_codes(adata, key, names=None, what="batch", remedy="model.transfer(adata) learns it"):
     """The batch of each cell, an int array (cells,), and the names of the batches: those in
     obs[key], sorted, or `names`.
 
+    what : as in names_of_batches. remedy : for a name that is not among `names`.
     Names are compared as `batch_name` writes them. Raises ValueError where obs has no such column,
     or several, cells have no batch, there are as many batches as cells, or one that is not among
     `names`; warns of names that differ only by case or blanks.
     """
-    values = names_of_batches(adata, key)
+    values = names_of_batches(adata, key, what)
     own = sorted(values.unique())
     if names is None:
         if len(own) > max(1, adata.n_obs // 2):
             raise ValueError(
-                f"obs[{key!r}] has {len(own):,} values for {adata.n_obs:,} cells; a batch needs"
+                f"obs[{key!r}] has {len(own):,} values for {adata.n_obs:,} cells; a {what} needs"
                 " several cells."
             )
         for name in own:
@@ -312,7 +315,7 @@ def batch_codes(adata, key, names=None):
         ]
         raise ValueError(
             f"{key} {some} was not seen in training, which knew"
-            f" {', '.join(names)}{''.join(pairs[:1])}; model.transfer(adata) learns it."
+            f" {', '.join(names)}{''.join(pairs[:1])}; {remedy}."
         )
     return values.map(known).to_numpy(int), list(names)
 
@@ -327,3 +330,102 @@ def warn_if_alike(key, name, others):
             " makes them so.",
             stacklevel=4,
         )
+
+# %% ../nbs/09_intake.ipynb #covariate-keys
+def covariate_keys(name, keys):
+    """Names of columns as a list; one may stand alone, and None is none.
+
+    name : of the argument, to say in a message. ValueError : one is there twice, or is no name.
+    """
+    if keys is None:
+        return []
+    alone = isinstance(keys, (str, int, np.integer))
+    keys = [column_name(f"each of {name}", key) for key in ([keys] if alone else keys)]
+    if twice := sorted({str(key) for key in keys if keys.count(key) > 1}):
+        raise ValueError(f"{name} names {', '.join(twice)} twice.")
+    return keys
+
+# %% ../nbs/09_intake.ipynb #numbers-of-column
+def numbers_of_column(adata, key):
+    """A continuous covariate of each cell: float64 (cells,).
+
+    ValueError : obs[key] holds text, or has no finite number for some cells.
+    """
+    column = column_of(adata.obs, key, " for the covariate").astype(object)
+    values = pd.to_numeric(column, errors="coerce").to_numpy("float64")
+    bad = ~np.isfinite(values)
+    texts = column[bad & ~genes.missing_labels(column)]
+    texts = [value for value in texts if isinstance(value, str)]
+    if texts:
+        raise ValueError(
+            f"obs[{key!r}] holds text, such as {texts[0]!r}, where a continuous covariate is a"
+            f" number; categorical_covariate_keys=[{key!r}] takes names."
+        )
+    if n := int(bad.sum()):
+        raise ValueError(
+            f"{n:,} of {adata.n_obs:,} cells have no finite number in obs[{key!r}]; fill it in or"
+            " leave them out."
+        )
+    return values
+
+# %% ../nbs/09_intake.ipynb #covariates
+@dataclasses.dataclass(frozen=True)
+class Covariates:
+    """Columns of adata.obs that a model is conditioned on beside the batch, as numbers.
+
+    categorical : {key: its categories}; a column of 0 and 1 for each category. continuous : {key:
+        (mean, standard deviation) of the training cells}; a column of standardised values.
+    `len(covariates)` is the number of columns.
+    """
+
+    categorical: dict = dataclasses.field(default_factory=dict)
+    continuous: dict = dataclasses.field(default_factory=dict)
+
+    def __len__(self):
+        return sum(map(len, self.categorical.values())) + len(self.continuous)
+
+    @property
+    def keys(self):
+        return [*self.categorical, *self.continuous]
+
+    @classmethod
+    def of(cls, adata, categorical, continuous, train):
+        """Those of these keys of adata.obs.
+
+        train : positions of the training cells. ValueError : a column that cannot be a covariate.
+            Warns of a category without training cells, whose weights stay untrained.
+        """
+        categories = {}
+        for key in categorical:
+            codes, categories[key] = batch_codes(adata, key, what="category")
+            there = set(codes[train])
+            if absent := [name for i, name in enumerate(categories[key]) if i not in there]:
+                warnings.warn(
+                    f"{key} {', '.join(absent)} has no training cell; its cells are decoded with"
+                    " untrained weights.",
+                    stacklevel=3,
+                )
+        scales = {}
+        for key in continuous:
+            values = numbers_of_column(adata, key)[train]
+            scales[key] = float(values.mean()), float(values.std())
+            if not scales[key][1] > 0:
+                raise ValueError(
+                    f"obs[{key!r}] is {values[0]:g} in all training cells, so that nothing can be"
+                    " learnt from it; leave it out."
+                )
+        return cls(categories, scales)
+
+    def columns(self, adata):
+        """The columns of these cells: float32 (cells, columns).
+
+        ValueError : a column of obs or a value is missing, or a category was not seen in training.
+        """
+        remedy = "only a batch (batch_key) can be new to a model"
+        blocks = []
+        for key, names in self.categorical.items():
+            codes, _ = batch_codes(adata, key, names, "category", remedy)
+            blocks.append(np.eye(len(names))[codes])
+        for key, (mean, deviation) in self.continuous.items():
+            blocks.append((numbers_of_column(adata, key)[:, None] - mean) / deviation)
+        return np.concatenate(blocks, axis=1).astype("float32")

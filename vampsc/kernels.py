@@ -776,14 +776,15 @@ class Reading:
         genes), within a compiled function.
     arrays : what `rows` reads from, handed over in each call: what a TensorFlow function knows by
         itself is never freed.
-    batch : Counts.batch, the batch of each cell and their number. held : a list of what `rows`
-        reads otherwise.
+    batch : Counts.batch, the batch of each cell and their number. has_covariates : the last array
+        holds Counts.covariates. held : a list of what `rows` reads otherwise.
     """
 
     batch_size: int
     rows: object
     arrays: tuple = ()
     batch: tuple | None = None
+    has_covariates: bool = False
     held: list = dataclasses.field(default_factory=list)
 
     def let_go(self):
@@ -791,14 +792,17 @@ class Reading:
         self.held.clear()
 
     def minibatch(self, positions, arrays):
-        "What a Network takes: counts, or a pair of counts and batches, one-hot."
+        "What a Network takes: counts, or a pair of counts and the columns of `condition_columns`."
+        columns = []
+        if self.has_covariates:
+            *arrays, covariates = arrays
+            columns.append(ops.take(covariates, positions, axis=0))
+        if self.batch is not None:
+            codes, n_batches = self.batch
+            of_cells = ops.take(np.asarray(codes, "int32"), positions)
+            columns.append(ops.one_hot(of_cells, n_batches, dtype="float32"))
         counts = self.rows(positions, *arrays)
-        if self.batch is None:
-            return counts
-        codes, n_batches = self.batch
-        return counts, ops.one_hot(
-            ops.take(np.asarray(codes, "int32"), positions), n_batches, dtype="float32"
-        )
+        return (counts, ops.concatenate(columns, axis=-1)) if columns else counts
 
 # %% ../nbs/a4_speed.ipynb #reading-of
 # bytes of dense counts that are kept in memory while a model is trained
@@ -812,6 +816,15 @@ def reading_of(X, batch_size):
     That is so for counts in a file, which another thread reads ahead, on a TensorFlow GPU, and for
     counts that a JAX device cannot hold.
     """
+    reading = _reading_of_counts(X, batch_size)
+    if reading is None or X.covariates is None:
+        return reading
+    arrays = (*reading.arrays, ops.convert_to_tensor(X.covariates))
+    return dataclasses.replace(reading, arrays=arrays, has_covariates=True)
+
+
+def _reading_of_counts(X, batch_size):
+    "The same without the covariates."
     if X.source.place != "in memory":
         return None
     small = 4 * math.prod(X.shape) <= MAX_DENSE_BYTES
@@ -864,7 +877,7 @@ def _reading_on_host(X, batch_size, small):
             tf.numpy_function(read, [positions], tf.float32, stateful=False), (None, n_genes)
         )
 
-    return Reading(batch_size, rows, (), X.batch, held)
+    return Reading(batch_size, rows, (), X.batch, held=held)
 
 # %% ../nbs/a4_speed.ipynb #each-minibatch
 def number_of_minibatches(n, batch_size, lone):

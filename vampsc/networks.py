@@ -91,8 +91,9 @@ class Decoder(layers.Layer):
 
     hidden: widths of the hidden layers; empty for a linear decoder.
     dispersion: "gene-cell" (a head of its own, the paper's) or "gene" (one trained number per
-    gene). n_batches: 0, or how many batches (donors, laboratories) the cells are of; the decoder is
-    then told each cell's, one-hot (cells, n_batches), beside its z and as an offset for each gene.
+    gene). n_conditions: 0, or the number of columns that the decoder is conditioned on: one for
+    each batch (donor, laboratory), one-hot, and one for each covariate. They enter beside z, and as
+    an offset for each gene.
     Raises ValueError for another dispersion.
     """
 
@@ -105,7 +106,7 @@ class Decoder(layers.Layer):
         dropout=0.2,
         l1=5e-4,
         l2=5e-4,
-        n_batches=0,
+        n_conditions=0,
         name="decoder",
     ):
         # what it is told and gives, whatever its layers compute in
@@ -119,14 +120,14 @@ class Decoder(layers.Layer):
         else:
             self.log_dispersion = None
             self.gene_dispersion = self.add_weight((n_genes,), "zeros", name="log_theta")
-        offsets = ("log_rate_of_batch", "log_dispersion_of_batch") if n_batches else ()
-        self.n_batches = n_batches
+        offsets = ("log_rate_of_batch", "log_dispersion_of_batch") if n_conditions else ()
+        self.n_conditions = n_conditions
         self.offsets = [
-            self.add_weight((n_batches, n_genes), "zeros", name=name) for name in offsets
+            self.add_weight((n_conditions, n_genes), "zeros", name=name) for name in offsets
         ]
 
     def build(self, shape):
-        seen = (shape[0], shape[1] + self.n_batches)
+        seen = (shape[0], shape[1] + self.n_conditions)
         self.body.build(seen)
         top = self.body.compute_output_shape(seen)
         for h in filter(None, (self.log_rate, self.log_dispersion)):

@@ -30,10 +30,18 @@ from keras import ops
 
 from . import devices, files, genes
 from .assembly import Architecture, build_network
-from .counts import Split, check_split, column_name, flag, whole_number, whole_numbers
+from vampsc.counts import (
+    Split,
+    check_split,
+    column_name,
+    flag,
+    real_number,
+    whole_number,
+    whole_numbers,
+)
 from .downloads import user_path
 from .inference import verb
-from .intake import name_of_layer
+from .intake import Covariates, name_of_layer
 from .training import NewRows
 
 # %% ../nbs/12_saving.ipynb #whole-folders
@@ -383,6 +391,13 @@ class Persistence:
                 "names": self.batches,
                 "of_library": self.library_batch.tolist(),
             }
+        covariates = None
+        if self.covariates:
+            covariates = {
+                "categorical": list(self.covariates.categorical.items()),
+                "continuous": list(self.covariates.continuous.items()),
+                "of_library": self.library_covariates.tolist(),
+            }
         return {
             "format": FORMAT,
             "name": type(self).__name__,
@@ -391,6 +406,7 @@ class Persistence:
             "layer": self.layer,
             "use_raw": self.use_raw,
             "batch": batch,
+            "covariates": covariates,
             "genes": self.genes.to_dict(),
             "own_names": self.own_names.to_dict(),
             "trained": self.is_trained,
@@ -462,6 +478,8 @@ class Persistence:
         self.library = self.library[in_order]
         if self.batches:
             self._take_batches(X, train[in_order], self.library_batch[in_order])
+        if self.covariates:
+            self._take_covariates(X, train[in_order], self.library_covariates[in_order])
         self.split = Split(*(places[part] for part in self.split._parts()))
         self._own(X, adata, mapping)
 
@@ -474,6 +492,19 @@ class Persistence:
             warnings.warn(
                 f"{changed:,} of {len(train):,} training cells are of another {self.batch_key} than"
                 " when the model was trained; they are decoded as of the one that they have now.",
+                stacklevel=4,
+            )
+
+    def _take_covariates(self, X, train, covariates):
+        """Keep the covariates (cells, columns) of the training cells at these positions; warn where
+        they have others now.
+        """
+        self.library_covariates = covariates
+        if changed := int((X.covariates[train] != covariates).any(axis=1).sum()):
+            warnings.warn(
+                f"{changed:,} of {len(train):,} training cells have other covariates"
+                f" ({', '.join(map(str, self.covariates.keys))}) than when the model was trained;"
+                " they are decoded with those that they have now.",
                 stacklevel=4,
             )
 
@@ -561,6 +592,9 @@ class _Saved:
         batch = self.field(
             "batch", lambda d: _batches_of(d, architecture.n_batches, len(library)), None
         )
+        covariates = self.field(
+            "covariates", lambda d: _covariates_of(d, architecture.n_covariates, len(library)), None
+        )
         seed = self.field("seed", lambda seed: whole_number("seed", seed))
         layer = self.field("layer", name_of_layer)
         use_raw = self.field("use_raw", lambda value: flag("use_raw", value), False)
@@ -572,6 +606,7 @@ class _Saved:
         kind = class_of(name)
         model = kind.__new__(kind)
         model._assemble(architecture, space, split, seed, layer, library, use_raw, batch)
+        model.covariates, model.library_covariates = covariates
         model._marks = marks
         model.own_names = own_names
         model._began_trained = self.field("trained", lambda value: flag("trained", value), False)
@@ -664,6 +699,33 @@ def _batches_of(d, n_batches, n_cells):
         )
     return {"key": column_name("key", d["key"]), "names": names, "of_library": codes}
 
+# %% ../nbs/12_saving.ipynb #covariates-of
+def _covariates_of(d, n_covariates, n_cells):
+    """(Covariates, the columns of the training cells), or two None for a model without any.
+
+    n_covariates : columns of its network. n_cells : for training.
+    """
+    if not d:
+        found = None, None
+    else:
+        categorical = {
+            column_name("key", key): [_text(name) for name in names]
+            for key, names in d["categorical"]
+        }
+        continuous = {
+            column_name("key", key): tuple(real_number(key, number) for number in (mean, deviation))
+            for key, (mean, deviation) in d["continuous"]
+        }
+        columns = np.asarray(d["of_library"], "float32")
+        found = Covariates(categorical, continuous), columns
+        if columns.shape != (n_cells, len(found[0])) or not np.isfinite(columns).all():
+            raise ValueError(
+                f"of_library does not hold the covariates of {n_cells:,} training cells"
+            )
+    if n_covariates != len(found[0] or ()):
+        raise ValueError(f"{len(found[0] or ())} columns for n_covariates={n_covariates:,}")
+    return found
+
 # %% ../nbs/12_saving.ipynb #check-sizes
 def _check_sizes(weights, a, n_genes):
     """ValueError where no array of a weights file has a length that the Architecture `a` needs, or
@@ -674,7 +736,7 @@ def _check_sizes(weights, a, n_genes):
     """
     shapes = _shapes(weights)
     lengths = {length for shape in shapes for length in shape}
-    sizes = [("n_latent", a.n_latent, a.n_latent + a.n_batches), ("genes", n_genes, n_genes)]
+    sizes = [("n_latent", a.n_latent, a.n_latent + a.n_conditions), ("genes", n_genes, n_genes)]
     sizes += [("hidden", width, width) for width in a.hidden]
     if a.has_components:
         sizes.append(("n_pseudo_inputs", a.n_pseudo_inputs, a.n_pseudo_inputs))

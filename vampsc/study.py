@@ -37,6 +37,7 @@ from vampsc import (
     figures,
     files,
     genes,
+    intake,
     metrics,
     models,
     organs,
@@ -258,7 +259,12 @@ def configuration(adata, model, profile, seed, label_key, settings, unlabelled=N
     space = settings.get("gene_space")
     if isinstance(space, (str, Path)) and downloads.user_path(space).is_file():
         plain["gene_space"] = hash_of(downloads.user_path(space).read_bytes())
-    for what, key in (("labels", label_key), ("batches", settings.get("batch_key"))):
+    columns = {"labels": label_key, "batches": settings.get("batch_key")}
+    for kind in ("categorical", "continuous"):
+        name = f"{kind}_covariate_keys"
+        for key in intake.covariate_keys(name, settings.get(name)):
+            columns[f"covariate {key}"] = key
+    for what, key in columns.items():
         if key is not None and key in adata.obs:
             plain[what] = hash_of(*adata.obs[key])
     if words := genes.unlabelled_words(unlabelled):
@@ -1211,6 +1217,10 @@ def settings_of(run):
     split = run.cells["split"].value_counts()
     training_of = ", ".join(f"{k} {v}" for k, v in run.config["training"].items() if k != "n_genes")
     a = model["architecture"]
+    of_both_kinds = model.get("covariates") or {"categorical": [], "continuous": []}
+    covariates = [
+        str(key) for kind in ("categorical", "continuous") for key, _ in of_both_kinds[kind]
+    ]
     shape = (
         f"{a['posterior']} posterior, {a['prior']} prior, {a['n_latent']} latent units, hidden"
         f" {' and '.join(map(str, a['hidden']))}"
@@ -1231,6 +1241,7 @@ def settings_of(run):
             if model.get("batch")
             else []
         ),
+        *([("covariates", ", ".join(covariates))] if covariates else []),
         (
             "training",
             f"{training_of}; best epoch {run.metrics['best_epoch']} of {run.metrics['epochs']}",
