@@ -216,7 +216,7 @@ def test_unseen_batches_are_refused_by_name(adata, trained):
 @pytest.mark.parametrize(
     "values, message",
     [
-        (None, "no column 'lab' for the batches; there are cell_type, 3.$"),
+        (None, "no column 'lab' for the batch; there are cell_type, 3.$"),
         (["a", None] * 15, "15 of 30 cells have no lab"),
         (["a", " "] * 15, "15 of 30 cells have no lab"),
         (range(30), "30 values for 30 cells"),

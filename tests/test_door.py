@@ -236,7 +236,7 @@ def test_keys_that_are_no_names(adata):
 def test_columns_called_by_numbers(adata, tmp_path):
     numbered = adata.copy()
     numbered.obs[0] = np.repeat(["a", "b"], 30)
-    with pytest.raises(ValueError, match="no column 'Donor' for the batches; there are donor, 0"):
+    with pytest.raises(ValueError, match="no column 'Donor' for the batch; there are donor, 0"):
         models.VAE(numbered, batch_key="Donor", **SMALL)
     model = models.VAE(numbered, batch_key=np.int64(0), **SMALL)
     assert model.batches == ["a", "b"] and "batches of 0" in repr(model)

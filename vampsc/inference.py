@@ -898,6 +898,19 @@ class Generative(Bounds):
         )
         return self._in_own_order(sp.vstack(sum(drawn, []), format="csr"), obs, X.own_names)
 
+    def _drawn_at(self, z, log_size, conditions, rng, batch_size):
+        """For block after block of z (cells, units): counts that are drawn there, CSR (cells,
+        genes), and their log-means.
+
+        log_size : of each cell's size factor, float32 (cells, 1). conditions : (cells, columns), or
+            None.
+        """
+        for at in range(0, len(z), batch_size):
+            here = slice(at, at + batch_size)
+            columns = None if conditions is None else conditions[here]
+            heads = self.network.decoder(z[here], log_size[here], batch=columns)
+            yield _negative_binomial(rng, *heads), np.asarray(heads[0])
+
     @verb
     def sample_prior(self, n_samples=1000, seed=0, batch_size=512, batch=None):
         """New cells: z from the prior, library size from the training cells, counts from the
@@ -928,20 +941,13 @@ class Generative(Bounds):
         codes = self.library_batch[like] if batch is None and self.batches else None
         if batch is not None:
             codes = np.full(n_samples, self._code_of(batch))
-        blocks = []
-        for at in range(0, n_samples, batch_size):
-            here = slice(at, at + batch_size)
-            conditions = condition_columns(
-                None if codes is None else codes[here],
-                len(self.batches),
-                None if self.library_covariates is None else self.library_covariates[like[here]],
-            )
-            heads = self.network.decoder(z[here], log_size[here], batch=conditions)
-            blocks.append(_negative_binomial(rng, *heads))
+        covariates = None if self.library_covariates is None else self.library_covariates[like]
+        conditions = condition_columns(codes, len(self.batches), covariates)
+        drawn, _ = zip(*self._drawn_at(z, log_size, conditions, rng, batch_size))
         columns = {self.batch_key: np.array(self.batches)[codes]} if self.batches else None
         obs = pd.DataFrame(columns, index=np.arange(n_samples).astype(str))
         return self._in_own_order(
-            sp.vstack(blocks, format="csr"), obs, self.own_names, obsm={"z": z}
+            sp.vstack(drawn, format="csr"), obs, self.own_names, obsm={"z": z}
         )
 
     @verb

@@ -702,13 +702,6 @@ def _drawn(model, z, totals, rng):
     return rng.poisson(np.minimum(rate, 1e9))
 
 
-def _mean_change(values, labels, of_control, kinds):
-    "The mean over types of the change (features,) from control to stimulated cells."
-    after = [values[~of_control & (labels == kind)].mean(0) for kind in kinds]
-    before = [values[of_control & (labels == kind)].mean(0) for kind in kinds]
-    return np.mean(np.subtract(after, before), 0)
-
-
 def _predicted_cells(model, z, x, labels, of_control, kind):
     "{method: log-normalised counts (cells, genes)} of predicted stimulated cells of a type."
     enough = [other for other in _types_in_both(labels, of_control) if other != kind]
@@ -719,8 +712,9 @@ def _predicted_cells(model, z, x, labels, of_control, kind):
         )
     logs = _logs(x)
     before = of_control & (labels == kind)
-    change = _mean_change(logs, labels, of_control, enough)
-    delta = _mean_change(z, labels, of_control, enough)
+    others = np.isin(labels, enough)
+    of_others = ~of_control[others], labels[others], LEAST_OF_TYPE
+    change, delta = (groups.mean_change(values[others], *of_others) for values in (logs, z))
     means = {k: logs[of_control & (labels == k)].mean(0) for k in enough}
     nearest = min(enough, key=lambda k: np.abs(means[k] - logs[before].mean(0)).sum())
     totals = x[before].sum(1)
