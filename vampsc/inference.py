@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SMALLEST_INTEGERS', 'FLAGS', 'OTHER_PACKAGES_ARGUMENTS', 'COMPILE_FROM_VALUES', 'COMPILE_FROM_CALLS',
-           'COMPILED_METHODS', 'suggestion', 'verb', 'Inference', 'importance_bound', 'log_odds_of_both', 'Bounds',
-           'Generative']
+           'COMPILED_METHODS', 'suggestion', 'verb', 'Inference', 'importance_bound', 'log_odds_of_both', 'Elbo',
+           'MarginalLikelihood', 'KLPerUnit', 'Bounds', 'Expression', 'Redrawn', 'Sampling', 'Generative']
 
 # %% ../nbs/10_inference.ipynb #imports
 import functools
@@ -126,21 +126,9 @@ def _standard_error(values):
     "Of the mean over cells; NaN for a single cell."
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
 
-# %% ../nbs/10_inference.ipynb #inference
-COMPILE_FROM_VALUES = 1e8  # cells x genes x draws; or so many calls for minibatches of 512
-COMPILE_FROM_CALLS = 20
-COMPILED_METHODS = (
-    "encode_counts",
-    "sample",
-    "terms_at",
-    "log_weight",
-    "log_weight_of_both",
-    "reconstruction",
-)
-
-
-class Inference:
-    "Verbs that look at cells: mixed into CountAutoencoder."
+# %% ../nbs/10_inference.ipynb #cells-of-a-verb
+class _Cells:
+    "Which cells a verb looks at, on the genes of the model: mixed into CountAutoencoder."
 
     # the MappingReport of the cells that were last handed in with adata=
     query_mapping = None
@@ -208,6 +196,36 @@ class Inference:
         )
         return X.own_names
 
+    def _own_counts(self):
+        if self.X is None:
+            raise ValueError("this model was loaded without its data; hand cells in with adata=.")
+        if self.X.changed():
+            raise ValueError(
+                "the counts that this model was made of were changed since, perhaps normalised in"
+                " place; make the model of a copy, as in VAMP(adata.copy()), or hand the raw counts"
+                " in with adata=."
+            )
+        return self.X
+
+# %% ../nbs/10_inference.ipynb #passes
+COMPILE_FROM_VALUES = 1e8  # cells x genes x draws; or so many calls for minibatches of 512
+COMPILE_FROM_CALLS = 20
+COMPILED_METHODS = (
+    "encode_counts",
+    "sample",
+    "terms_at",
+    "log_weight",
+    "log_weight_of_both",
+    "reconstruction",
+)
+
+
+class _Passes(_Cells):
+    "The network as verbs use it: mixed into CountAutoencoder."
+
+    # loaded: it was transferred, and has no history of its own
+    _began_trained = False
+
     @property
     def is_trained(self):
         "Has this model, or the one that it was transferred from, been trained? One step is enough."
@@ -215,9 +233,6 @@ class Inference:
         by_steps = optimizer is not None and int(ops.convert_to_numpy(optimizer.iterations)) > 0
         transferred = any(isinstance(value, float) for value in self._origin)
         return bool(len(self.history) or by_steps or self._began_trained or transferred)
-
-    # loaded: it was transferred, and has no history of its own
-    _began_trained = False
 
     def _warn_untrained(self, what):
         if self.is_trained:
@@ -246,17 +261,6 @@ class Inference:
             known[path] = self.network, kernels.traced(self.network, COMPILED_METHODS)
         return known[path][1]
 
-    def _own_counts(self):
-        if self.X is None:
-            raise ValueError("this model was loaded without its data; hand cells in with adata=.")
-        if self.X.changed():
-            raise ValueError(
-                "the counts that this model was made of were changed since, perhaps normalised in"
-                " place; make the model of a copy, as in VAMP(adata.copy()), or hand the raw counts"
-                " in with adata=."
-            )
-        return self.X
-
     def _noise_for(self, rng, parameters):
         return rng.standard_normal((parameters[0].shape[0], self.network.n_latent)).astype(
             "float32"
@@ -271,6 +275,10 @@ class Inference:
             for _ in range(n_mc_samples)
         )
         return sum(draws) / n_mc_samples
+
+# %% ../nbs/10_inference.ipynb #inference
+class Inference(_Passes):
+    "Verbs that look at cells and need no prior: mixed into CountAutoencoder."
 
     @verb
     def get_latent_representation(
@@ -413,9 +421,9 @@ def log_odds_of_both(draws):
     with np.errstate(divide="ignore"):
         return np.log(twice).astype("float32")
 
-# %% ../nbs/10_inference.ipynb #bounds
-class Bounds(Inference):
-    "Verbs that say how probable cells are: mixed into CountAutoencoder."
+# %% ../nbs/10_inference.ipynb #elbo
+class Elbo(Inference):
+    "The prior's components and the ELBO: mixed into CountAutoencoder."
 
     def _components(self):
         if self.network.prior is None:
@@ -464,6 +472,10 @@ class Bounds(Inference):
             "reconstruction": float(reconstruction.mean()),
             "kl": float(kl.mean()),
         }
+
+# %% ../nbs/10_inference.ipynb #marginal-likelihood
+class MarginalLikelihood(Elbo):
+    "The bound of several draws: mixed into CountAutoencoder."
 
     @verb
     def get_marginal_ll(
@@ -544,6 +556,10 @@ class Bounds(Inference):
                 " draws; take VAE or VAMP."
             )
 
+# %% ../nbs/10_inference.ipynb #kl-per-unit
+class KLPerUnit(MarginalLikelihood):
+    "The KL term, unit by unit: mixed into CountAutoencoder."
+
     @verb
     def get_kl_per_unit(self, adata=None, indices=None, n_mc_samples=5, seed=0, batch_size=512):
         """The KL term of the ELBO divided among the latent units, in nats, mean over cells.
@@ -581,6 +597,10 @@ class Bounds(Inference):
                 units += np.sum(by_unit, axis=0, dtype="float64") / n_mc_samples
                 component += float(np.sum(price)) / n_mc_samples
         return units / n, component / n
+
+# %% ../nbs/10_inference.ipynb #bounds
+class Bounds(KLPerUnit):
+    "The KL term, divided by cells; with the verbs above, all that need a prior and decode nothing."
 
     @verb
     def get_aggregate_kl(self, adata=None, indices=None, n_mc_samples=5, seed=0, batch_size=512):
@@ -631,9 +651,9 @@ class Bounds(Inference):
             "log_n_cells": float(np.log(len(cells))),
         }
 
-# %% ../nbs/10_inference.ipynb #generative
-class Generative(Bounds):
-    "Verbs that make cells or their expression: mixed into CountAutoencoder."
+# %% ../nbs/10_inference.ipynb #gene-names
+class _GeneNames(Bounds):
+    "The names of genes in what verbs return: mixed into CountAutoencoder."
 
     @property
     def gene_table(self):
@@ -716,6 +736,10 @@ class Generative(Bounds):
         """
         return ad.AnnData(matrix[:, own.order], obs, own.table(self.genes), **more)
 
+# %% ../nbs/10_inference.ipynb #expression
+class _Decoded(_GeneNames):
+    "What the decoder makes of cells, as of their batch or of another: mixed into CountAutoencoder."
+
     def _code_of(self, batch):
         if not self.batches:
             raise ValueError("this model knows no batches; make it with batch_key=.")
@@ -776,6 +800,10 @@ class Generative(Bounds):
                     block,
                     *map(np.asarray, self.network.decoder(z, log_size[block], batch=conditions)),
                 )
+
+# %% ../nbs/10_inference.ipynb #normalized-expression
+class Expression(_Decoded):
+    "Denoised expression: mixed into CountAutoencoder."
 
     @verb
     def get_normalized_expression(
@@ -863,6 +891,19 @@ class Generative(Bounds):
         values[:, column >= 0] = expression.to_numpy()[:, column[column >= 0]]
         return pd.DataFrame(values, index=expression.index, columns=X.column_names)
 
+# %% ../nbs/10_inference.ipynb #negative-binomial
+def _negative_binomial(rng, log_mu, log_theta):
+    "Counts drawn by a gamma, then Poisson: CSR float32 (cells, genes)."
+    log_mu = np.asarray(log_mu, "float64")
+    log_theta = np.asarray(log_theta, "float64")
+    return sp.csr_matrix(
+        rng.poisson(rng.gamma(np.exp(log_theta), np.exp(log_mu - log_theta))).astype("float32")
+    )
+
+# %% ../nbs/10_inference.ipynb #redrawn
+class Redrawn(Expression):
+    "Cells drawn again: mixed into CountAutoencoder."
+
     @verb
     def posterior_predictive_sample(
         self, adata=None, indices=None, n_samples=1, transform_batch=None, seed=0, batch_size=512
@@ -897,6 +938,10 @@ class Generative(Bounds):
             index=[f"{name}-{i}" for name, i in zip(names, sample)],
         )
         return self._in_own_order(sp.vstack(sum(drawn, []), format="csr"), obs, X.own_names)
+
+# %% ../nbs/10_inference.ipynb #sampling
+class Sampling(Redrawn):
+    "New cells from the prior: mixed into CountAutoencoder."
 
     def _drawn_at(self, z, log_size, conditions, rng, batch_size):
         """For block after block of z (cells, units): counts that are drawn there, CSR (cells,
@@ -950,6 +995,10 @@ class Generative(Bounds):
             sp.vstack(drawn, format="csr"), obs, self.own_names, obsm={"z": z}
         )
 
+# %% ../nbs/10_inference.ipynb #generative
+class Generative(Sampling):
+    "What prior and decoder hold; with the verbs above, all of this chapter."
+
     @verb
     def pseudo_inputs(self):
         """The pseudo-inputs of a VAMP prior as cells.
@@ -999,12 +1048,3 @@ class Generative(Bounds):
         own = self.own_names
         units = [f"z{d}" for d in range(len(weights))]
         return pd.DataFrame(weights.T[own.order], index=own.names[own.order], columns=units)
-
-# %% ../nbs/10_inference.ipynb #negative-binomial
-def _negative_binomial(rng, log_mu, log_theta):
-    "Counts drawn by a gamma, then Poisson: CSR float32 (cells, genes)."
-    log_mu = np.asarray(log_mu, "float64")
-    log_theta = np.asarray(log_theta, "float64")
-    return sp.csr_matrix(
-        rng.poisson(rng.gamma(np.exp(log_theta), np.exp(log_mu - log_theta))).astype("float32")
-    )

@@ -902,17 +902,9 @@ def quiet_about_tracing():
     finally:
         tf.get_logger().removeFilter(shown)
 
-# %% ../nbs/08_training.ipynb #run
-class Run:
-    """A training run of a Network on counts, on one device or on those of `devices.all_devices`.
-
-    X : Counts or any layout (cells, genes). split : a Split; trains on .train, watches .validation.
-        profile : a Profile.
-    seed : decides the order of the cells. progress : show losses and time left. callbacks : more
-        Keras callbacks.
-    label : what to call it. checkpoint, identity, earlier : as in Checkpoint. resume : go on from
-        the file, if it is there.
-    """
+# %% ../nbs/08_training.ipynb #prepared
+class _Prepared:
+    "What a training run needs before its first step: the base of Run, with its arguments."
 
     def __init__(
         self,
@@ -959,26 +951,6 @@ class Run:
         )
         return pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="epoch"))
 
-    def go(self):
-        """Train to the end. The network ends with its best weights, also where Ctrl-C interrupts;
-        `interrupted` then is true.
-
-        Raises ValueError where the checkpoint is damaged or of another run, OSError where it cannot
-        be written, and
-        FloatingPointError where the loss goes wrong, and does so again at half the learning rate.
-            BlockingIOError : another
-        process writes to the checkpoint.
-        """
-        try:
-            with self._alone():
-                devices.spread(self._go)(self.network)
-        finally:
-            forget_compiled(self.network)
-            self.compiled = None
-            for batches in self.inputs:
-                batches.let_go()
-        return self
-
     def _alone(self):
         "A context in which the checkpoint, if there is one, is this process's."
         path = self.checkpoint[0]
@@ -987,19 +959,6 @@ class Run:
             if path is None or not devices.is_first()
             else files.alone(path, wait=False)
         )
-
-    def _go(self, network):
-        self._prepare()
-        try:
-            self._go_or_try_again()
-        except KeyboardInterrupt:
-            rows = self.state.rows
-            self.interrupted = True
-            self.state.restore_best()
-            self.state.rows = rows
-        except FloatingPointError:
-            self.state.restore_best()
-            raise
 
     def _prepare(self):
         "The optimiser, the state, the batches and the callbacks."
@@ -1084,6 +1043,10 @@ class Run:
             # a callback may hold them
             kernels.own_memory(self.network.trainable_variables)
 
+# %% ../nbs/08_training.ipynb #retried
+class _Retried(_Prepared):
+    "Training by Keras' fit or by compiled steps, once more after a loss that is not finite."
+
     def _fit(self, callbacks, epochs):
         done = len(self.state.rows)
         if self.state.notes["stopped"] or done >= epochs:
@@ -1161,6 +1124,51 @@ class Run:
         finally:
             self.state.frozen = False
         return ""
+
+# %% ../nbs/08_training.ipynb #run
+class Run(_Retried):
+    """A training run of a Network on counts, on one device or on those of `devices.all_devices`.
+
+    X : Counts or any layout (cells, genes). split : a Split; trains on .train, watches .validation.
+        profile : a Profile.
+    seed : decides the order of the cells. progress : show losses and time left. callbacks : more
+        Keras callbacks.
+    label : what to call it. checkpoint, identity, earlier : as in Checkpoint. resume : go on from
+        the file, if it is there.
+    """
+
+    def go(self):
+        """Train to the end. The network ends with its best weights, also where Ctrl-C interrupts;
+        `interrupted` then is true.
+
+        Raises ValueError where the checkpoint is damaged or of another run, OSError where it cannot
+        be written, and
+        FloatingPointError where the loss goes wrong, and does so again at half the learning rate.
+            BlockingIOError : another
+        process writes to the checkpoint.
+        """
+        try:
+            with self._alone():
+                devices.spread(self._go)(self.network)
+        finally:
+            forget_compiled(self.network)
+            self.compiled = None
+            for batches in self.inputs:
+                batches.let_go()
+        return self
+
+    def _go(self, network):
+        self._prepare()
+        try:
+            self._go_or_try_again()
+        except KeyboardInterrupt:
+            rows = self.state.rows
+            self.interrupted = True
+            self.state.restore_best()
+            self.state.rows = rows
+        except FloatingPointError:
+            self.state.restore_best()
+            raise
 
 # %% ../nbs/08_training.ipynb #fit
 def fit(network, X, split, profile, **settings):
