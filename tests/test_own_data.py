@@ -240,6 +240,19 @@ def test_a_model_that_the_paper_did_not_have(own, tmp_path):
     assert "VAMPIAF" in page
 
 
+def test_verdicts_on_own_data_say_nothing_of_the_papers_organs(own):
+    runs, _ = tables.gather(own.parent)
+    judged = tables.verdicts(runs)
+    over = tables.over_organs(judged)
+    for table in (judged, over):
+        left = tables.without_the_paper(table, runs)
+        assert not {*left} & {*tables.OF_THE_PAPER} and {*tables.OF_THE_PAPER} & {*table}
+        assert left["verdict"].equals(table["verdict"])
+        # an organ of the paper among them keeps all
+        both = pd.concat([runs, runs.assign(paper_organ="liver")])
+        assert tables.without_the_paper(table, both) is table
+
+
 def test_orders_of_nothing_has_its_columns():
     nothing = tables.orders(pd.DataFrame(columns=tables.BESIDE))
     assert len(nothing) == 0 and "what can be compared" in nothing and "pairs alike" in nothing

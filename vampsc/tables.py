@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['PAPER_MODELS', 'GENERATIVE', 'IN_TABLE_1', 'IN_TABLE_2', 'METRICS', 'ENOUGH_PATIENCE', 'READ', 'NO_RUNS',
            'PAPER_GENES', 'PAPERS_DATA', 'CAVEATS', 'AS_IT_IS', 'INTERVAL', 'NOISE', 'BESIDE', 'ORDERS', 'VAE_AND_IAF',
-           'FEWER', 'CLAIMS', 'HOLDS', 'FAILS', 'OPEN', 'NOT_HERE', 'UNTESTED', 'EITHER_WAY', 'TEMPLATE', 'WRITTEN',
-           'printed', 'paper_tables', 'co_variation', 'profile_of', 'unlike_the_paper', 'paper_organ', 'training_end',
-           'gather', 'tested_otherwise', 'missing', 'overview', 'caveats', 'interval', 'test_ratio', 'summarise',
-           'marks', 'table_1', 'table_2', 'Html', 'show_words', 'in_markdown', 'show', 'noise_said', 'beside_the_paper',
-           'why_nothing_beside', 'orders', 'show_beside', 'Claim', 'decide', 'p_value', 'holm', 'verdicts',
-           'over_organs', 'why_no_verdict', 'seeds_to_decide', 'what_it_would_take', 'figure_1', 'figure_2', 'make']
+           'FEWER', 'CLAIMS', 'HOLDS', 'FAILS', 'OPEN', 'NOT_HERE', 'UNTESTED', 'EITHER_WAY', 'OF_THE_PAPER',
+           'TEMPLATE', 'WRITTEN', 'printed', 'paper_tables', 'co_variation', 'profile_of', 'unlike_the_paper',
+           'paper_organ', 'training_end', 'gather', 'tested_otherwise', 'missing', 'overview', 'caveats', 'interval',
+           'test_ratio', 'summarise', 'marks', 'table_1', 'table_2', 'Html', 'show_words', 'in_markdown', 'show',
+           'noise_said', 'beside_the_paper', 'why_nothing_beside', 'orders', 'show_beside', 'Claim', 'decide',
+           'p_value', 'holm', 'verdicts', 'over_organs', 'why_no_verdict', 'without_the_paper', 'seeds_to_decide',
+           'what_it_would_take', 'figure_1', 'figure_2', 'make']
 
 # %% ../nbs/19_tables.ipynb #imports
 import dataclasses
@@ -1487,6 +1488,19 @@ EITHER_WAY = ["as claimed", "not as claimed"]
 def _share(directions):
     known = directions[directions.isin(EITHER_WAY)]
     return f"{(known == 'as claimed').sum()} of {len(known)}" if len(known) else "-"
+
+# %% ../nbs/19_tables.ipynb #without-the-paper
+OF_THE_PAPER = ("in the paper", "agrees with the paper's table", "beside the paper")
+
+
+def without_the_paper(frame, runs):
+    """A table of verdicts; without the columns about the paper's own organs where the study has
+    none of them, as on one's own data.
+
+    frame : of `verdicts` or `over_organs`. runs : of `gather`.
+    """
+    of_paper = "paper_organ" in runs and runs["paper_organ"].notna().any()
+    return frame if of_paper else frame.drop(columns=frame.columns.intersection(OF_THE_PAPER))
 
 # %% ../nbs/19_tables.ipynb #beside-over
 def _beside_over(organs):
