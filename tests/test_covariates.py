@@ -1,7 +1,9 @@
 """Covariates beside the batch: columns of names and of numbers that a model is conditioned on."""
 
 import copy
+import json
 import pickle
+import warnings
 
 import anndata as ad
 import numpy as np
@@ -183,6 +185,40 @@ def test_a_run_goes_on_only_with_the_same_covariates(adata, tmp_path):
         other.train("paper", **longer, checkpoint=path, resume=True)
 
 
+def test_other_covariates_are_said_and_the_same_in_other_numbers_are_not(adata, trained, tmp_path):
+    trained.save(tmp_path / "model")
+    rounded = adata.copy()
+    rounded.obs["age"] = adata.obs["age"].astype("float32")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        models.load(tmp_path / "model", rounded)
+    description = json.loads((tmp_path / "model" / "model.json").read_text())
+    codes = description["covariates"]["of_library"][0]
+    names = description["covariates"]["categorical"][0][1]
+    train = adata.obs["sex"].iloc[trained.split.train]
+    assert [names[code] for code in codes] == list(train)
+
+
+def test_invented_cells_have_covariates_of_training_cells(adata, trained):
+    for batch in (None, "d2"):
+        cells = trained.sample_prior(40, seed=3, batch=batch)
+        columns = ["sex", "site", "age", "donor"]
+        known = adata.obs[columns].iloc[trained.split.train].round({"age": 2})
+        found = cells.obs[columns].astype({"age": float}).round({"age": 2})
+        assert len(found.merge(known.drop_duplicates(), on=columns)) >= 39
+        if batch:
+            assert set(found["donor"]) == {"d2"}
+        assert np.isfinite(trained.get_elbo(cells)["elbo"])
+
+
+def test_numbers_far_from_the_training_cells_are_said(adata, trained):
+    far = adata[:5].copy()
+    far.obs["age"] = [1e200, 40, 50, -999, 60]
+    with pytest.warns(UserWarning, match="in 2 of 5 cells obs.'age'. lies more than 10 standard"):
+        expression = trained.get_normalized_expression(far)
+    assert np.isfinite(expression.to_numpy()).all()
+
+
 def test_transfer_adds_batches_and_keeps_covariates(adata, trained):
     query = adata[:60].copy()
     query.obs["donor"] = "d3"
@@ -213,12 +249,18 @@ def test_transfer_adds_batches_and_keeps_covariates(adata, trained):
         (dict(categorical_covariate_keys=["sex", "sex"]), "names sex twice"),
         (dict(categorical_covariate_keys="sex", batch_key="sex"), "'sex'.* is named twice"),
         (dict(categorical_covariate_keys=[["sex"]]), "each of categorical_covariate_keys"),
+        (dict(continuous_covariate_keys=3.5), "each of continuous_covariate_keys must be the name"),
+        (dict(categorical_covariate_keys=b"sex"), "each of categorical_covariate_keys must be"),
+        (dict(continuous_covariate_keys="tenth"), "is 0.1 in all training cells"),
+        (dict(continuous_covariate_keys="day"), "holds datetime64.*days since the first"),
     ],
 )
 def test_columns_that_are_no_covariates(adata, settings, message):
     cells = adata.copy()
     cells.obs["gap"] = [np.nan, 1.5] * 120
     cells.obs["same"] = 7
+    cells.obs["tenth"] = 0.1
+    cells.obs["day"] = pd.Timestamp("2026-01-01")
     cells.obs["hole"] = ["NA", "x"] * 120
     with pytest.raises(ValueError, match=message):
         models.VAE(cells, **settings, **TINY)

@@ -288,6 +288,13 @@ def test_what_is_wrong_is_named(tmp_path):
         peers.gather("pancreas", "pca,vae_batch", tmp_path)
     with pytest.raises(ValueError, match="no column 'lab' for the batch"):
         peers.gather("pancreas", "pca", tmp_path, python=sys.executable, batch_key="lab")
+    one = organs.load("pancreas")[:60].copy()
+    one.obs["lab"] = "north"
+    one.write_h5ad(tmp_path / "one.h5ad")
+    with pytest.raises(ValueError, match="obs.'lab'. has one value, 'north'"):
+        peers.gather(
+            str(tmp_path / "one.h5ad"), "pca", tmp_path, python=sys.executable, batch_key="lab"
+        )
 
 
 def test_better_and_worse_by_the_paired_interval():

@@ -246,7 +246,8 @@ WRONG = [
     ("batch", {"key": "donor", "names": ["a"], "of_library": [0]}),
     ("architecture__n_batches", 2),
     ("architecture__n_covariates", 1),
-    ("covariates", {"categorical": [["sex", ["f"]]], "continuous": [], "of_library": [[1.0]]}),
+    ("covariates", {"categorical": [["sex", ["f"]]], "continuous": [], "of_library": [[0]]}),
+    ("covariates", {"categorical": [], "continuous": [["age", [40, 0]]], "of_library": [[0]]}),
 ]
 
 
@@ -391,10 +392,7 @@ def test_models_of_older_formats_load(small, tmp_path):
             "use_raw",
             "batch",
             "covariates",
-            *(
-                f"architecture__{name}"
-                for name in ("n_batches", "n_covariates", "encode_batch", "precision")
-            ),
+            *(f"architecture__{name}" for name in ("n_batches", "encode_batch", "precision")),
         ]
         altered(path, format=old, **dict.fromkeys(later))
         assert np.array_equal(weights(models.load(path)), weights(models.load(small)))

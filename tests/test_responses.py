@@ -139,6 +139,7 @@ def test_cells_of_batches_are_decoded_as_of_their_own(without, control_b):
         (dict(control="control"), "no cell is control: obs.'condition'. has ctrl, stim, not"),
         (dict(perturbed="stimm"), "no cell is perturbed: .* not perturbed='stimm'"),
         (dict(groupby="type"), "no column 'type' for the groups"),
+        (dict(perturbed="ctrl"), "control and perturbed are both 'ctrl'"),
         (dict(at_least=1000), "no group has 1000 control cells"),
         (dict(at_least=0), "at_least must be a whole number of at least 1"),
     ],
@@ -147,3 +148,19 @@ def test_what_cannot_be_is_named(trained, without, control_b, given, message):
     settings = {"condition": "condition", "control": "ctrl", **given}
     with pytest.raises(ValueError, match=message):
         trained.predict_response(control_b, without, **settings)
+
+
+def test_a_model_that_is_conditioned_on_the_condition_is_refused(without, control_b):
+    for key in ("batch_key", "categorical_covariate_keys"):
+        model = models.VAE(without, gene_space=None, hidden=(8,), n_latent=3, **{key: "condition"})
+        model.train(max_epochs=1, progress=False)
+        with pytest.raises(ValueError, match="is conditioned on 'condition', which takes the resp"):
+            model.predict_response(control_b, without, "condition", "ctrl")
+
+
+def test_conditions_that_are_numbers(without, trained, control_b):
+    numbers = without.copy()
+    numbers.obs["condition"] = (without.obs["condition"] == "stim").astype(float)
+    found = trained.predict_response(control_b, numbers, "condition", 0, groupby="cell_type")
+    same = trained.predict_response(control_b, without, "condition", "ctrl", groupby="cell_type")
+    assert np.array_equal(found.obsm["z"], same.obsm["z"])

@@ -19,6 +19,7 @@ from sklearn.neighbors import NearestNeighbors
 from . import genes
 from .counts import cell_positions, column_name, column_of, real_number, whole_number
 from .inference import Generative, verb
+from .intake import batch_name
 from .networks import TARGET_SUM
 
 # %% ../nbs/11_groups.ipynb #usual-distances
@@ -561,15 +562,17 @@ def mean_change(values, perturbed, groups=None, at_least=20):
 def _perturbed(reference, condition, control, perturbed):
     """Which cells of the reference are perturbed, and which take part: two masks.
 
-    ValueError : no such column, or no cell of either kind.
+    ValueError : no such column, no cell of either kind, or one name for both.
     """
     values = column_of(reference.obs, condition, " for the condition").astype(object)
-    values = values.where(values.isna(), values.astype(str)).to_numpy()
-    of_control = values == str(control)
+    values = values.map(batch_name, na_action="ignore").to_numpy(object)
+    if perturbed is not None and batch_name(perturbed) == batch_name(control):
+        raise ValueError(f"control and perturbed are both {control!r}.")
+    of_control = values == batch_name(control)
     of_perturbed = (
         ~of_control & ~genes.missing_labels(values)
         if perturbed is None
-        else values == str(perturbed)
+        else values == batch_name(perturbed)
     )
     for name, which in (("control", of_control), ("perturbed", of_perturbed)):
         if not which.any():
@@ -624,11 +627,17 @@ class Responses(Generative):
         Raises
         ------
         ValueError : a column, a condition or a gene that is not there; no group with at_least cells
-            in either condition; with encode_batch or batches, a batch that the model does not know.
+            in either condition; a batch or a category that the model does not know, or no such
+            column; a model that is conditioned on the condition itself.
         """
         genes.check_adata(adata)
         genes.check_adata(reference)
         self._warn_untrained("the response is that of")
+        if condition == self.batch_key or condition in getattr(self.covariates, "keys", ()):
+            raise ValueError(
+                f"this model is conditioned on {condition!r}, which takes the response out of its"
+                " latent space; make it without this key to predict a response."
+            )
         after, used = _perturbed(reference, condition, control, perturbed)
         groups = None
         if groupby is not None:
@@ -743,6 +752,9 @@ class Groups(Responses):
         batch_size=512,
     ):
         """Which genes differ in expression between two groups of cells, how much, and how surely.
+
+        Cells are decoded as of their own batch and covariates. Batches are in equal parts in both
+        groups; covariates are as they are, and where the groups differ in them, so may the genes.
 
         Compared is the mean log2 expression of the groups: what the decoder expects, corrected by
         what the group's counts are of that. A sample is a draw of z for each cell, and new weights

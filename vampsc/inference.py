@@ -956,6 +956,16 @@ class Sampling(Redrawn):
             heads = self.network.decoder(z[here], log_size[here], batch=columns)
             yield _negative_binomial(rng, *heads), np.asarray(heads[0])
 
+    def _training_cells_like(self, batch, n_samples, rng):
+        """Which training cells give new ones their library size, batch and covariates: positions
+        among them, (n_samples,).
+        """
+        like = rng.integers(len(self.library), size=n_samples)
+        if batch is None or not self.covariates:
+            return like
+        of_batch = np.flatnonzero(self.library_batch == self._code_of(batch))
+        return rng.choice(of_batch, n_samples) if len(of_batch) else like
+
     @verb
     def sample_prior(self, n_samples=1000, seed=0, batch_size=512, batch=None):
         """New cells: z from the prior, library size from the training cells, counts from the
@@ -965,13 +975,14 @@ class Sampling(Redrawn):
         ----------
         n_samples : how many cells. seed : of the draws.
         batch : the name of the batch that all are of. None: each is of the batch of the training
-            cell whose library size it has. Its covariates are those of this cell, too.
+            cell whose library size it has. Covariates are those of this cell, too, which with
+            `batch` is one of that batch.
 
         Returns
         -------
         AnnData (n_samples, genes) of counts, CSR float32, with the draws in obsm["z"] and, where
-        there are batches, theirs in obs. Genes are named and ordered as in the model's data
-        (model.gene_table); model.genes.map(cells)[0] has them in the order of model.X.
+        there are batches or covariates, theirs in obs. Genes are named and ordered as in the
+        model's data (model.gene_table); model.genes.map(cells)[0] has them in the order of model.X.
 
         Raises
         ------
@@ -981,7 +992,7 @@ class Sampling(Redrawn):
         components = self._components()
         self._warn_untrained("the cells are invented with")
         z = self.network.prior.sample(n_samples, self.network.n_latent, components, rng)
-        like = rng.integers(len(self.library), size=n_samples)
+        like = self._training_cells_like(batch, n_samples, rng)
         log_size = np.log(self.library[like, None] / TARGET_SUM).astype("float32")
         codes = self.library_batch[like] if batch is None and self.batches else None
         if batch is not None:
@@ -991,6 +1002,8 @@ class Sampling(Redrawn):
         drawn, _ = zip(*self._drawn_at(z, log_size, conditions, rng, batch_size))
         columns = {self.batch_key: np.array(self.batches)[codes]} if self.batches else None
         obs = pd.DataFrame(columns, index=np.arange(n_samples).astype(str))
+        if covariates is not None:
+            obs = obs.assign(**self.covariates.values_of(covariates))
         return self._in_own_order(
             sp.vstack(drawn, format="csr"), obs, self.own_names, obsm={"z": z}
         )

@@ -339,7 +339,7 @@ def covariate_keys(name, keys):
     """
     if keys is None:
         return []
-    alone = isinstance(keys, (str, int, np.integer))
+    alone = isinstance(keys, (str, bytes)) or not np.iterable(keys)
     keys = [column_name(f"each of {name}", key) for key in ([keys] if alone else keys)]
     if twice := sorted({str(key) for key in keys if keys.count(key) > 1}):
         raise ValueError(f"{name} names {', '.join(twice)} twice.")
@@ -351,7 +351,13 @@ def numbers_of_column(adata, key):
 
     ValueError : obs[key] holds text, or has no finite number for some cells.
     """
-    column = column_of(adata.obs, key, " for the covariate").astype(object)
+    column = column_of(adata.obs, key, " for the covariate")
+    if column.dtype.kind in "mMc":
+        raise ValueError(
+            f"obs[{key!r}] holds {column.dtype}, not numbers; make numbers of it, such as the days"
+            " since the first."
+        )
+    column = column.astype(object)
     values = pd.to_numeric(column, errors="coerce").to_numpy("float64")
     bad = ~np.isfinite(values)
     texts = column[bad & ~genes.missing_labels(column)]
@@ -367,6 +373,17 @@ def numbers_of_column(adata, key):
             " leave them out."
         )
     return values
+
+
+def _warn_if_far(key, values, most=10):
+    "Warn of standardised values (cells, 1) that lie far from those of the training cells."
+    if n := int((np.abs(values) > most).sum()):
+        warnings.warn(
+            f"in {n:,} of {len(values):,} cells obs[{key!r}] lies more than {most} standard"
+            " deviations from the training cells' mean; is it in the same unit, and is no number a"
+            " placeholder?",
+            stacklevel=5,
+        )
 
 # %% ../nbs/09_intake.ipynb #covariates
 @dataclasses.dataclass(frozen=True)
@@ -409,12 +426,44 @@ class Covariates:
         for key in continuous:
             values = numbers_of_column(adata, key)[train]
             scales[key] = float(values.mean()), float(values.std())
-            if not scales[key][1] > 0:
+            if scales[key][1] <= 1e-9 * max(1, abs(scales[key][0])):
                 raise ValueError(
                     f"obs[{key!r}] is {values[0]:g} in all training cells, so that nothing can be"
                     " learnt from it; leave it out."
                 )
         return cls(categories, scales)
+
+    def coded(self, columns):
+        "The columns in short, a list for each key: codes of categories, standardised numbers."
+        lists = []
+        start = 0
+        for names in self.categorical.values():
+            lists.append(columns[:, start : start + len(names)].argmax(1).tolist())
+            start += len(names)
+        return [*lists, *columns[:, start:].T.tolist()]
+
+    def decoded(self, lists):
+        "The columns, float32 (cells, columns), of what `coded` made of them."
+        n = len(self.categorical)
+        blocks = [
+            np.eye(len(names))[np.asarray(codes, int)]
+            for names, codes in zip(self.categorical.values(), lists[:n], strict=True)
+        ]
+        blocks += [np.asarray(values, float)[:, None] for values in lists[n:]]
+        return np.concatenate(blocks, axis=1).astype("float32")
+
+    def values_of(self, columns):
+        """Names and numbers again, {key: (cells,)}, of what `columns` made of them."""
+        found = {}
+        start = 0
+        for key, names in self.categorical.items():
+            block = columns[:, start : start + len(names)]
+            found[str(key)] = np.asarray(names, object)[block.argmax(1)]
+            start += len(names)
+        for key, (mean, deviation) in self.continuous.items():
+            found[str(key)] = columns[:, start] * deviation + mean
+            start += 1
+        return found
 
     def columns(self, adata):
         """The columns of these cells: float32 (cells, columns).
@@ -427,5 +476,7 @@ class Covariates:
             codes, _ = batch_codes(adata, key, names, "category", remedy)
             blocks.append(np.eye(len(names))[codes])
         for key, (mean, deviation) in self.continuous.items():
-            blocks.append((numbers_of_column(adata, key)[:, None] - mean) / deviation)
+            values = (numbers_of_column(adata, key)[:, None] - mean) / deviation
+            _warn_if_far(key, values)
+            blocks.append(np.clip(values, -1e6, 1e6))
         return np.concatenate(blocks, axis=1).astype("float32")

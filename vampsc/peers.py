@@ -104,6 +104,11 @@ def prepare(adata, seed=0, n_genes=1000, label_key="auto", test=TEST, batch_key=
         obs["label"] = pd.Series(labels.astype(object)).fillna("").astype(str).to_numpy()
     if batch_key is not None:
         obs["batch"] = intake.names_of_batches(adata, batch_key).to_numpy(str)
+        if obs["batch"].nunique() < 2:
+            raise ValueError(
+                f"obs[{batch_key!r}] has one value, {obs['batch'].iloc[0]!r}; batches that could be"
+                " joined are two or more."
+            )
     genes = pd.DataFrame(
         {"symbol": [str(s) for s in chosen.genes.symbols]}, index=[str(i) for i in chosen.genes.ids]
     )
@@ -631,7 +636,7 @@ def environment(python="auto", methods=tuple(METHODS)):
         needing = ["harmony"] if name == "harmonypy" else SCVI_METHODS
         raise ValueError(
             f"{name} is not installed for {str(python)!r}; {HOW}; or leave out"
-            f" {', '.join(m for m in needing if m in methods)}."
+            f" {', '.join(m for m in needing if m in methods) or 'what needs it'}."
         )
     return str(python)
 
@@ -654,8 +659,8 @@ def gather(
 
     Parameters
     ----------
-    names, seeds : as in beyond.gather. methods : of METHODS, a list or with commas. out : runs are
-        in out/<data set>/peers/<method>-seed<k>. python : of `environment`. jobs : runs side by
+    names, seeds : as in beyond.gather. methods : of ALL_METHODS, a list or with commas. out : runs
+        are in out/<data set>/peers/<method>-seed<k>. python : of `environment`. jobs : runs side by
         side, one core each; None: as many as there are cores. progress : a line for each run.
     n_genes, label_key, batch_key : of `prepare`; BATCH_METHODS need the last. hidden, **settings :
         of Task.

@@ -397,12 +397,12 @@ class Written:
             covariates = {
                 "categorical": list(self.covariates.categorical.items()),
                 "continuous": list(self.covariates.continuous.items()),
-                "of_library": self.library_covariates.tolist(),
+                "of_library": self.covariates.coded(self.library_covariates),
             }
         return {
             "format": FORMAT,
             "name": type(self).__name__,
-            "architecture": dataclasses.asdict(self.architecture),
+            "architecture": _fields_of(self.architecture),
             "seed": self.seed,
             "layer": self.layer,
             "use_raw": self.use_raw,
@@ -509,7 +509,8 @@ class Persistence(_Copied):
         they have others now.
         """
         self.library_covariates = covariates
-        if changed := int((X.covariates[train] != covariates).any(axis=1).sum()):
+        same = np.isclose(X.covariates[train], covariates, rtol=1e-4, atol=1e-4).all(axis=1)
+        if changed := int((~same).sum()):
             warnings.warn(
                 f"{changed:,} of {len(train):,} training cells have other covariates"
                 f" ({', '.join(map(str, self.covariates.keys))}) than when the model was trained;"
@@ -711,6 +712,14 @@ def _batches_of(d, n_batches, n_cells):
     return {"key": column_name("key", d["key"]), "names": names, "of_library": codes}
 
 # %% ../nbs/12_saving.ipynb #covariates-of
+def _fields_of(architecture):
+    "An Architecture as a dict; what earlier versions do not know only where it is in use."
+    fields = dataclasses.asdict(architecture)
+    if not fields["n_covariates"]:
+        del fields["n_covariates"]
+    return fields
+
+
 def _covariates_of(d, n_covariates, n_cells):
     """(Covariates, the columns of the training cells), or two None for a model without any.
 
@@ -724,12 +733,16 @@ def _covariates_of(d, n_covariates, n_cells):
             for key, names in d["categorical"]
         }
         continuous = {
-            column_name("key", key): tuple(real_number(key, number) for number in (mean, deviation))
+            column_name("key", key): (
+                real_number("mean", mean),
+                real_number("deviation", deviation, above=0),
+            )
             for key, (mean, deviation) in d["continuous"]
         }
-        columns = np.asarray(d["of_library"], "float32")
-        found = Covariates(categorical, continuous), columns
-        if columns.shape != (n_cells, len(found[0])) or not np.isfinite(columns).all():
+        covariates = Covariates(categorical, continuous)
+        columns = covariates.decoded(d["of_library"])
+        found = covariates, columns
+        if columns.shape != (n_cells, len(covariates)) or not np.isfinite(columns).all():
             raise ValueError(
                 f"of_library does not hold the covariates of {n_cells:,} training cells"
             )

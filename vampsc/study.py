@@ -127,8 +127,9 @@ def judge(model, labels=None, unlabelled=None):
             test_elbo_standard_error=elbo["standard_error"],
             test_marginal_ll=model.get_marginal_ll(indices=test, n_mc_samples=50)["marginal_ll"],
         )
-    if len(model.batches) > 1:
-        codes, _ = model.X.batch
+    codes = model.X.batch[0] if model.batches else []
+    # those of a transfer may all be of one batch
+    if len(np.unique(codes)) > 1:
         result["batch_mixing"] = metrics.batch_mixing(z, codes, k=min(15, len(z) - 1))
     return {
         **result,
@@ -384,6 +385,16 @@ def run(
     return _alone_in(folder, net, config, profile, labels, progress, overwrite)
 
 # %% ../nbs/18_study.ipynb #transfer
+def _covariate_settings(model):
+    "The keys of a model's covariates, as its settings name them; nothing for a model without."
+    if not model.covariates:
+        return {}
+    return {
+        "categorical_covariate_keys": list(model.covariates.categorical),
+        "continuous_covariate_keys": list(model.covariates.continuous),
+    }
+
+
 def transfer(
     source,
     adata,
@@ -433,6 +444,7 @@ def transfer(
         "layer": origin.layer,
         "use_raw": origin.use_raw,
         "batch_key": origin.batch_key,
+        **_covariate_settings(origin),
         "n_genes": len(origin.genes),
     }
     if not unfrozen:

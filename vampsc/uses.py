@@ -813,6 +813,7 @@ def write_part(name, path, column, value):
         return path
     adata = organs.load(name)
     values = counts.column_of(adata.obs, column, " to choose cells by").astype(str)
+    value = str(value)
     if not (values == value).any():
         there = ", ".join(sorted(values.unique())[:10])
         raise ValueError(f"no cell has {value!r} in obs[{column!r}]; there are {there}.")
@@ -873,6 +874,8 @@ def write_type_in_one_batch(name, path, batch_key="batch", label_key="auto", kin
         return path
     adata = organs.load(name)
     _, labels = study.labels_to_judge(adata, label_key)
+    if labels is None:
+        raise ValueError(f"{name} has no cell types: label_key= names their column of obs.")
     batches = intake.names_of_batches(adata, batch_key)
     n = pd.crosstab(np.asarray(labels), batches.to_numpy())
     several = n[(n > 0).sum(axis=1) > 1].sum(axis=1).sort_values(ascending=False)
