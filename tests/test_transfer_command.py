@@ -144,6 +144,24 @@ def test_an_interrupted_one_goes_on(origin, new, tmp_path, monkeypatch):
     assert np.allclose(went_on.embedding, whole.embedding, atol=1e-5) and len(went_on.history) == 3
 
 
+def test_cells_of_one_new_donor_with_covariates(tmp_path):
+    "One donor cannot be mixed with others; another covariate is another run."
+    profile = training.get_profile("quick", max_epochs=1)
+    settings = dict(gene_space=None, hidden=(8,), n_latent=2, progress=False)
+    settings.update(batch_key="donor", continuous_covariate_keys="age")
+    adata = cells(60, 0)
+    adata.obs["age"] = np.arange(60.0)
+    first = study.run(adata, "vae", tmp_path / "first", profile, 3, **settings).folder
+    query = cells(40, 1, donors="c")
+    query.obs["age"] = 30.0
+    new = study.transfer(first, query, tmp_path / "new", profile, progress=False)
+    assert new.config["settings"]["continuous_covariate_keys"] == ["age"]
+    assert "batch_mixing" not in new.metrics
+    query.obs["age"] = 20.0
+    with pytest.raises(FileExistsError, match="covariate age"):
+        study.transfer(first, query, tmp_path / "new", profile, progress=False)
+
+
 def test_what_is_refused(origin, new, tmp_path):
     done = invoke("transfer", origin, new, "--out", origin.parent, *TINY)
     assert (
