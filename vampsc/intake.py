@@ -453,16 +453,15 @@ class Covariates:
         return np.concatenate(blocks, axis=1).astype("float32")
 
     def values_of(self, columns):
-        """Names and numbers again, {key: (cells,)}, of what `columns` made of them."""
-        found = {}
-        start = 0
-        for key, names in self.categorical.items():
-            block = columns[:, start : start + len(names)]
-            found[str(key)] = np.asarray(names, object)[block.argmax(1)]
-            start += len(names)
-        for key, (mean, deviation) in self.continuous.items():
-            found[str(key)] = columns[:, start] * deviation + mean
-            start += 1
+        "Names and numbers again, {key: (cells,)}, of what `columns` made of them."
+        lists = self.coded(columns)
+        n = len(self.categorical)
+        found = {
+            str(key): np.asarray(names, object)[codes]
+            for (key, names), codes in zip(self.categorical.items(), lists[:n])
+        }
+        for (key, (mean, deviation)), values in zip(self.continuous.items(), lists[n:]):
+            found[str(key)] = np.asarray(values) * deviation + mean
         return found
 
     def columns(self, adata):
