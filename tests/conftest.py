@@ -1,5 +1,6 @@
 """What the tests share."""
 
+import gc
 import os
 import time
 from pathlib import Path
@@ -99,6 +100,12 @@ def pytest_collection_modifyitems(config, items):
             LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST)
         )
     )
+
+
+def pytest_collection_finish(session):
+    "What was imported stays: the collector need not look through it again and again."
+    gc.collect()
+    gc.freeze()
 
 
 # A server ends what takes too long, and then nothing is known at all. On a slow machine tests that

@@ -19,6 +19,7 @@ import re
 import warnings
 import zlib
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
 
@@ -215,8 +216,24 @@ class GeneSpace:
         self.ids = np.array(ids, dtype=str).reshape(-1)
         self.symbols = self.ids if symbols is None else np.array(symbols, dtype=str).reshape(-1)
         _check_names(name, self.ids, self.symbols)
+        # spaces are shared, and so are the indexes made of their names
+        self.ids.setflags(write=False)
+        self.symbols.setflags(write=False)
         self.whole = whole
         self.ambiguous = frozenset(_doubled(self.symbols)) if whole is None else whole.ambiguous
+
+    @cached_property
+    def _id_index(self):
+        "Identifiers without version, and whether these are unique; if not, as they are."
+        bare = bare_ids(self.ids)
+        unique = len(set(bare)) == len(bare)
+        return pd.Index(bare if unique else self.ids.astype(object)), unique
+
+    @cached_property
+    def _symbol_index(self):
+        "Symbols that stand for one gene, and its position."
+        keep = np.flatnonzero(~np.isin(self.symbols, list(self.ambiguous)))
+        return pd.Index(self.symbols.astype(object)[keep]), keep
 
     def __len__(self):
         return len(self.ids)
@@ -356,10 +373,16 @@ def _ensembl(release, name):
     return _of_table(table, name)
 
 # %% ../nbs/00_genes.ipynb #load-space
+@lru_cache
+def _known(name):
+    "A space that comes with the package, read once."
+    return _read_table(resources.files("vampsc") / "data" / KNOWN[name], name)
+
+
 def _load(name):
     "A known gene space by name, or one from a csv file with the columns id,symbol."
     if name in KNOWN:
-        return _read_table(resources.files("vampsc") / "data" / KNOWN[name], name)
+        return _known(name)
     if release := re.fullmatch("ensembl-([0-9]{1,4})", str(name)):
         return _ensembl(release[1], name)
     path = downloads.user_path(name)
@@ -567,28 +590,23 @@ def _names_in(adata):
     return ids, symbols
 
 # %% ../nbs/00_genes.ipynb #positions
-def _look_up(names, candidates, positions, refuse=()):
-    """Fill the open entries (-1) of positions from the first list of candidates that is found among
-    names.
+def _look_up(index, candidates, n):
+    """Positions in the index of n genes, or -1: each by the first list of candidates whose name for
+    it is there.
     """
-    keep = np.flatnonzero(~np.isin(names, list(refuse))) if refuse else np.arange(len(names))
-    index = pd.Index(np.asarray(names, object)[keep])
+    positions = np.full(n, -1)
     for values in candidates:
         open_ = np.flatnonzero(positions < 0)
-        found = index.get_indexer(pd.Index(np.asarray(values, object)[open_], dtype=object))
-        positions[open_[found >= 0]] = keep[found[found >= 0]]
+        positions[open_] = index.get_indexer(
+            pd.Index(np.asarray(values, object)[open_], dtype=object)
+        )
     return positions
 
 
 def _by_ids(space, ids, n):
     "Positions of n genes by their candidate identifiers, or -1."
-    bare = bare_ids(space.ids)
-    unversioned = len(set(bare)) == len(bare)
-    return (
-        _look_up(bare, [bare_ids(v) for v in ids], np.full(n, -1))
-        if unversioned
-        else _look_up(space.ids, ids, np.full(n, -1))
-    )
+    index, unversioned = space._id_index
+    return _look_up(index, [bare_ids(v) for v in ids] if unversioned else ids, n)
 
 # %% ../nbs/00_genes.ipynb #by-symbols
 def _by_symbols(space, names, symbols, n):
@@ -599,7 +617,10 @@ def _by_symbols(space, names, symbols, n):
     theirs = _species(names)
     if ours and theirs and ours != theirs:
         return np.full(n, -1)
-    return _look_up(space.symbols, symbols, np.full(n, -1), refuse=space.ambiguous)
+    index, of_index = space._symbol_index
+    found = _look_up(index, symbols, n)
+    found[found >= 0] = of_index[found[found >= 0]]
+    return found
 
 # %% ../nbs/00_genes.ipynb #place
 def _place(space, adata):
