@@ -549,3 +549,8 @@ def test_only_the_cells_asked_for_are_checked(adata, trained):
     for wrong in ([20], [0.5], np.ones(3, bool)):
         with pytest.raises(ValueError, match="indices|mask"):
             model.get_latent_representation(adata[:20], indices=wrong)
+
+
+def test_an_encoder_that_has_nothing_to_be_conditioned_on_is_refused(adata):
+    with pytest.raises(ValueError, match="none is named: batch_key= names the column"):
+        models.VAE(adata, encode_batch=True, **SMALL)

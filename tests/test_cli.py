@@ -112,7 +112,16 @@ def test_fit_as_json_is_one_object(few, run):
 @pytest.mark.slow
 def test_fit_writes_a_picture_and_an_h5ad_and_says_what_is_there(few, tmp_path):
     words = ["fit", few, "--model", "mog", "--out", tmp_path, "--n-latent", 3, "--h5ad"]
-    words += ["--n-pseudo-inputs", 7, "--batch-key", "donor", "--encode-batch", *TINY[:-1]]
+    words += [
+        "--likelihood",
+        "zinb",
+        "--n-pseudo-inputs",
+        7,
+        "--batch-key",
+        "donor",
+        "--encode-batch",
+        *TINY[:-1],
+    ]
     done = invoke(*words)
     folder = tmp_path / "mog-seed0"
     assert done.exit_code == 0, done.output
@@ -126,6 +135,7 @@ def test_fit_writes_a_picture_and_an_h5ad_and_says_what_is_there(few, tmp_path):
     np.testing.assert_array_equal(embedded.obsm["X_mog"], np.load(folder / "latent.npy"))
     assert embedded.shape == (100, 400)
     settings = study.read_run(folder).config["settings"]
+    assert settings["likelihood"] == "zinb"
     assert (settings["n_latent"], settings["n_pseudo_inputs"], settings["encode_batch"]) == (
         3,
         7,

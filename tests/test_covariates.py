@@ -137,9 +137,13 @@ def test_cells_without_the_columns_are_embedded_and_not_decoded(adata, trained):
 def test_transform_batch_keeps_the_covariates(adata, trained):
     columns = []
     decoder = trained.network.decoder
-    trained.network.decoder = lambda z, log_size, batch: (
-        columns.append(batch) or decoder(z, log_size, batch=batch)
-    )
+
+    def watched(z, log_size, batch):
+        columns.append(batch)
+        return decoder(z, log_size, batch=batch)
+
+    watched.likelihood = decoder.likelihood
+    trained.network.decoder = watched
     try:
         trained.get_normalized_expression(indices=[3], transform_batch="d2", n_mc_samples=1)
     finally:

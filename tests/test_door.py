@@ -138,7 +138,7 @@ def test_a_model_of_numpys_numbers_trains_saves_and_comes_back(adata, tmp_path):
         (dict(layer=["counts"]), "layer must be the name of one layer"),
         (dict(pseudo_inputs_from="nowhere"), "pseudo_inputs_from"),
         (dict(n_hidden=128), "n_hidden.*here it is hidden="),
-        (dict(gene_likelihood="zinb"), "always negative binomial"),
+        (dict(gene_likelihood="zinb"), "likelihood=, 'nb', 'zinb' or 'poisson'"),
     ],
 )
 def test_what_is_out_of_range_is_refused_by_name_before_the_data_are_looked_at(wrong, words):

@@ -297,7 +297,7 @@ def test_every_chapter_with_a_module_has_a_page():
     assert (
         exported["command_line"] == "cli"
         and exported["a4_speed"] == "kernels"
-        and len(exported) == 28
+        and len(exported) == 29
     )
     assert np.all([(ROOT / "vampsc" / f"{m}.py").exists() for m in exported.values()])
 

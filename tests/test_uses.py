@@ -164,7 +164,7 @@ def test_rates_by_counts_are_the_mean_of_a_gamma_posterior(half):
         **how, gene_list=model.genes.ids, use_counts=True
     ).to_numpy()[0]
     x = model.X[[0]].toarray()[0]
-    _, _, log_mu, log_theta = next(model._decoded(model.X, np.array([0]), None, 1, 3, 512))
+    _, _, (log_mu, log_theta) = next(model._decoded(model.X, np.array([0]), None, 1, 3, 512))
     theta = np.exp(np.broadcast_to(np.asarray(log_theta), log_mu.shape))[0]
     for gene in np.argsort(-x)[[0, 1, 5, 30]]:
         shape, scale = theta[gene], plain[gene] / theta[gene]

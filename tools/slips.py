@@ -60,9 +60,30 @@ SLIPS = [
         (
             "counting-term-dropped",
             "likelihood.py",
-            "- stirling_error(x)",
-            "",
+            "- stirling_error(theta)\n        - stirling_error(x)",
+            "- stirling_error(theta)",
             "test_likelihood.py::test_against_scipy",
+        ),
+        (
+            "poisson-lacks-a-logarithm",
+            "likelihood.py",
+            "- 0.5 * ops.log(2 * math.pi * x) - stirling_error(x)",
+            "- stirling_error(x)",
+            "test_likelihoods.py::test_poisson_at_the_extremes",
+        ),
+        (
+            "zeros-set-with-the-other-probability",
+            "likelihood.py",
+            "- ops.softplus(logit)",
+            "- ops.softplus(-logit)",
+            "test_likelihoods.py::test_zero_inflated_is_a_mixture_of_zero_and_a_negative_binomial",
+        ),
+        (
+            "a-zero-that-was-set-counts",
+            "likelihood.py",
+            "was_set * mu + (1 - was_set) * counted",
+            "counted",
+            "test_likelihoods.py::test_the_rate_given_a_count_is_that_of_simulated_cells",
         ),
         (
             "mean-and-dispersion-swapped",
@@ -98,6 +119,21 @@ SLIPS = [
             "_log(_sum(x[i]) / target_sum)",
             "_sum(x[i]) / target_sum",
             "test_kernels.py::test_shapes_and_densities",
+        ),
+        # 24: truth
+        (
+            "components-too-narrow",
+            "truth.py",
+            "np.square(scaled).sum(2) / 2",
+            "np.square(scaled).sum(2)",
+            "test_truth.py::test_log_p_is_that_of_a_grid",
+        ),
+        (
+            "weights-without-the-proposal",
+            "truth.py",
+            "_log_likelihood(truth, x, expected, z) - log_r",
+            "_log_likelihood(truth, x, expected, z)",
+            "test_truth.py::test_log_p_is_that_of_a_grid",
         ),
         # 3: networks
         (

@@ -897,6 +897,7 @@ QUESTIONS = (
     "perturbation",
     "peers",
     "integrate",
+    "truth",
 )
 
 

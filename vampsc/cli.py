@@ -259,6 +259,7 @@ def fit(
     gene_space: str = option("auto", "auto, none, a name or a csv of genes."),
     n_genes: str = option(None, N_GENES),
     keep_genes: str = option(None, KEEP_GENES),
+    likelihood: str = option(None, "nb, zinb or poisson; nb if not given."),
     n_latent: int = option(None, "Number of latent units; 128 if not given."),
     n_pseudo_inputs: int = option(
         None, "Number of components of a VAMP prior or a mixture; 500 if not given."
@@ -302,9 +303,12 @@ def fit(
         settings["n_genes"] = _number_or_name(n_genes)
     if keep_genes:
         settings["keep_genes"] = _names(keep_genes)
-    for name, value in (("n_latent", n_latent), ("n_pseudo_inputs", n_pseudo_inputs)):
-        if value is not None:
-            settings[name] = value
+    of_the_model = {
+        "likelihood": likelihood,
+        "n_latent": n_latent,
+        "n_pseudo_inputs": n_pseudo_inputs,
+    }
+    settings |= {name: value for name, value in of_the_model.items() if value is not None}
     for name, keys in (
         ("categorical_covariate_keys", categorical_covariate_keys),
         ("continuous_covariate_keys", continuous_covariate_keys),
@@ -889,7 +893,7 @@ def tables(
 def beyond(
     question: str = typer.Argument(
         help="units, kl_weight, both, linear_decoder, active_units, pseudo_inputs, labels,"
-        " differences, denoise, perturbation, peers or integrate."
+        " differences, denoise, perturbation, peers, integrate or truth."
     ),
     organs: str = option(
         "pancreas", "Data sets, with commas: organs, or .h5ad files of raw counts."

@@ -201,12 +201,17 @@ class IAFPosterior(GaussianPosterior):
     """
 
     exact_mean = False
+    has_log_prob = False
 
     def __init__(
         self, n_latent, seeds, n_steps=5, hidden=(320, 320), l1=5e-4, l2=5e-4, name="posterior"
     ):
         super().__init__(n_latent, seeds, name)
         self.flow = InverseAutoregressiveFlow(n_latent, seeds, n_steps, hidden, l1, l2)
+
+    @classmethod
+    def of(cls, a, seeds):
+        return cls(a.n_latent, seeds, a.n_flow_steps, a.flow_hidden, a.l1, a.l2)
 
     def build(self, shape):
         super().build(shape)

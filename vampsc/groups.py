@@ -451,6 +451,7 @@ def _mean_log_expression(model, rng, X, cells, strata, samples, of_samples, pseu
     (genes,).
     """
     batch_size = how.batch_size
+    likelihood = model.network.decoder.likelihood
     size = (X.totals[cells] / TARGET_SUM).astype("float32")[:, None]
     encoded = []
     for start in range(0, len(cells), batch_size):
@@ -470,11 +471,11 @@ def _mean_log_expression(model, rng, X, cells, strata, samples, of_samples, pseu
         sums = np.zeros((4, len(model.genes)))
         for block, counts, conditions, parameters in encoded:
             z = model.network.sample(parameters, model._noise_for(rng, parameters))[0]
-            heads = model.network.decoder(z, np.log(size[block]), batch=conditions)
-            mu, theta = (np.exp(np.asarray(head)) for head in heads)
+            parameters_of_counts = model.network.decoder(z, np.log(size[block]), batch=conditions)
+            mu = likelihood.mean(*parameters_of_counts)
             mean += weights[block] @ np.log2(mu / size[block] + np.float32(pseudocount))
-            # how much a cell says of the group's mean, by the negative binomial
-            says = weights[block][:, None] * (theta / (theta + mu))
+            # how much a cell says of the group's mean
+            says = weights[block][:, None] * likelihood.confidence(*parameters_of_counts)
             sums += [
                 (says * values).sum(0)
                 for values in (counts, mu, size[block] * pseudocount, 1 / len(cells))
@@ -652,8 +653,8 @@ class Responses(Generative):
         log_size = np.log(X.totals[cells] / TARGET_SUM).astype("float32")[:, None]
         rng = np.random.default_rng([seed, 2])
         blocks = self._drawn_at(z, log_size, X.conditions(cells), rng, batch_size)
-        drawn, log_means = zip(*blocks)
-        mean = np.exp(np.concatenate(log_means))
+        drawn, means = zip(*blocks)
+        mean = np.concatenate(means)
         counts = sp.vstack(drawn, format="csr")
         found = self._in_own_order(counts, adata.obs.copy(), X.own_names, obsm={"z": z})
         found.layers["mean"] = mean[:, X.own_names.order]

@@ -32,7 +32,6 @@ from vampsc.counts import (
 )
 from .intake import batch_codes, batch_name, is_mask
 from .networks import TARGET_SUM
-from .posteriors import GaussianPosterior
 from .priors import gaussian_log_densities
 
 # %% ../nbs/10_inference.ipynb #at-least-one
@@ -48,7 +47,7 @@ OTHER_PACKAGES_ARGUMENTS = {
     "latent_distribution": "IAF(adata)",
     "encode_covariates": "encode_batch=True",
     "labels_key": "a column of adata.obs, for vampsc.metrics",
-    "gene_likelihood": "dispersion=; the likelihood is always negative binomial",
+    "gene_likelihood": "likelihood=, 'nb', 'zinb' or 'poisson'",
     "train_size": "split=split_cells(n, validation=0.1, test=0.1) when the model is made",
     "validation_size": "split= when the model is made",
     "lr": "learning_rate=",
@@ -550,7 +549,7 @@ class MarginalLikelihood(Elbo):
         }
 
     def _needs_density(self):
-        if self.network.prior is not None and type(self.network.posterior) is not GaussianPosterior:
+        if self.network.prior is not None and not self.network.posterior.has_log_prob:
             raise ValueError(
                 f"{type(self).__name__} has a posterior whose density is known only at its own"
                 " draws; take VAE or VAMP."
@@ -775,8 +774,8 @@ class _Decoded(_GeneNames):
         return np.log(real_number("library_size", library_size, above=0))
 
     def _decoded(self, X, cells, transform_batch, n_samples, seed, batch_size):
-        """For block after block of cells, n_samples times: (sample, the block, log_mu, log_theta)
-        at a z drawn from q(z|x).
+        """For block after block of cells, n_samples times: (sample, the block, the parameters of
+        the likelihood) at a z drawn from q(z|x).
         """
         rng = np.random.default_rng(seed)
         codes = None
@@ -795,11 +794,8 @@ class _Decoded(_GeneNames):
             )
             for sample in range(n_samples):
                 z = self.network.sample(parameters, self._noise_for(rng, parameters))[0]
-                yield (
-                    sample,
-                    block,
-                    *map(np.asarray, self.network.decoder(z, log_size[block], batch=conditions)),
-                )
+                parameters_of_counts = self.network.decoder(z, log_size[block], batch=conditions)
+                yield sample, block, [np.asarray(v) for v in parameters_of_counts]
 
 # %% ../nbs/10_inference.ipynb #normalized-expression
 class Expression(_Decoded):
@@ -820,7 +816,8 @@ class Expression(_Decoded):
         fill=None,
         use_counts=False,
     ):
-        """Denoised expression: the decoder's mean, for a library of library_size counts.
+        """Denoised expression: the decoder's mean, for a library of library_size counts; with a
+        zero-inflated likelihood the mean before zeros are set.
 
         `adata.layers["denoised"] = model.get_normalized_expression(adata, fill=np.nan).to_numpy()`
         makes a layer of it.
@@ -868,13 +865,13 @@ class Expression(_Decoded):
         total = np.zeros((len(cells), len(which)), "float32")
         log_scale = self._log_library(library_size, X.totals[cells]) - np.log(X.totals[cells])
         draws = 1 if self.network.prior is None else n_mc_samples
-        for _, block, log_mu, log_theta in self._decoded(
+        likelihood = self.network.decoder.likelihood
+        for _, block, parameters in self._decoded(
             X, cells, transform_batch, draws, seed, batch_size
         ):
-            rate = np.exp(log_mu)
+            rate = np.exp(parameters[0])
             if use_counts:
-                theta = np.exp(log_theta)
-                rate = rate * ((theta + X[cells[block]].toarray()) / (theta + rate))
+                rate = likelihood.rate_given(X[cells[block]].toarray(), *parameters)
             total[block] += rate[:, which] * np.exp(log_scale[block, None].astype("float32"))
         expression = pd.DataFrame(total / draws, index=X.names[cells], columns=names)
         return expression if fill is None else self._filled(expression, which, X, fill)
@@ -890,15 +887,6 @@ class Expression(_Decoded):
         values = np.full((len(expression), len(column)), fill, "float32")
         values[:, column >= 0] = expression.to_numpy()[:, column[column >= 0]]
         return pd.DataFrame(values, index=expression.index, columns=X.column_names)
-
-# %% ../nbs/10_inference.ipynb #negative-binomial
-def _negative_binomial(rng, log_mu, log_theta):
-    "Counts drawn by a gamma, then Poisson: CSR float32 (cells, genes)."
-    log_mu = np.asarray(log_mu, "float64")
-    log_theta = np.asarray(log_theta, "float64")
-    return sp.csr_matrix(
-        rng.poisson(rng.gamma(np.exp(log_theta), np.exp(log_mu - log_theta))).astype("float32")
-    )
 
 # %% ../nbs/10_inference.ipynb #redrawn
 class Redrawn(Expression):
@@ -927,10 +915,11 @@ class Redrawn(Expression):
         X, cells = self._decodable(adata, indices, transform_batch)
         rng = np.random.default_rng([seed, 1])
         drawn = [[] for _ in range(n_samples)]
-        for sample, _, log_mu, log_theta in self._decoded(
+        likelihood = self.network.decoder.likelihood
+        for sample, _, parameters in self._decoded(
             X, cells, transform_batch, n_samples, seed, batch_size
         ):
-            drawn[sample].append(_negative_binomial(rng, log_mu, log_theta))
+            drawn[sample].append(sp.csr_matrix(likelihood.sample(rng, *parameters)))
         names = np.tile(X.names[cells], n_samples)
         sample = np.repeat(np.arange(n_samples), len(cells))
         obs = pd.DataFrame(
@@ -945,7 +934,7 @@ class Sampling(Redrawn):
 
     def _drawn_at(self, z, log_size, conditions, rng, batch_size):
         """For block after block of z (cells, units): counts that are drawn there, CSR (cells,
-        genes), and their log-means.
+        genes), and their means.
 
         log_size : of each cell's size factor, float32 (cells, 1). conditions : (cells, columns), or
             None.
@@ -953,8 +942,9 @@ class Sampling(Redrawn):
         for at in range(0, len(z), batch_size):
             here = slice(at, at + batch_size)
             columns = None if conditions is None else conditions[here]
-            heads = self.network.decoder(z[here], log_size[here], batch=columns)
-            yield _negative_binomial(rng, *heads), np.asarray(heads[0])
+            parameters = self.network.decoder(z[here], log_size[here], batch=columns)
+            drawn = self.network.decoder.likelihood.sample(rng, *parameters)
+            yield sp.csr_matrix(drawn), self.network.decoder.likelihood.mean(*parameters)
 
     def _training_cells_like(self, batch, n_samples, rng):
         """Which training cells give new ones their library size, batch and covariates: positions

@@ -146,7 +146,7 @@ class Trainable(Inference):
 
     def _identity(self, profile, X):
         "What must be the same for a run to go on."
-        settings = {**dataclasses.asdict(self.architecture), **dataclasses.asdict(profile)}
+        settings = {**self.architecture.as_dict(), **dataclasses.asdict(profile)}
         for name in ("max_epochs", "n_genes"):
             settings.pop(name)
         if self._new_rows:
@@ -155,8 +155,7 @@ class Trainable(Inference):
         for name in ("kl_warmup", "steps", "beta_2"):
             if getattr(profile, name) == getattr(training.Profile, name):
                 settings.pop(name)
-        if not self.covariates:
-            settings.pop("n_covariates")
+
         # all would be slow from a file
         some = X[np.linspace(0, len(X.totals) - 1, min(len(X.totals), 256)).astype(int)]
         marks = {
@@ -338,6 +337,7 @@ class CountAutoencoder(Groups, Transferable, Persistence):
     n_latent : width of the bottleneck. hidden : widths of the encoder's layers, which the decoder
         mirrors.
     dropout, l1, l2 : after each hidden layer, and on its weights.
+    likelihood : "nb", negative binomial; "zinb", with zeros that are set; or "poisson".
     dispersion : "gene-cell", or "gene" for one of each gene. linear_decoder : no hidden layers in
         the decoder.
     beta : weight of the KL term while training.
@@ -378,6 +378,11 @@ class CountAutoencoder(Groups, Transferable, Persistence):
         layer = name_of_layer(layer)
         batch_key = None if batch_key is None else column_name("batch_key", batch_key)
         keys = _covariate_keys(batch_key, categorical_covariate_keys, continuous_covariate_keys)
+        if a.encode_batch and batch_key is None and not any(keys):
+            raise ValueError(
+                "encode_batch=True conditions the encoder on batch and covariates, and none is"
+                " named: batch_key= names the column of adata.obs."
+            )
         genes.check_adata(adata)
         genes.check_places(layer, use_raw)
         split = check_split(split_cells(adata.n_obs, seed) if split is None else split, adata.n_obs)

@@ -12,6 +12,7 @@ import numpy as np
 from keras import layers, ops
 
 from . import devices
+from .likelihood import NegativeBinomial
 
 # %% ../nbs/03_networks.ipynb #log-normalise
 TARGET_SUM = 1e4
@@ -86,14 +87,14 @@ BATCH_OFFSET_SCALE = 10.0
 
 
 class Decoder(layers.Layer):
-    """From latent vectors to the log-parameters of the counts: (cells, latent) -> two (cells,
-    genes).
+    """From latent vectors to the log-parameters of the counts: (cells, latent) -> (cells, genes)
+    for each.
 
     hidden: widths of the hidden layers; empty for a linear decoder.
     dispersion: "gene-cell" (a head of its own, the paper's) or "gene" (one trained number per
     gene). n_conditions: 0, or the number of columns that the decoder is conditioned on: one for
     each batch (donor, laboratory), one-hot, and one for each covariate. They enter beside z, and as
-    an offset for each gene.
+    an offset for each gene. likelihood: of chapter 2; None: the negative binomial.
     Raises ValueError for another dispersion.
     """
 
@@ -107,31 +108,38 @@ class Decoder(layers.Layer):
         l1=5e-4,
         l2=5e-4,
         n_conditions=0,
+        likelihood=None,
         name="decoder",
     ):
         # what it is told and gives, whatever its layers compute in
         super().__init__(name=name, dtype="float32")
         if dispersion not in ("gene-cell", "gene"):
             raise ValueError(f"dispersion={dispersion!r} is not known; take 'gene-cell' or 'gene'.")
+        self.likelihood = likelihood or NegativeBinomial()
         self.body = hidden_layers(hidden, seeds, dropout, l1, l2)
         self.log_rate = head(n_genes, seeds, "log_rate")
-        if dispersion == "gene-cell":
-            self.log_dispersion = head(n_genes, seeds, "log_dispersion")
-        else:
-            self.log_dispersion = None
-            self.gene_dispersion = self.add_weight((n_genes,), "zeros", name="log_theta")
-        offsets = ("log_rate_of_batch", "log_dispersion_of_batch") if n_conditions else ()
+        self.log_dispersion = None
+        self.gene_dispersion = None
+        for name, start in self.likelihood.others.items():
+            if name == "log_dispersion" and dispersion == "gene":
+                self.gene_dispersion = self.add_weight((n_genes,), "zeros", name="log_theta")
+            else:
+                setattr(self, name, head(n_genes, seeds, name, bias=start))
         self.n_conditions = n_conditions
-        self.offsets = [
-            self.add_weight((n_conditions, n_genes), "zeros", name=name) for name in offsets
-        ]
+        self.offsets = []
+        if n_conditions:
+            self.offsets = [
+                self.add_weight((n_conditions, n_genes), "zeros", name=f"{name}_of_batch")
+                for name in ("log_rate", *self.likelihood.others)
+            ]
 
     def build(self, shape):
         seen = (shape[0], shape[1] + self.n_conditions)
         self.body.build(seen)
         top = self.body.compute_output_shape(seen)
-        for h in filter(None, (self.log_rate, self.log_dispersion)):
-            h.build(top)
+        for name in ("log_rate", *self.likelihood.others):
+            if getattr(self, name) is not None:
+                getattr(self, name).build(top)
 
     def start_at(self, log_rates):
         """Begin at these log-rates (genes,), whatever z: the head's bias, so that it is they after
@@ -141,26 +149,26 @@ class Decoder(layers.Layer):
         self.log_rate.bias.assign(inside / np.sqrt(1 - np.square(inside / HEAD_BOUND)))
 
     def heads(self, z, training=False, batch=None):
-        """z (cells, latent) -> log-rates (cells, genes) and log-dispersions, (cells, genes) or
-        (genes,), before the bound.
+        """z (cells, latent) -> log-rates (cells, genes) and what else the likelihood needs, such as
+        log-dispersions, (cells, genes) or (genes,); all before the bound.
         """
         h = self.body(
             z if batch is None else ops.concatenate([z, batch], axis=-1), training=training
         )
-        b = self.gene_dispersion if self.log_dispersion is None else self.log_dispersion(h)
-        a = ops.cast(self.log_rate(h), "float32")
-        b = ops.cast(b, "float32")
-        return (
-            (a, b)
-            if batch is None
-            else tuple(
-                v + BATCH_OFFSET_SCALE * (batch @ offset) for v, offset in zip((a, b), self.offsets)
-            )
+        values = [self.log_rate(h)]
+        for name in self.likelihood.others:
+            of_cell = getattr(self, name)
+            values.append(self.gene_dispersion if of_cell is None else of_cell(h))
+        values = tuple(ops.cast(v, "float32") for v in values)
+        if batch is None:
+            return values
+        return tuple(
+            v + BATCH_OFFSET_SCALE * (batch @ offset) for v, offset in zip(values, self.offsets)
         )
 
     def call(self, z, log_size, training=False, batch=None):
-        """z (cells, latent), log s (cells, 1) -> log mu (cells, genes) and log theta, (cells,
-        genes) or (genes,), in natural logarithms.
+        """z (cells, latent), log s (cells, 1) -> the parameters of the likelihood: log mu (cells,
+        genes), and for the negative binomial log theta, (cells, genes) or (genes,).
         """
-        a, b = self.heads(z, training, batch)
-        return soft_bound(a) + log_size, soft_bound(b)
+        a, *others = self.heads(z, training, batch)
+        return soft_bound(a) + log_size, *map(soft_bound, others)

@@ -20,12 +20,18 @@ class PointPosterior(layers.Layer):
     It has no density and no KL term. seeds: from `new_seeds`.
     """
 
-    exact_mean = True
+    exact_mean = True  # E[z|x] is known, and needs no draws
+    has_log_prob = False  # log q(z|x) is known at any z, not only at its own draws
 
     def __init__(self, n_latent, seeds, name="posterior"):
         super().__init__(name=name)
         self.n_latent = n_latent
         self.mean = head(n_latent, seeds, "mean")
+
+    @classmethod
+    def of(cls, a, seeds):
+        "As an Architecture `a` of chapter 7 wants it."
+        return cls(a.n_latent, seeds)
 
     def build(self, shape):
         self.mean.build(shape)
@@ -65,12 +71,18 @@ class GaussianPosterior(layers.Layer):
     """
 
     exact_mean = True
+    has_log_prob = True
 
     def __init__(self, n_latent, seeds, name="posterior"):
         super().__init__(name=name)
         self.n_latent = n_latent
         self.mean = head(n_latent, seeds, "mean")
         self.log_var = head(n_latent, seeds, "log_var")
+
+    @classmethod
+    def of(cls, a, seeds):
+        "As an Architecture `a` of chapter 7 wants it."
+        return cls(a.n_latent, seeds)
 
     def build(self, shape):
         self.mean.build(shape)

@@ -402,7 +402,7 @@ class Written:
         return {
             "format": FORMAT,
             "name": type(self).__name__,
-            "architecture": _fields_of(self.architecture),
+            "architecture": self.architecture.as_dict(),
             "seed": self.seed,
             "layer": self.layer,
             "use_raw": self.use_raw,
@@ -712,14 +712,6 @@ def _batches_of(d, n_batches, n_cells):
     return {"key": column_name("key", d["key"]), "names": names, "of_library": codes}
 
 # %% ../nbs/12_saving.ipynb #covariates-of
-def _fields_of(architecture):
-    "An Architecture as a dict; what earlier versions do not know only where it is in use."
-    fields = dataclasses.asdict(architecture)
-    if not fields["n_covariates"]:
-        del fields["n_covariates"]
-    return fields
-
-
 def _covariates_of(d, n_covariates, n_cells):
     """(Covariates, the columns of the training cells), or two None for a model without any.
 

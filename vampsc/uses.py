@@ -694,12 +694,10 @@ def _logs(x):
 
 
 def _drawn(model, z, totals, rng):
-    "Counts (cells, genes) that the decoder's negative binomial draws at z, for cells of such size."
+    "Counts (cells, genes) that the decoder's likelihood draws at z, for cells of such size."
     log_size = np.log(totals / TARGET_SUM).astype("float32")[:, None]
-    log_mu, log_theta = map(np.asarray, model.network.decoder(z.astype("float32"), log_size))
-    theta = np.exp(np.broadcast_to(log_theta, log_mu.shape).astype(float))
-    rate = np.exp(log_mu.astype(float)) * rng.gamma(theta) / theta
-    return rng.poisson(np.minimum(rate, 1e9))
+    decoder = model.network.decoder
+    return decoder.likelihood.sample(rng, *decoder(z.astype("float32"), log_size))
 
 
 def _predicted_cells(model, z, x, labels, of_control, kind):
