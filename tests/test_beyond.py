@@ -514,7 +514,7 @@ OWN = {
     "perturbation": {"types": "beta,alpha"},
     "peers": {"methods": "vae,vamp", "python": sys.executable},
     "integrate": {"methods": "pca,vae_batch", "python": sys.executable},
-    "truth": {"n_cells": "300,200", "n_dims": "2", "depths": "1", "n_fresh": 50},
+    "truth": {"n_cells": "300", "n_dims": "2", "depths": "1", "n_fresh": 50, "others": False},
 }
 UNKNOWN = {"units": ["max_epochs"], "active_units": ["n_pseudo_inputs"]}
 # Of these a data set without labels is asked, too; of pseudo_inputs and peers one seed only, which
