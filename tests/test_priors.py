@@ -674,3 +674,62 @@ def test_the_shares_of_a_plain_mixture_are_learnt_and_its_variances_bounded():
     np.testing.assert_allclose(np.asarray(log_vars)[0], priors.LOG_VAR_BOUNDS, atol=0.02)
     np.testing.assert_allclose(np.exp(log_weights), 1 / 3, rtol=1e-5)
     assert np.std(means) > 0.1
+
+
+# ---- the registries
+
+
+class Wider(StandardNormal):
+    "A normal of standard deviation 2, made from the standard one."
+
+    def log_prob_by_unit(self, z, components=None):
+        return super().log_prob_by_unit(z / 2)[0] - np.log(2), 0.0
+
+
+def small_network(posterior, prior):
+    a = Architecture(posterior, prior, 4, (8,), n_pseudo_inputs=3, flow_hidden=(8,))
+    return build_network(a, 6, seed=0)
+
+
+def test_a_prior_made_from_another_does_not_inherit_its_closed_form(monkeypatch):
+    "KL of N(0, 1) from N(0, 4) is log 2 + 1/8 - 1/2 in each unit."
+    net = small_network("gaussian", "normal")
+    standard = [np.zeros((2000, 4), "float32")] * 2
+    noise = draws(2000, 4)
+    z, log_q = net.posterior.sample(standard, noise)
+    assert net.closed_kl and np.allclose(net.kl(standard, z, log_q, None), 0, atol=1e-6)
+    monkeypatch.setitem(priors.PRIORS, "normal", Wider)
+    net = small_network("gaussian", "normal")
+    assert net.closed_kl is None
+    expected = 4 * (np.log(2) + 1 / 8 - 1 / 2)
+    assert np.mean(net.kl(standard, z, log_q, None)) == pytest.approx(expected, abs=0.06)
+
+
+@pytest.mark.parametrize("pair", priors.CLOSED_KL, ids=lambda pair: pair[1].__name__)
+def test_closed_forms_are_what_draws_estimate(pair):
+    names = [
+        next(name for name, known in registry.items() if known is part)
+        for registry, part in zip((priors.POSTERIORS, priors.PRIORS), pair)
+    ]
+    net = small_network(*names)
+    parameters = [np.repeat(draws(1, 4, seed=s, scale=0.7), 20_000, 0) for s in (1, 2)]
+    z, log_q = net.posterior.sample(parameters, draws(20_000, 4, seed=3))
+    closed = np.asarray(net.kl(parameters, z, log_q, None))
+    drawn = np.asarray(log_q) - np.asarray(net.prior.log_prob(z))
+    assert abs(closed[0] - drawn.mean()) < 4 * drawn.std() / np.sqrt(len(drawn))
+
+
+@pytest.mark.parametrize("name", priors.PRIORS)
+def test_what_every_prior_does(name):
+    "A new entry of the registry is tested here as it is."
+    net = small_network(priors.PRIORS[name].posteriors[0], name)
+    components = net.components()
+    z = net.prior.sample(40_000, 4, components, np.random.default_rng(0))
+    assert z.shape == (40_000, 4) and z.dtype == np.float32
+    log_p = np.asarray(net.prior.log_prob(z, components))
+    by_unit, choice = net.prior.log_prob_by_unit(z, components)
+    assert np.allclose(np.sum(by_unit, 1) - choice, log_p, rtol=1e-4, atol=1e-3)
+    # E_p[r(z) / p(z)] is the integral of r, for r a normal of the draws' own mean and covariance
+    mean, covariance = z.mean(0), np.cov(z.T) / 2
+    weights = np.exp(stats.multivariate_normal.logpdf(z, mean, covariance) - log_p)
+    assert weights.mean() == pytest.approx(1, abs=5 * weights.std() / np.sqrt(len(weights)) + 1e-3)

@@ -26,8 +26,7 @@ from vampsc.networks import (
     size_factors,
     soft_bound,
 )
-from .posteriors import kl_to_standard_normal
-from .priors import POSTERIORS, PRIORS, StandardNormal
+from .priors import CLOSED_KL, POSTERIORS, PRIORS
 
 # %% ../nbs/07_assembly.ipynb #network
 class Network(keras.Model):
@@ -82,7 +81,7 @@ class Network(keras.Model):
         self.encoder.build(seen)
         self.posterior.build(self.encoder.compute_output_shape(seen))
         self.decoder.build((shape[0], self.n_latent))
-        # its weights are there since it was made
+        # a prior makes its weights in __init__, so nothing is left to build
         if self.prior is not None:
             self.prior.built = True
         self.built = True
@@ -123,20 +122,21 @@ class Network(keras.Model):
         """
         if self.prior is None:
             return ops.zeros_like(z[:, 0])
-        if self.has_closed_kl:
-            return ops.sum(kl_to_standard_normal(*parameters), axis=-1)
+        if self.closed_kl:
+            return ops.sum(self.closed_kl(*parameters), axis=-1)
         return log_q - self.prior.log_prob(z, components)
 
     @property
-    def has_closed_kl(self):
-        return self.posterior.has_log_prob and isinstance(self.prior, StandardNormal)
+    def closed_kl(self):
+        "The closed form of the KL by unit, or None where this posterior and prior have none."
+        return CLOSED_KL.get((type(self.posterior), type(self.prior)))
 
     def kl_by_unit(self, parameters, z, log_q, components):
-        """The same divided: of each unit (cells, latent), and of naming the component; log_q is by
-        unit. For judging, in numpy.
+        """The KL in two parts: of each unit, (cells, latent), and of choosing the component,
+        (cells,) or 0. log_q is that of `sample_by_unit`. In numpy: for judging, not for training.
         """
-        if self.has_closed_kl:
-            return np.asarray(kl_to_standard_normal(*parameters)), 0.0
+        if self.closed_kl:
+            return np.asarray(self.closed_kl(*parameters)), 0.0
         log_p, price = self.prior.log_prob_by_unit(z, components)
         return np.asarray(log_q, "float64") - np.asarray(log_p, "float64"), price
 
@@ -173,8 +173,8 @@ class Network(keras.Model):
         return self.prior.log_prob(z, components) - log_q - self.reconstruction(cells, z)
 
     def log_weight_of_both(self, cells, parameters, z, components, log_odds=np.zeros(2, "float32")):
-        """The same at a z of the posterior or of the prior: log p(x, z) less the log-density of all
-        draws together.
+        """log p(x, z) less the log-density of the mixture of posterior and prior from which z was
+        drawn: (cells,), in nats.
 
         log_odds : of `log_odds_of_both`, of the draws from posterior and prior; by default they are
             equally many.
@@ -268,13 +268,15 @@ PRIORS_OF = {
 }
 
 # %% ../nbs/07_assembly.ipynb #architecture-class
-# what models that were saved by earlier versions do not have
+# fields that were added later: `as_dict` leaves them out at their default, so that models and
+# checkpoints of earlier versions stay comparable
 NEWER_FIELDS = ("n_covariates", "likelihood")
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """What a model is made of; ValueError, with what would do, for parts that do not go together.
+    """The settings that decide a model's parts and sizes. ValueError for a posterior and a prior
+    that cannot be combined; the message names those that can.
 
     The defaults are the paper's.
     """
@@ -331,7 +333,7 @@ class Architecture:
             settle(name, flag)
 
     def as_dict(self):
-        "Its fields; those that earlier versions do not know, only where they are in use."
+        "The fields as a dict; those of NEWER_FIELDS only where they do not have their default."
         newer = {f.name: f.default for f in dataclasses.fields(self) if f.name in NEWER_FIELDS}
         fields = dataclasses.asdict(self)
         return {name: v for name, v in fields.items() if newer.get(name, object()) != v}
@@ -373,8 +375,8 @@ def _built_network(a, n_genes, seed):
     seeds = new_seeds(seed)
     penalty = dict(l1=a.l1, l2=a.l2)
     encoder = hidden_layers(a.hidden, seeds, a.dropout, **penalty, name="encoder")
-    posterior = POSTERIORS[a.posterior].of(a, seeds)
-    prior = None if a.prior == "none" else PRIORS[a.prior].of(a, n_genes, seeds)
+    posterior = POSTERIORS[a.posterior].from_architecture(a, seeds)
+    prior = None if a.prior == "none" else PRIORS[a.prior].from_architecture(a, n_genes, seeds)
     decoder = Decoder(
         n_genes,
         seeds,

@@ -179,7 +179,9 @@ def refit_posterior(model, profile="quick", seed=0, **changes):
     new.network = assembly.build_network(new.architecture, len(model.genes), seed + 1)
     if a.has_components:
         new.network.prior.assign(*map(ops.convert_to_numpy, model.network.components()))
-        new.network.prior.trainable = False
+    else:
+        new.network.prior.set_weights(model.network.prior.get_weights())
+    new.network.prior.trainable = False
     decoder = new.network.decoder
     decoder.set_weights(model.network.decoder.get_weights())
     decoder.trainable = False

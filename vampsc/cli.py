@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CODES', 'app', 'organs_app', 'DATA', 'JSON', 'N_GENES', 'KEEP_GENES', 'LABELS', 'NO_UMAP', 'STEPS', 'MAX_EPOCHS',
-           'INSTEAD_OF_THE_PROFILES', 'KL_WARMUP', 'BACKED', 'UNLABELLED', 'KINDS', 'ends_well', 'told', 'new_file',
+           'LEARNING_RATE', 'BATCH_SIZE', 'KL_WARMUP', 'BACKED', 'UNLABELLED', 'KINDS', 'ends_well', 'told', 'new_file',
            'option', 'flag', 'vampsc', 'fit', 'transfer', 'embed', 'label', 'differences', 'sample', 'report', 'tables',
            'beyond', 'organs_list', 'organs_fetch', 'organs_callback', 'main']
 
@@ -178,9 +178,10 @@ LABELS = (
 )
 NO_UMAP = "Leave out umap.png, which takes some seconds."
 # options of all commands that train or read
-STEPS = option(None, "Of the optimiser, instead of the profile's: more train longer.")
+STEPS = option(None, "Number of training steps, instead of the profile's: more steps train longer.")
 MAX_EPOCHS = option(None, "Maximum number of epochs (passes over the training cells).")
-INSTEAD_OF_THE_PROFILES = option(None, "Instead of the profile's.")
+LEARNING_RATE = option(None, "Learning rate at the start, instead of the profile's.")
+BATCH_SIZE = option(None, "Cells in a minibatch, instead of the profile's.")
 KL_WARMUP = option(
     None, "Epochs over which the weight of the KL term rises from 0; none if not given."
 )
@@ -266,8 +267,8 @@ def fit(
     ),
     steps: int = STEPS,
     max_epochs: int = MAX_EPOCHS,
-    learning_rate: float = INSTEAD_OF_THE_PROFILES,
-    batch_size: int = INSTEAD_OF_THE_PROFILES,
+    learning_rate: float = LEARNING_RATE,
+    batch_size: int = BATCH_SIZE,
     kl_warmup: int = KL_WARMUP,
     backed: bool = BACKED,
     drop_empty: bool = flag(
@@ -399,8 +400,8 @@ def transfer(
     seed: int = option(None, "Decides split, order and noise; the model's if not given."),
     steps: int = STEPS,
     max_epochs: int = MAX_EPOCHS,
-    learning_rate: float = INSTEAD_OF_THE_PROFILES,
-    batch_size: int = INSTEAD_OF_THE_PROFILES,
+    learning_rate: float = LEARNING_RATE,
+    batch_size: int = BATCH_SIZE,
     kl_warmup: int = KL_WARMUP,
     unfrozen: bool = flag("--unfrozen", "Train all weights, not only those of new batches."),
     backed: bool = BACKED,
@@ -659,7 +660,9 @@ def label(
     n_neighbors: int = option(15, "Labelled cells that vote on each new one."),
     unknown_below: float = option(0.5, "Unknown where fewer neighbours agree than this share."),
     untypical_below: float = option(
-        0.01, "Unknown where a smaller share of labelled cells lies so far out."
+        0.01,
+        "Call a cell unknown if its typicality is below this: the share of labelled cells that lie"
+        " at least as far from the cells of their own label as it does from those of its label.",
     ),
     out: Path = option(Path("labels.csv"), "The table: a row for each cell."),
     overwrite: bool = flag("--overwrite", "Replace the file if it exists."),
@@ -779,27 +782,28 @@ def report(
     ),
     out: Path = option(
         None,
-        "Of a folder of runs: the page, FOLDER/report.html if not given. Of data: a folder,"
-        " runs/report.",
+        "Where to write. For a folder of runs: the page, FOLDER/report.html if not given. For data:"
+        " a folder, runs/report if not given.",
     ),
     label_key: str = option("auto", LABELS),
-    unlabelled: str = option(None, "Of data: " + UNLABELLED[0].lower() + UNLABELLED[1:]),
+    unlabelled: str = option(None, "Only for data: " + UNLABELLED[0].lower() + UNLABELLED[1:]),
     batch_key: str = option(
-        None, "Of data: column of obs with donors or studies, on which the decoder is conditioned."
+        None,
+        "Only for data: column of obs with donors or studies, on which the decoder is conditioned.",
     ),
-    models: str = option("ae,vae,iaf,vamp", "Of data: which models, with commas."),
-    profile: str = option("quick", "Of data: quick, or paper for the paper's settings."),
+    models: str = option("ae,vae,iaf,vamp", "Only for data: which models, with commas."),
+    profile: str = option("quick", "Only for data: quick, or paper for the paper's settings."),
     seed: str = option(
         "0",
-        "Of data: decides split, weights, order and noise; of several, with commas, the table is"
-        " the mean.",
+        "Only for data: decides split, weights, order and noise; with several, separated by commas,"
+        " the table has the mean.",
     ),
-    layer: str = option(None, "Of data: layer with the counts, if they are not in X."),
-    use_raw: bool = flag("--use-raw", "Of data: the counts are in adata.raw."),
-    gene_space: str = option("auto", "Of data: auto, none, a name or a csv of genes."),
-    n_genes: str = option(None, "Of data: " + N_GENES[0].lower() + N_GENES[1:]),
-    keep_genes: str = option(None, "Of data: " + KEEP_GENES[0].lower() + KEEP_GENES[1:]),
-    max_epochs: int = option(None, "Of data: instead of the profile's."),
+    layer: str = option(None, "Only for data: layer with the counts, if they are not in X."),
+    use_raw: bool = flag("--use-raw", "Only for data: the counts are in adata.raw."),
+    gene_space: str = option("auto", "Only for data: auto, none, a name or a csv of genes."),
+    n_genes: str = option(None, "Only for data: " + N_GENES[0].lower() + N_GENES[1:]),
+    keep_genes: str = option(None, "Only for data: " + KEEP_GENES[0].lower() + KEEP_GENES[1:]),
+    max_epochs: int = option(None, "Only for data: instead of the profile's."),
     overwrite: bool = flag(
         "--overwrite",
         "Replace files of these names that are not a report's, and runs of other settings.",

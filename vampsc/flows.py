@@ -210,8 +210,16 @@ class IAFPosterior(GaussianPosterior):
         self.flow = InverseAutoregressiveFlow(n_latent, seeds, n_steps, hidden, l1, l2)
 
     @classmethod
-    def of(cls, a, seeds):
-        return cls(a.n_latent, seeds, a.n_flow_steps, a.flow_hidden, a.l1, a.l2)
+    def from_architecture(cls, architecture, seeds):
+        "Build it from the settings of an Architecture (chapter 7)."
+        return cls(
+            architecture.n_latent,
+            seeds,
+            architecture.n_flow_steps,
+            architecture.flow_hidden,
+            architecture.l1,
+            architecture.l2,
+        )
 
     def build(self, shape):
         super().build(shape)

@@ -330,8 +330,8 @@ class CountAutoencoder(Groups, Transferable, Persistence):
         decoder is conditioned on in the same way, one or a list: names, such as "sex", and numbers,
         such as "age".
     pseudo_inputs_from : where a VAMP prior's pseudo-inputs begin: "cells", at training cells drawn
-        by `seed`; or "random", where each gene's value is drawn on its own from the training
-        cells', so that the genes are those of no cell.
+        by `seed`; or "random": the values of each gene are shuffled among the K drawn cells,
+        independently of the other genes, so that no pseudo-input is a real cell.
     split : a Split of the cells; by default 10 % validation and 10 % test, drawn by `seed`.
     seed : decides split, initial weights, and the order and noise of training.
     n_latent : width of the bottleneck. hidden : widths of the encoder's layers, which the decoder
@@ -341,8 +341,8 @@ class CountAutoencoder(Groups, Transferable, Persistence):
     dispersion : "gene-cell", or "gene" for one of each gene. linear_decoder : no hidden layers in
         the decoder.
     beta : weight of the KL term while training.
-    n_pseudo_inputs, learn_weights : of a VAMP prior, the number of its components, and whether
-        their weights are learnt; of a mixture the first, and they always are.
+    n_pseudo_inputs : number of components of a VAMP or mixture prior. learn_weights : whether a
+    VAMP prior's component weights are learnt; those of a plain mixture always are.
     n_flow_steps, flow_hidden : of a flow, its steps, and the widths of their layers.
     encode_batch : the encoder is conditioned on batch and covariates, too.
     precision : "float32", or "mixed_bfloat16" for the layers' products.

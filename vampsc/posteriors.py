@@ -29,9 +29,9 @@ class PointPosterior(layers.Layer):
         self.mean = head(n_latent, seeds, "mean")
 
     @classmethod
-    def of(cls, a, seeds):
-        "As an Architecture `a` of chapter 7 wants it."
-        return cls(a.n_latent, seeds)
+    def from_architecture(cls, architecture, seeds):
+        "Build it from the settings of an Architecture (chapter 7)."
+        return cls(architecture.n_latent, seeds)
 
     def build(self, shape):
         self.mean.build(shape)
@@ -80,9 +80,9 @@ class GaussianPosterior(layers.Layer):
         self.log_var = head(n_latent, seeds, "log_var")
 
     @classmethod
-    def of(cls, a, seeds):
-        "As an Architecture `a` of chapter 7 wants it."
-        return cls(a.n_latent, seeds)
+    def from_architecture(cls, architecture, seeds):
+        "Build it from the settings of an Architecture (chapter 7)."
+        return cls(architecture.n_latent, seeds)
 
     def build(self, shape):
         self.mean.build(shape)
