@@ -3,6 +3,7 @@ docstring, a use and a test.
 """
 
 import ast
+import functools
 import importlib
 import inspect
 import json
@@ -20,6 +21,7 @@ CHAPTERS = sorted((ROOT / "nbs").glob("[0-9a][0-9]_*.ipynb"))
 TESTS = "\n".join(p.read_text() for p in (ROOT / "tests").glob("*.py") if p != Path(__file__))
 
 
+@functools.cache
 def cells(path):
     return json.loads(path.read_text())["cells"]
 

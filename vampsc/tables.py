@@ -15,6 +15,7 @@ __all__ = ['PAPER_MODELS', 'GENERATIVE', 'IN_TABLE_1', 'IN_TABLE_2', 'METRICS', 
 
 # %% ../nbs/19_tables.ipynb #imports
 import dataclasses
+import functools
 import html
 import itertools
 import json
@@ -1343,7 +1344,7 @@ def verdicts(runs, claims=CLAIMS):
         the paper's own numbers of that organ, "-" where it prints none) and "beside the paper", a
         sentence.
     """
-    theirs = _papers_judged(claims)
+    theirs = _papers_judged(tuple(claims))
     rows = []
     for claim in claims:
         for organ, group in runs.groupby("organ", sort=False):
@@ -1395,6 +1396,7 @@ def _not_here(why, verdict=NOT_HERE):
     return {"verdict": verdict, "direction": "unknown", "seeds": 0, "numbers": why}
 
 
+@functools.cache
 def _papers_judged(claims):
     """The claims by the paper's own numbers: a dict from (claim, organ) to what `_judged` says,
     where it prints numbers.
@@ -1541,7 +1543,7 @@ def _in_the_paper(claims):
     """In how many of the paper's organs its printed numbers are as claimed: a dict from claim to '6
     of 9'.
     """
-    found = _papers_judged(claims)
+    found = _papers_judged(tuple(claims))
 
     def directions(claim):
         return [row["direction"] for (text, _), row in found.items() if text == claim.text]
