@@ -2,7 +2,6 @@
 
 import gc
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -135,21 +134,10 @@ def pytest_collection_finish(session):
 UNTIL = float(os.environ.get("TESTS_UNTIL", "inf"))
 
 
-def leave_graphs_as_they_are():
-    """TensorFlow rewrites each new graph so that it runs faster. Here most graphs run a few times
-    only, and rewriting them takes longer than that.
-    """
-    if "tensorflow" in sys.modules:
-        import tensorflow as tf
-
-        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     if time.time() > UNTIL:
         pytest.skip("it would have begun after the moment in TESTS_UNTIL")
-    leave_graphs_as_they_are()
 
 
 @pytest.fixture(scope="session")
