@@ -34,10 +34,11 @@ class Network(keras.Model):
     of the loss.
 
     prior is None for a point posterior. beta weighs the KL term in the loss, of training and of
-    validation; get_elbo and its like always take it at 1. With n_conditions, the decoder is
-    conditioned on so many columns, the covariates and batches of each cell, and with encode_batch
-    the encoder is, too: wherever a minibatch `cells` is taken, it is then a pair of the counts and
-    these columns, (cells, n_conditions).
+    validation; get_elbo and its like always take it at 1.
+    n_conditions : number of columns, of covariates and batches, that the decoder is conditioned on;
+        above 0, the argument `cells` of every method is a pair of the counts and these columns,
+        (cells, n_conditions).
+    encode_batch : the encoder is conditioned on them, too.
     """
 
     def __init__(

@@ -37,7 +37,7 @@ class StandardNormal(layers.Layer):
     all priors have the same signature.
     """
 
-    posteriors = ("gaussian", "iaf")  # those that it goes with
+    posteriors = ("gaussian", "iaf")  # that it can be combined with
 
     @classmethod
     def from_architecture(cls, architecture, n_genes, seeds):
