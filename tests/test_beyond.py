@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from vampsc import beyond, models, organs, study, training
+from vampsc import beyond, models, organs, priors, study, training
 
 TINY = dict(
     profile=training.get_profile("quick", max_epochs=1, n_genes=60), hidden=(8,), n_latent=4
@@ -484,6 +484,27 @@ def test_a_new_posterior_is_saved_and_loaded(adata, tmp_path, name):
     assert again.architecture == new.architecture
     for a, b in zip(again.network.get_weights(), new.network.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+class Shifted(priors.StandardNormal):
+    "A normal around a mean that is learnt."
+
+    def __init__(self):
+        super().__init__()
+        self.mean = self.add_weight((2,), "ones")
+
+    def log_prob_by_unit(self, z, components=None):
+        return super().log_prob_by_unit(z - self.mean)
+
+
+def test_a_new_posterior_leaves_a_learnt_prior_as_it_is(adata, monkeypatch):
+    monkeypatch.setitem(priors.PRIORS, "normal", Shifted)
+    model = models.VAE(adata, n_genes=60, hidden=(8,), n_latent=2)
+    model.train(max_epochs=2, progress=False)
+    learnt = model.network.prior.mean.numpy()
+    assert not np.allclose(learnt, 1, atol=1e-4)
+    new = beyond.refit_posterior(model, max_epochs=2)
+    np.testing.assert_array_equal(new.network.prior.mean.numpy(), learnt)
 
 
 def test_a_point_has_no_posterior_to_fit(adata):

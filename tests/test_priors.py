@@ -729,7 +729,7 @@ def test_what_every_prior_does(name):
     log_p = np.asarray(net.prior.log_prob(z, components))
     by_unit, choice = net.prior.log_prob_by_unit(z, components)
     assert np.allclose(np.sum(by_unit, 1) - choice, log_p, rtol=1e-4, atol=1e-3)
-    # E_p[r(z) / p(z)] is the integral of r, for r a normal of the draws' own mean and covariance
+    # E_p[r(z) / p(z)] is the integral of r, r a normal of half their variance
     mean, covariance = z.mean(0), np.cov(z.T) / 2
     weights = np.exp(stats.multivariate_normal.logpdf(z, mean, covariance) - log_p)
     assert weights.mean() == pytest.approx(1, abs=5 * weights.std() / np.sqrt(len(weights)) + 1e-3)
