@@ -421,7 +421,7 @@ def test_report_names_what_it_counts():
         "12 genes of the data are not used (",
         "1 (CD99)",
         "1 gene of the space is the sum of several columns (INS)",
-        "4 genes of the space are missing from the data and 0.",
+        "4 genes of the space are missing from the data, set to 0 in every cell.",
         "1 gene of the space is in the data without a count in any cell.",
     ):
         assert words in repr(report), words

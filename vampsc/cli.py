@@ -174,7 +174,7 @@ N_GENES = (
 KEEP_GENES = "Genes to keep in addition to the variable ones, such as CCR7,MKI67."
 LABELS = (
     "Column of obs with cell types, for silhouette, NMI, ARI and purity; auto: cell_type if there"
-    " is one, else none; none."
+    " is one, else no labels; none: no labels."
 )
 NO_UMAP = "Leave out umap.png, which takes some seconds."
 # options of all commands that train or read
@@ -278,7 +278,8 @@ def fit(
     no_umap: bool = flag("--no-umap", NO_UMAP),
     overwrite: bool = flag(
         "--overwrite",
-        "Replace a run of other settings or data, finished or not, and files that are not a run's.",
+        "Replace a run of other settings or data, finished or not, and files that have the"
+        " names of a run's files but are not from a run.",
     ),
     as_json: bool = JSON,
 ):
@@ -408,7 +409,8 @@ def transfer(
     no_umap: bool = flag("--no-umap", NO_UMAP),
     overwrite: bool = flag(
         "--overwrite",
-        "Replace a run of other settings or data, finished or not, and files that are not a run's.",
+        "Replace a run of other settings or data, finished or not, and files that have the"
+        " names of a run's files but are not from a run.",
     ),
     as_json: bool = JSON,
 ):
@@ -654,15 +656,16 @@ def _only_csv(out):
 def label(
     run_folder: Path = typer.Argument(help="A run's folder, or a saved model's."),
     data: str = typer.Argument(help="The cells to label. " + DATA),
-    reference: str = option(None, "The labelled cells. " + DATA),
+    reference: str = option(None, "The labelled cells; required. " + DATA),
     label_key: str = option("cell_type", "The column of the reference's obs with the labels."),
     unlabelled: str = option(None, UNLABELLED),
     n_neighbors: int = option(15, "Labelled cells that vote on each new one."),
     unknown_below: float = option(0.5, "Unknown where fewer neighbours agree than this share."),
     untypical_below: float = option(
         0.01,
-        "Call a cell unknown if its typicality is below this: the share of labelled cells that lie"
-        " at least as far from the cells of their own label as it does from those of its label.",
+        "Call a cell unknown if its typicality is below this. Typicality is the share of labelled"
+        " cells whose distance from the cells of their own label is at least as large as that of"
+        " the new cell.",
     ),
     out: Path = option(Path("labels.csv"), "The table: a row for each cell."),
     overwrite: bool = flag("--overwrite", "Replace the file if it exists."),
@@ -806,7 +809,8 @@ def report(
     max_epochs: int = option(None, "Only for data: instead of the profile's."),
     overwrite: bool = flag(
         "--overwrite",
-        "Replace files of these names that are not a report's, and runs of other settings.",
+        "Replace files that have the names of a report's files but are not from a report, and"
+        " runs of other settings.",
     ),
     as_json: bool = JSON,
 ):
@@ -816,7 +820,8 @@ def report(
     vampsc report runs/vamp-seed0          about finished runs; trains nothing
     vampsc report my.h5ad --out runs/mine  trains and compares the models first
 
-    From data, an executed notebook, a table and the figures lie beside the page.
+    If the source is data, an executed notebook, a table and the figures are written
+    beside the page.
     """
     from vampsc import study
 
@@ -875,12 +880,15 @@ def tables(
         )
     ),
     overwrite: bool = flag(
-        "--overwrite", "Replace files of these names that were not written here before."
+        "--overwrite",
+        "Replace files that have the names of these results but were not written by vampsc.",
     ),
     as_json: bool = JSON,
 ):
-    """Tables 1 and 2 and Figures 1 and 2 of all organs in a folder, those of the paper beside its
-    numbers; trains nothing.
+    """The paper's tables and figures, from a folder of runs.
+
+    Tables 1 and 2 and Figures 1 and 2 of all organs in the folder, those of the paper beside its
+    numbers. Nothing is trained.
 
     \b
     vampsc tables runs/quick
@@ -926,12 +934,14 @@ def beyond(
         ),
     ),
     overwrite: bool = flag(
-        "--overwrite", "Replace files of these names that were not written here before."
+        "--overwrite",
+        "Replace files that have the names of these results but were not written by vampsc.",
     ),
     as_json: bool = JSON,
 ):
-    """One of the paper's open questions on your data: an executed notebook, a page, and the numbers
-    of all runs.
+    """Answer one of the paper's open questions on your data.
+
+    The result is an executed notebook, a page, and the numbers of all runs.
 
     \b
     vampsc beyond kl_weight --organs pancreas,my.h5ad --set weights=1,1e-2,1e-4

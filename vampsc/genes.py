@@ -1156,7 +1156,7 @@ def _report_text(r):
             if r.other_features
             else ""
         ),
-        f"{genes(r.missing)} space {are(r.missing)} missing from the data and 0.",
+        f"{genes(r.missing)} space {are(r.missing)} missing from the data, set to 0 in every cell.",
         (
             f"{genes(r.unseen)} space {are(r.unseen)} in the data without a count in any cell."
             if r.unseen
