@@ -9,6 +9,11 @@ Values and gradients by log mu and log theta at 2,601 points: x from 0 to 1e5, m
 handed in.
 """
 
+# before TensorFlow: both bring an LLVM, and only in this order do they get along
+# isort: off
+from scvi.distributions import NegativeBinomial
+# isort: on
+
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -19,9 +24,6 @@ import pandas as pd
 import tensorflow as tf
 import tensorflow_probability as tfp
 import torch
-
-# before TensorFlow: both bring an LLVM, and only in this order do they get along
-from scvi.distributions import NegativeBinomial
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))

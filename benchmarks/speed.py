@@ -13,6 +13,11 @@ Rounds are interleaved: each contestant runs a few steps, then the next, and so 
 medians over rounds of the rates and of their ratios.
 """
 
+# before TensorFlow: both bring an LLVM, and only in this order do they get along
+# isort: off
+import scvi
+# isort: on
+
 import argparse
 import datetime
 import logging
@@ -28,9 +33,6 @@ import lightning
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-
-# before TensorFlow: both bring an LLVM, and only in this order do they get along
-import scvi
 import tensorflow as tf
 from keras import layers, ops
 
