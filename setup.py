@@ -36,6 +36,8 @@ setup(
     license="MIT",
     keywords=cfg["keywords"],
     url=cfg["git_url"],
+    # installed in place by a path, which wins over a folder that has the package's name
+    package_dir={"": "."},
     packages=find_packages(include=[lib, lib + ".*"]),
     package_data={lib: ["data/*"]},
     cmdclass={"build_py": WithTemplates},

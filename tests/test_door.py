@@ -159,6 +159,7 @@ def test_what_is_out_of_range_is_refused_by_name_before_the_data_are_looked_at(w
         (dict(n_genes=0), "n_genes"),
         (dict(kl_warmup=5, max_epochs=5), "kl_warmup=5"),
         (dict(profile={"max_epochs": 3}), "profile must be one of"),
+        (dict(profile=400), "not 400. Epochs are max_epochs=400"),
     ],
 )
 def test_training_settings_out_of_range(wrong, words):

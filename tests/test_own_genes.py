@@ -11,6 +11,7 @@ import pytest
 import scipy.sparse as sp
 
 from vampsc import genes, models
+from vampsc.counts import has_counts
 
 SMALL = dict(hidden=(8,), n_latent=3)
 GENCODE = genes.GeneSpace.load("gencode-48")
@@ -296,3 +297,66 @@ def test_fill_is_a_number_and_not_with_a_list(model):
         model.get_normalized_expression(fill="nan")
     with pytest.raises(ValueError, match="give one of them"):
         model.get_normalized_expression(fill=0, gene_list=["CCR7"])
+
+
+def with_an_old_name():
+    "One gene is called otherwise than today: its identifier finds it, or the data's own name."
+    adata = cells(SYMBOLS[:30])
+    names = adata.var_names.to_list()
+    names[3] = "a name of before"
+    adata.var_names = names
+    return adata
+
+
+def test_the_datas_own_names_find_genes_when_identifiers_are_gone(tmp_path):
+    "As after ad.concat, which drops what is not equal in all its parts."
+    adata = with_an_old_name()
+    model = models.VAE(adata, **SMALL)
+    model.train(max_epochs=1, progress=False)
+    bare = adata.copy()
+    bare.var = bare.var[[]]
+    model.save(tmp_path / "model")
+    for one in (model, models.load(tmp_path / "model")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            z = one.get_latent_representation(bare)
+        assert np.array_equal(z, model.get_latent_representation())
+        assert has_counts(bare, one).all()
+
+
+def test_an_own_name_takes_no_gene_that_the_cells_have_by_identifier():
+    adata = with_an_old_name()
+    model = models.VAE(adata, **SMALL)
+    # the gene is there by its identifier, and another gene has its old name
+    query = adata.copy()
+    query.var_names = [*query.var_names[:3], SYMBOLS[3], *query.var_names[4:]]
+    other = cells(["a name of before"], ids=False)
+    both = ad.concat([query, other], axis=1, merge="same")
+    both.var["gene_ids"] = [*query.var["gene_ids"], ""]
+    where = model._take(both)[0].where
+    assert where[-1] == -1 and (where[:-1] >= 0).all()
+    assert len(set(where[:-1])) == len(where) - 1
+
+
+def test_counts_in_another_place_than_the_models():
+    "The remedy is one that a verb has: its counts are where the model's were."
+    adata = cells(SYMBOLS[:30])
+    model = models.VAE(adata, **SMALL)
+    query = adata.copy()
+    query.layers["counts"] = adata.X.copy()
+    query.X.data = np.log1p(query.X.data / 3)
+    with pytest.raises(ValueError, match="layer='counts'; the model reads adata.X, so put them"):
+        model.get_latent_representation(query)
+    in_layer = models.VAE(query, layer="counts", **SMALL)
+    with pytest.raises(ValueError, match=r"adata.layers\['counts'\] = adata.X"):
+        in_layer.get_latent_representation(adata)
+    adata.layers["counts"] = adata.X
+    in_layer.get_latent_representation(adata)
+
+
+def test_a_gene_that_is_written_otherwise_is_suggested():
+    model = models.VAE(cells(SYMBOLS[:30]), **SMALL)
+    name = model.gene_table.index[5]
+    for wrong in (name.lower(), name + "x"):
+        with pytest.raises(ValueError, match=f"did you mean '{name}'"):
+            model.get_normalized_expression(gene_list=[wrong])

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-from vampsc import models, organs, saving
+from vampsc import models, organs, priors, saving
 
 
 @pytest.fixture(scope="module")
@@ -417,3 +417,16 @@ def test_it_loads_under_another_backend(model, saved):
     assert float(done.stdout) == pytest.approx(
         sum(float(abs(w).sum()) for w in model.network.get_weights())
     )
+
+
+def test_a_part_that_was_put_in_by_hand_is_not_saved_as_another(tmp_path):
+    "load makes parts by their names: it would give a standard normal, without a word."
+
+    class Wide(priors.StandardNormal):
+        pass
+
+    own = models.VAE(organs.load("pancreas")[:120], n_genes=40, n_latent=3, hidden=(8,))
+    own.network.prior.__class__ = Wide
+    with pytest.raises(ValueError, match="prior of this network is a Wide, .* names 'normal'"):
+        own.save(tmp_path / "own")
+    assert not (tmp_path / "own").exists()

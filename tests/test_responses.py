@@ -164,3 +164,14 @@ def test_conditions_that_are_numbers(without, trained, control_b):
     found = trained.predict_response(control_b, numbers, "condition", 0, groupby="cell_type")
     same = trained.predict_response(control_b, without, "condition", "ctrl", groupby="cell_type")
     assert np.array_equal(found.obsm["z"], same.obsm["z"])
+
+
+def test_perturbed_cells_without_labels_are_named(trained, without, control_b):
+    "As where only the control cells were labelled: the way out is to label them, or no groups."
+    unlabelled = without.copy()
+    stim = (unlabelled.obs["condition"] == "stim").to_numpy()
+    unlabelled.obs["cell_type"] = np.where(stim, None, unlabelled.obs["cell_type"].astype(object))
+    settings = dict(condition="condition", control="ctrl")
+    with pytest.raises(ValueError, match=f"none of the {stim.sum():,} perturbed .*predict_labels"):
+        trained.predict_response(control_b, unlabelled, groupby="cell_type", **settings)
+    trained.predict_response(control_b, unlabelled, **settings)

@@ -5,6 +5,7 @@ nothing is lost.
 import functools
 import multiprocessing
 import random
+import re
 import resource
 import shutil
 import time
@@ -249,15 +250,15 @@ def test_ctrl_c_gives_a_usable_model(adata, whole, tmp_path, capsys):
     model = new(adata).train(
         max_epochs=4, callbacks=[At(2, 2, interrupt)], checkpoint=tmp_path / "c", **HOW
     )
-    assert (
-        model.interrupted
-        and len(model.history) == 2
-        and "interrupted after epoch 2" in capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    assert model.interrupted and len(model.history) == 2 and "interrupted after epoch 2" in said
+    goes_on_after = int(re.search(r"resume=True\) goes on after epoch (\d+)", said)[1])
     assert np.isfinite(model.get_latent_representation()).all()
     assert all(np.array_equal(a, b) for a, b in zip(weights(model), weights(whole(2)), strict=True))
-    model.train(max_epochs=4, checkpoint=tmp_path / "c", resume=True, **HOW)
-    assert not model.interrupted
+    begun = []
+    watch = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: begun.append(epoch))
+    model.train(max_epochs=4, checkpoint=tmp_path / "c", resume=True, callbacks=[watch], **HOW)
+    assert not model.interrupted and begun == list(range(goes_on_after, 4))
     same(model, whole(4))
 
 

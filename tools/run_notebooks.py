@@ -93,6 +93,13 @@ def close(a, b, share):
     )
 
 
+def from_where_they_differ(a, b, before=40):
+    "Two texts without what they have in common at their beginning, but for some characters."
+    same = len(os.path.commonprefix([a, b]))
+    start = max(0, same - before)
+    return a[start:], b[start:]
+
+
 def differences(kept, new):
     "One line for each cell whose outputs are not those that were kept."
     for before, after in zip(kept["cells"], new["cells"]):
@@ -106,7 +113,8 @@ def differences(kept, new):
             for text in (a, b)
         ]
         if words[0] != words[1]:
-            yield f"cell {before['id']}: said {a.strip()[:300]!r}, now says {b.strip()[:300]!r}"
+            a, b = from_where_they_differ(a.strip(), b.strip())
+            yield f"cell {before['id']}: said {a[:300]!r}, now says {b[:300]!r}"
         else:
             far = [
                 f"{x} is now {y}"

@@ -177,8 +177,8 @@ class Network(keras.Model):
         """log p(x, z) less the log-density of the mixture of posterior and prior from which z was
         drawn: (cells,), in nats.
 
-        log_odds : of `log_odds_of_both`, of the draws from posterior and prior; by default they are
-            equally many.
+        log_odds : what `log_odds_of_both` (chapter 10) returns for the number of draws; by default
+            half of them are from the prior.
         """
         log_p = self.prior.log_prob(z, components)
         log_q = self.posterior.log_prob(z, parameters)
@@ -246,7 +246,7 @@ class Network(keras.Model):
         ) / devices.replicas()
 
     def penalty(self):
-        "The L1/L2 penalties; in a fused step without a derivative, which the optimiser adds."
+        "The L1/L2 penalties. In a fused step no gradient comes from here; the optimiser adds it."
         return (
             kernels.penalty(self.trainable_variables)
             if kernels.is_fused(getattr(self, "optimizer", None))
@@ -299,7 +299,7 @@ class Architecture:
     flow_hidden: tuple = (320, 320)
     # set by batch_key: the decoder is conditioned on each cell's batch
     n_batches: int = 0
-    # set by the covariate keys: so many columns beside the batch
+    # set by the covariate keys: the number of their columns, those of batches not counted
     n_covariates: int = 0
     encode_batch: bool = False  # the encoder is conditioned on them, too
     # or "mixed_bfloat16": the layers' products; weights, densities and loss stay float32

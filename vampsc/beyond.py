@@ -299,7 +299,7 @@ def distinct(values, what):
 
 # %% ../nbs/20_beyond.ipynb #seeds
 def listed_seeds(seeds):
-    "Seeds, any row of them or with commas, as whole numbers."
+    "Seeds, a sequence or a text with commas, as a list of whole numbers."
     try:
         found = [int(s) for s in listed(seeds if isinstance(seeds, (str, int)) else list(seeds))]
     except (TypeError, ValueError):
@@ -583,7 +583,7 @@ def over_seeds(runs, column):
 
 def told(value, digits=3, signed=False):
     """A difference, or an interval (mean, low, high), in words: '0.05 [0.02, 0.08]', with '(not
-    clear)' where a difference is none; '-1 in every seed' where all are the same.
+    clear)' where a difference is not clear; '-1 in every seed' where all are the same.
     """
     mean, low, high = (
         (value[k] for k in ("mean", "low", "high")) if isinstance(value, dict) else value
@@ -697,8 +697,8 @@ def gather(
     Returns
     -------
     DataFrame : the rows of all sweeps, with a column `data`, the data set. Raises what organs.load
-        and `sweep` raise; of runs that failed, after those of all data sets, with the others in the
-        csv.
+        and `sweep` raise; where runs failed, it does so after all data sets, and the csv
+        has the others.
     """
     profile = training.get_profile(profile, n_genes=n_genes, max_epochs=max_epochs)
     frames = []
@@ -733,8 +733,8 @@ def ask(out, question, names, overwrite=False):
     """Stop where the numbers of a question, out/<data set>/<question>.csv, would replace somebody
     else's file.
 
-    out, question, names : as in `gather`. overwrite : they may, and this is noted for it.
-        FileExistsError : by name.
+    out, question, names : as in `gather`. overwrite : they may replace it, and the file is noted as
+        one of this question's. FileExistsError : names the file.
     """
     file = f"{question}.csv"
     for folder in (Path(out) / plain(name) for name in listed(names)):

@@ -372,18 +372,18 @@ def _in_file(X):
     )
 
 # %% ../nbs/01_counts.ipynb #counts-of
-def counts_of(adata, space, layer=None):
+def counts_of(adata, space, layer=None, own_names=None):
     """The counts of an AnnData on the genes of a GeneSpace, in place and unchecked: (Counts,
     MappingReport).
 
     adata : AnnData (cells, genes of the data). space : GeneSpace. layer : the counts are there; in
-        X if None.
+        X if None. own_names : as in `mapping`.
 
     Raises GeneSpaceError as `mapping`, or where there is no such layer. The report's
     share_of_counts is left open (NaN), as no value is looked at; after `check_counts` it is the
     Counts' share.
     """
-    where, report = mapping(space, adata)
+    where, report = mapping(space, adata, own_names=own_names)
     return Counts(values_of(adata, layer), where, len(space)), report
 
 # %% ../nbs/01_counts.ipynb #counts-error
@@ -654,7 +654,7 @@ def where_counts_may_be(adata, layer=None, use_raw=False):
     )
 
 # %% ../nbs/01_counts.ipynb #checked-counts
-def checked_counts(adata, space, layer=None, use_raw=False, of_model=False):
+def checked_counts(adata, space, layer=None, use_raw=False, of_model=None):
     """Counts of an AnnData on the genes of a GeneSpace, every value checked.
 
     Parameters
@@ -663,8 +663,7 @@ def checked_counts(adata, space, layer=None, use_raw=False, of_model=False):
     space : GeneSpace.
     layer, use_raw : take the counts from this layer, or from adata.raw with its genes; from X if
         neither is given.
-    of_model : the genes are those of a model that is there. Which of them its own data had, bool
-        (genes,), or True for all.
+    of_model : the genes are those of a model that exists already: the OwnNames of its data.
 
     Returns
     -------
@@ -682,23 +681,46 @@ def checked_counts(adata, space, layer=None, use_raw=False, of_model=False):
     """
     check_places(layer, use_raw)
     data = raw_of(adata) if use_raw else adata
-    X, report = counts_of(data, space, layer)
+    if of_model is not None:
+        _check_layer_of_model(data, layer)
+    X, report = counts_of(data, space, layer, of_model)
     check_counts(
         X,
         data.obs_names,
         space.symbols,
-        lambda: where_counts_may_be(adata, layer, use_raw),
-        _leave_out(space, layer, use_raw, of_model is not False),
+        lambda: (
+            where_counts_may_be(adata, layer, use_raw)
+            + ("" if of_model is None else _place_of_model(layer, use_raw))
+        ),
+        _leave_out(space, layer, use_raw, of_model is not None),
     )
     report = with_counts(
         report, np.where(X.no_gene, NO_GENE, X.where), X.cells_with, data.var_names, X.share
     )
     _warn_of_names(data.obs_names)
-    if of_model is False:
+    if of_model is None:
         _warn_of_genes(space, report)
     else:
-        _warn_of_missing(space, X, of_model)
+        _warn_of_missing(space, X, of_model.there)
     return X, report
+
+
+def _check_layer_of_model(adata, layer):
+    "GeneSpaceError where adata lacks the layer that the model reads."
+    if layer is not None and layer not in layer_names(adata):
+        raise GeneSpaceError(
+            f"no layer {layer!r} in adata.layers; it has: {listed(layer_names(adata))}. The model"
+            f" reads this layer: adata.layers[{layer!r}] = adata.X, if the counts are in X"
+        )
+
+
+def _place_of_model(layer, use_raw):
+    "For a message: where the model reads the counts of any cells."
+    if use_raw:
+        return "; the model reads adata.raw, so put them there"
+    if layer is not None:
+        return f"; the model reads adata.layers[{layer!r}], so put them there"
+    return "; the model reads adata.X, so put them there"
 
 # %% ../nbs/01_counts.ipynb #has-counts
 def has_counts(adata, genes="auto", layer=None, use_raw=False):
@@ -720,10 +742,14 @@ def has_counts(adata, genes="auto", layer=None, use_raw=False):
     GeneSpaceError : as `mapping`.
     """
     if hasattr(genes, "genes"):
-        return has_counts(adata, genes.genes, genes.layer, genes.use_raw)
+        return _has_counts(adata, genes.genes, genes.layer, genes.use_raw, genes.own_names)
+    return _has_counts(adata, genes, layer, use_raw)
+
+
+def _has_counts(adata, genes, layer, use_raw, own_names=None):
     check_places(layer, use_raw)
     data = raw_of(adata) if use_raw else adata
-    X, _ = counts_of(data, resolve(genes, data), layer)
+    X, _ = counts_of(data, resolve(genes, data), layer, own_names)
     # NaN is not empty: it is for check_counts
     return X.totals != 0
 
@@ -781,12 +807,12 @@ def _warn_of_genes(space, report):
 def _warn_of_missing(space, X, known):
     """Say how many of a model's genes these Counts lack.
 
-    known : those that the model's own data had, bool (genes,), or True for all.
+    known : those that the model's own data had, bool (genes,).
     """
     lost = ~np.isin(np.arange(len(space)), X.where) & known
     if not lost.any():
         return
-    of = len(space) if known is True else int(known.sum())
+    of = int(known.sum())
     first = listed(space.symbols[lost][:3])
     warnings.warn(
         f"the data lack {lost.sum():,} of the model's {of:,} genes, {lost.sum() / of:.1%} (first:"

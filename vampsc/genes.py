@@ -54,7 +54,9 @@ def nearest(name, known):
 
     known : names. Returns an empty text where none of them is like it.
     """
-    close = difflib.get_close_matches(str(name), list(map(str, known)), 1)
+    known = list(map(str, known))
+    close = [other for other in known if other.lower() == str(name).lower()]
+    close = close or difflib.get_close_matches(str(name), known, 1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 # %% ../nbs/00_genes.ipynb #missing-labels
@@ -1204,7 +1206,7 @@ def project(csr, where, n):
     return placed
 
 # %% ../nbs/00_genes.ipynb #mapping
-def mapping(space, adata, min_recognised=MIN_RECOGNISED):
+def mapping(space, adata, min_recognised=MIN_RECOGNISED, own_names=None):
     """Where each gene of the data lies in the space, as in `positions`, and a MappingReport; no
     count is looked at.
 
@@ -1213,6 +1215,8 @@ def mapping(space, adata, min_recognised=MIN_RECOGNISED):
     space : GeneSpace. adata : AnnData (cells, genes of the data).
     min_recognised : share of genes with a place, of the shorter of the two lists, below which the
         mapping stops.
+    own_names : OwnNames, what the data of a model call the genes of the space. They find genes that
+        neither identifier nor symbol does.
 
     Returns
     -------
@@ -1226,6 +1230,10 @@ def mapping(space, adata, min_recognised=MIN_RECOGNISED):
     """
     check_adata(adata)
     where, by_id, ambiguous, disagree = _placed(space, adata)
+    if own_names is not None:
+        where = own_names.also_placed(where, adata.var_names)
+        placed = set(adata.var_names[where >= 0])
+        ambiguous = [symbol for symbol in ambiguous if symbol not in placed]
     report = _report(space, adata, where, int(by_id.sum()), ambiguous, disagree)
     if not report.recognised or report.share_recognised < min_recognised:
         raise GeneSpaceError(
@@ -1385,6 +1393,20 @@ class OwnNames:
     def there(self):
         "Which genes of the space the data have, bool (genes of the space,)."
         return np.isin(np.arange(len(self.names)), self.order[: self.n_own])
+
+    def also_placed(self, where, var_names):
+        """Places of the genes of other data, where those without one are looked for by name among
+        the genes of these data that the others seem to lack.
+
+        where : int (genes of the others,), places in the space, or negative. var_names : their
+            names. Returns where, completed.
+        """
+        where = np.array(where)
+        taken = set(where[where >= 0])
+        own = {self.names[i]: i for i in self.order[: self.n_own] if i not in taken}
+        for column in np.flatnonzero(where == -1):
+            where[column] = own.get(var_names[column], -1)
+        return where
 
     def table(self, space):
         """A DataFrame (genes of the space,) with the columns id and symbol, by the data's names and

@@ -584,6 +584,16 @@ def _perturbed(reference, condition, control, perturbed):
             )
     return of_perturbed, of_control | of_perturbed
 
+
+def _check_labelled(cells, labelled, groupby, what):
+    "ValueError where none of these cells (a mask) has a label in the column groupby."
+    if not (cells & labelled).any():
+        raise ValueError(
+            f"none of the {cells.sum():,} {what} cells has a label in obs[{groupby!r}]: carry"
+            " labels over with model.predict_labels, or leave out groupby= for the change of all"
+            " cells."
+        )
+
 # %% ../nbs/11_groups.ipynb #responses
 class Responses(Generative):
     "What cells would be after a perturbation: mixed into CountAutoencoder."
@@ -643,7 +653,10 @@ class Responses(Generative):
         groups = None
         if groupby is not None:
             labels = column_of(reference.obs, groupby, " for the groups").to_numpy(object)
-            used &= ~genes.missing_labels(labels)
+            labelled = ~genes.missing_labels(labels)
+            _check_labelled(after & used, labelled, groupby, "perturbed")
+            _check_labelled(~after & used, labelled, groupby, "control")
+            used &= labelled
             groups = labels[used].astype(str)
         settings = dict(n_mc_samples=n_mc_samples, seed=seed, batch_size=batch_size)
         seen = self.get_latent_representation(reference, indices=np.flatnonzero(used), **settings)

@@ -167,7 +167,7 @@ class _Cells:
         knows some, and the mapping's report.
         """
         X, report = checked_counts(
-            adata, self.genes, self.layer, self.use_raw, of_model=self.own_names.there
+            adata, self.genes, self.layer, self.use_raw, of_model=self.own_names
         )
         if self.batches and of_batch:
             X.batch = batch_codes(adata, self.batch_key, self.batches)[0], len(self.batches)
@@ -572,8 +572,9 @@ class KLPerUnit(MarginalLikelihood):
         -------
         units : float64 array (latent,). With a flow only their sum has a meaning; single shares can
             be negative.
-        component : float, with a VAMP prior the price of naming the component (with equal weights
-            at most log K), else 0. Together they are the KL, in closed form for a VAE.
+        component : float, with a mixture prior (VAMP, MOG) the price of naming the component (with
+            equal weights at most log K), else 0. Together they are the KL, in closed form for a
+            VAE.
 
         Raises
         ------
@@ -707,7 +708,9 @@ class _GeneNames(Bounds):
         absent = [gene for gene in lost if gene not in several]
         said = []
         if len(absent) == 1:
-            said.append(f"{absent[0]!r} is not a gene of the model")
+            known = [*self.own_names.names, *self.genes.symbols]
+            guess = genes.nearest(absent[0], known)
+            said.append(f"{absent[0]!r} is not a gene of the model{guess}")
         elif absent:
             said.append(
                 f"{len(absent):,} of {n:,} are not genes of the model: {genes.listed(absent)}"
@@ -719,7 +722,7 @@ class _GeneNames(Bounds):
                 f"{genes.listed(several)} stand for several genes each: name them by identifier"
             )
         others = "; skip_missing=True goes on with the others" if len(lost) < n else ""
-        keep = "; a model made with keep_genes= has them" if absent else ""
+        keep = "; if the data have them, keep_genes= puts them into a model" if absent else ""
         return f"{'; '.join(said)}{others}{keep}; see model.gene_table."
 
     def _positions_of_mask(self, mask, own):
@@ -832,13 +835,16 @@ class Expression(_Decoded):
         fill : a number, such as np.nan or 0: the columns are those of adata, all of them, and hold
             this number where the model does not have the gene; columns that were added up as one
             gene all hold its value. None: the model's genes only.
-        library_size : counts per cell, or "observed" for each cell's own. The decoder does not
-            force the sum over all genes to be exactly this.
+        library_size : counts per cell in all genes of the model together, or "observed" for each
+            cell's own. With fewer genes than adata has, values are therefore larger than those of
+            sc.pp.normalize_total on all genes; compare with sc.pp.normalize_total of the model's
+            genes. The decoder does not force the sum to be exactly this.
         n_mc_samples : draws of z over which the mean is taken.
         use_counts : a negative binomial is a Poisson whose rate varies around the decoder's mean mu
             with dispersion theta. True: the mean of the cell's own rate, given z and its count x,
             mu (theta + x) / (theta + mu), which is near the count where that is large; see chapter
-            21. False: mu.
+            21. False: mu, which after a short training can be nearer to other types than to the
+            cell's own counts; compare the two for markers that matter.
 
         Returns
         -------

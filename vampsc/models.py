@@ -133,7 +133,8 @@ class Trainable(Inference):
             self.interrupted = run.interrupted
         if run.interrupted:
             goes_on = (
-                f"; train(checkpoint={str(checkpoint)!r}, resume=True) goes on"
+                f"; train(checkpoint={str(checkpoint)!r}, resume=True) goes on after epoch"
+                f" {run.recorded}"
                 if checkpoint
                 else ""
             )
@@ -233,7 +234,7 @@ class Transferable(Trainable):
         training.get_profile(
             profile, **{name: value for name, value in settings.items() if name not in of_train}
         )
-        X, mapping = checked_counts(adata, self.genes, self.layer, self.use_raw, of_model=True)
+        X, mapping = self._take(adata, of_batch=False, of_covariates=False)
         new = object.__new__(type(self))
         new._origin = [float(np.sum(np.abs(w))) for w in self.network.get_weights()]
         seed = self.seed if seed is None else seed
@@ -316,10 +317,11 @@ class CountAutoencoder(Groups, Transferable, Persistence):
     posterior, prior : see Architecture; the presets, such as AE, VAE, VAMP and MOG, set both.
     gene_space : "auto" maps onto the embedded protein-coding genes when the data's names allow it;
         a name, a path or a GeneSpace maps onto that one; None takes the data's genes as they are.
-    n_genes : keep so many genes, those that vary most between training cells; or which: a list of
-        them, or the name of a column of adata.var of True and False, such as "highly_variable".
-        None keeps the whole gene space; with "auto", of data that have less than half of its genes,
-        such as adata[:, highly_variable], only those, with a warning.
+    n_genes : a number: the genes that vary most between training cells are kept; or which to keep:
+        a list of genes, or the name of a column of adata.var of True and False, such as
+        "highly_variable". None keeps the whole gene space. But with gene_space="auto", and data
+        that have less than half of its genes, such as adata[:, highly_variable], None keeps only
+        the genes of the data, with a warning.
     keep_genes : genes, by name, that are kept in addition to the n_genes that vary most, such as
         markers.
     layer : the layer of adata that holds the counts. None: X. use_raw : adata.raw holds them.
@@ -337,12 +339,13 @@ class CountAutoencoder(Groups, Transferable, Persistence):
     n_latent : width of the bottleneck. hidden : widths of the encoder's layers, which the decoder
         mirrors.
     dropout, l1, l2 : after each hidden layer, and on its weights.
-    likelihood : "nb", negative binomial; "zinb", with zeros that are set; or "poisson".
+    likelihood : "nb", negative binomial; "zinb", zero-inflated negative binomial; or "poisson".
     dispersion : "gene-cell", or "gene" for one of each gene. linear_decoder : no hidden layers in
         the decoder.
     beta : weight of the KL term while training.
-    n_pseudo_inputs : number of components of a VAMP or mixture prior. learn_weights : whether a
-    VAMP prior's component weights are learnt; those of a plain mixture always are.
+    n_pseudo_inputs : number of components of a VAMP or mixture prior.
+    learn_weights : whether a VAMP prior's component weights are learnt; those of a plain mixture
+        always are.
     n_flow_steps, flow_hidden : of a flow, its steps, and the widths of their layers.
     encode_batch : the encoder is conditioned on batch and covariates, too.
     precision : "float32", or "mixed_bfloat16" for the layers' products.

@@ -74,7 +74,7 @@ def _squared_distances(z, means, precisions):
         return ops.sum(precisions * ops.square(z[:, None, :] - means), axis=-1)
     # Multiplied out, this is two matrix products and a sum instead of a (cells, K, D) array: 10
     # times faster on a CPU.
-    # The three cancel, hence float64, which JAX would silently turn into float32.
+    # The three terms nearly cancel, hence float64, which JAX would silently turn into float32.
     z, m, p = (ops.cast(v, "float64") for v in (z, means, precisions))
     cross = (
         ops.square(z) @ ops.transpose(p)
@@ -249,8 +249,8 @@ class ConditionalGaussian(layers.Layer):
 
 # %% ../nbs/06_priors.ipynb #hierarchical-posterior
 class HierarchicalPosterior(GaussianPosterior):
-    """q(z2|x) q(z1|x, z2), equation (5): h -> (mean, log_var, h), the first two those of z2; z =
-    (z1, z2).
+    """q(z2|x) q(z1|x, z2), equation (5). h -> (mean, log_var, h): mean and log_var are those of z2,
+    and h is passed on, since z1 depends on it. A draw is z = (z1, z2).
 
     n_latent: the width of z; z1 has n_latent // 2 units and z2 the rest; ValueError below 2.
     E[z1|x] is estimated from samples.

@@ -43,6 +43,7 @@ from vampsc.counts import (
 from .downloads import user_path
 from .inference import verb
 from .intake import Covariates, name_of_layer
+from .priors import POSTERIORS, PRIORS
 from .training import NewRows
 
 # %% ../nbs/12_saving.ipynb #whole-folders
@@ -179,7 +180,7 @@ def _new_folder(path, overwrite):
 
 # %% ../nbs/12_saving.ipynb #cell-marks
 OTHER_CELLS_REMEDY = (
-    "; load the model without adata, and hand other cells to the verbs, as in "
+    "; load the model without adata, and hand other cells to its methods, as in "
     "model.get_latent_representation(adata)."
 )
 
@@ -283,8 +284,8 @@ def _same_totals(one, other):
 
 
 def _places_by_library(X, split, library):
-    """The same for a model of an older version, which kept the totals of its training cells only:
-    they must be equal, in order.
+    """What `CellMarks.places_in` gives, for a model of an older version, which kept the totals of
+    its training cells only: they must be equal, in order.
     """
     n = 1 + max(int(part.max()) for part in split._parts() if len(part))
     if len(X) < n:
@@ -339,10 +340,12 @@ class Written:
         FileExistsError : there is something and overwrite is False, or something that is not a
             model.
         OSError : the folder cannot be written; what was there before stays. ValueError : a weight
-            is NaN or infinite.
+            is NaN or infinite; a posterior or prior that was put in by hand, and that the
+            model's architecture does not name.
         """
         if not devices.is_first():
             return
+        self._check_parts()
         if bad := _weights_not_finite(self.network):
             raise ValueError(
                 f"the weights {bad} are not finite, so that the model is not worth saving."
@@ -351,6 +354,19 @@ class Written:
         with _naming(path), _new_folder(path, overwrite) as new:
             for name, content in files.items():
                 _write_through(new / name, content)
+
+    def _check_parts(self):
+        "ValueError for a part that `load` would replace by another, since it goes by names."
+        for kind, registry in (("posterior", POSTERIORS), ("prior", PRIORS)):
+            part = getattr(self.network, kind)
+            name = getattr(self.architecture, kind)
+            if name in registry and type(part) is not registry[name]:
+                raise ValueError(
+                    f"the {kind} of this network is a {type(part).__name__}, but its architecture"
+                    f" names {name!r}, so that load would make a {registry[name].__name__}: enter"
+                    f" the class in {kind.upper()}S (chapter 6), and make the model with"
+                    f" {kind}= its name there."
+                )
 
     def _files(self):
         """What `save` writes, {name: bytes}.
@@ -574,8 +590,8 @@ class _SavedFiles:
         return d
 
     def field(self, name, read, *default):
-        """A field of model.json, as `read` makes it of what is there; of the default where an older
-        version wrote none.
+        """What `read` returns for a field of model.json, or for the default where an older version
+        wrote no such field.
         """
         with self.of("model.json", name):
             return read(self.description.get(name, *default) if default else self.description[name])
@@ -747,8 +763,8 @@ def _check_sizes(weights, a, n_genes):
     """ValueError where no array of a weights file has a length that the Architecture `a` needs, or
     a shape beyond the file.
 
-    weights : the file, bytes. Looked at before a network is made, of which a wrong number would
-        take all memory.
+    weights : the file, bytes. Called before a network is built, since with a wrong
+        size that could take all memory.
     """
     shapes = _shapes(weights)
     lengths = {length for shape in shapes for length in shape}
@@ -768,8 +784,8 @@ def _check_sizes(weights, a, n_genes):
 
 # %% ../nbs/12_saving.ipynb #shapes
 def _shapes(weights):
-    """Of all arrays in an HDF5 file, bytes; ValueError for one that is said to be larger than the
-    file.
+    """The shapes of all arrays in an HDF5 file, bytes; ValueError for an array that is said to be
+    larger than the file.
     """
     shapes = []
 

@@ -53,11 +53,11 @@ class Profile:
     """
 
     learning_rate: float  # of Adam, at the start
-    lr_patience: int | None = None  # after so many epochs the learning rate is halved; None: never
-    patience: int | None = None  # after so many, training stops; None: never
+    lr_patience: int | None = None  # epochs until the learning rate is halved; None: never
+    patience: int | None = None  # epochs until training stops; None: never
     max_epochs: int | None = None  # an upper bound; None: as many as the steps need
     batch_size: int = 128  # cells
-    # a study keeps so many variable genes; None: all of the gene space
+    # the number of variable genes that a study keeps; None: all of the gene space
     n_genes: int | None = None
     # epochs over which the weight of the KL term rises from 0 to its own; patience counts after
     # them
@@ -101,7 +101,7 @@ class Profile:
         steps="auto" stands for 150 times the root of the number of cells. A network that is wider
         than 128 units fits, and overfits, in fewer: its steps are divided by width / 128; those of
         an autoencoder, which no KL term holds back, by the square of that. The rule is for
-        minibatches of 128; with others it gives as many epochs.
+        minibatches of 128; with others the number of epochs is the same, that of steps is not.
 
         n_cells : training cells. width : units of the widest hidden layer. has_kl : the loss has a
             KL term.
@@ -139,8 +139,10 @@ def get_profile(profile="quick", **changes):
             )
         profile = PROFILES[profile]
     if not isinstance(profile, Profile):
+        epochs = f" Epochs are max_epochs={profile}." if isinstance(profile, int) else ""
         raise ValueError(
-            f"profile must be one of {', '.join(PROFILES)}, or a training.Profile, not {profile!r}."
+            f"profile must be one of {', '.join(PROFILES)}, or a training.Profile, not"
+            f" {profile!r}.{epochs}"
         )
     known = [f.name for f in dataclasses.fields(Profile)]
     if unknown := [name for name in changes if name not in known]:
@@ -450,7 +452,8 @@ class Checkpoint(keras.callbacks.Callback):
         their counters belong to it.
     path : of the file, or None. identity : what must be the same for a run to go on from it, a flat
         dict for JSON.
-    earlier : rows of the history before this run. share : of the time, for keeping.
+    earlier : rows of the history before this run. share : the part of the
+        run's time that keeping may take.
     """
 
     def __init__(
@@ -593,8 +596,8 @@ class Diverged(Exception):
 
 # %% ../nbs/08_training.ipynb #guard-class
 class Guard(keras.callbacks.Callback):
-    """Raises Diverged when a loss is NaN or infinite, or an epoch's over MAX_LOSS_RATIO times the
-    lowest so far; rows: the history.
+    """Raises Diverged when a loss is NaN or infinite, or when that of an epoch is more than
+    MAX_LOSS_RATIO times the lowest so far. rows: a function that returns the history.
 
     While the weight of the KL term rises, losses are compared at the present weight.
     """
@@ -668,8 +671,8 @@ class Halving(keras.callbacks.ReduceLROnPlateau):
 
 # %% ../nbs/08_training.ipynb #falling
 class Falling(keras.callbacks.Callback):
-    """Sets the learning rate of each epoch: from `start` along half a cosine, to reach 0 after so
-    many epochs.
+    """Sets the learning rate of each epoch: from `start` along half a cosine, to reach 0 after
+    `epochs` epochs.
     """
 
     def __init__(self, start, epochs):
@@ -687,9 +690,8 @@ class _Inputs(Batches):
     """Batches as Keras' fit takes them; with several devices, this process's share of each.
 
     kl_weight : a function of the epoch, handed on for each cell; None: the network's own, always.
-        steps : so many minibatches are an item,
-    which holds the positions of their cells, and `reading`'s arrays; 0: an item is one minibatch,
-    its counts.
+    steps : how many minibatches make an item, which holds the positions of their cells, and
+        `reading`'s arrays; 0: an item is the counts of one minibatch.
     """
 
     def __init__(self, *args, kl_weight=None, steps=0, reading=None, **kwargs):
@@ -793,7 +795,7 @@ class SeveralSteps:
     def fit(self, train, validation, epochs, initial_epoch, callbacks):
         """train, validation : `_Inputs` of positions.
 
-        The callbacks are called as by Keras, for a batch once a call.
+        The callbacks are called as Keras calls them; those for a batch once for each compiled call.
         """
         network = self.network
         called = keras.callbacks.CallbackList(
@@ -868,7 +870,7 @@ STEP_HOOKS = (
 def watches_steps(callback):
     """Does somebody's callback look at each step?
 
-    Progress only counts them; a LambdaCallback has its functions itself.
+    Progress only counts them. A LambdaCallback has its functions on the object, not on the class.
     """
     if isinstance(callback, Progress):
         return False
@@ -1130,7 +1132,7 @@ class Run(_Retried):
     """A training run of a Network on counts, on one device or on those of `devices.all_devices`.
 
     X : Counts or any layout (cells, genes). split : a Split; trains on .train, watches .validation.
-        profile : a Profile.
+    profile : a Profile.
     seed : decides the order of the cells. progress : show losses and time left. callbacks : more
         Keras callbacks.
     label : what to call it. checkpoint, identity, earlier : as in Checkpoint. resume : go on from
@@ -1142,10 +1144,8 @@ class Run(_Retried):
         `interrupted` then is true.
 
         Raises ValueError where the checkpoint is damaged or of another run, OSError where it cannot
-        be written, and
-        FloatingPointError where the loss goes wrong, and does so again at half the learning rate.
-            BlockingIOError : another
-        process writes to the checkpoint.
+        be written, BlockingIOError where another process writes to it, and FloatingPointError where
+        the loss goes wrong, and does so again at half the learning rate.
         """
         try:
             with self._alone():
@@ -1156,6 +1156,11 @@ class Run(_Retried):
             for batches in self.inputs:
                 batches.let_go()
         return self
+
+    @property
+    def recorded(self):
+        "The epoch from which the checkpoint goes on: the last that was written."
+        return len(self.state.notes["earlier"]) + len(self.state.notes["rows"])
 
     def _go(self, network):
         self._prepare()
@@ -1205,7 +1210,7 @@ class NewRows:
 
     @classmethod
     def of(cls, d, n_batches):
-        """Of what JSON holds, a dict or None.
+        """The NewRows that JSON holds as a dict; of None, None.
 
         ValueError where so many rows cannot be those of new batches.
         """
@@ -1234,7 +1239,7 @@ def only_new_rows(network, weights, n_new):
     """Within: training changes only the last n_new rows of these weights; all else in the network
     stays, to the last bit.
 
-    Batch normalisation acts as when cells are looked at, so that its statistics stay, too.
+    Batch normalisation is in inference mode, so that its statistics stay, too.
     """
     grown = {id(weight) for weight in weights}
     others = [weight for weight in network.trainable_variables if id(weight) not in grown]
