@@ -41,13 +41,13 @@ test: $(READY)
 	$(BIN)/ruff format --check --quiet || (echo 'not formatted: $(BIN)/ruff format, then $(BIN)/nbdev_export' >&2; exit 1)
 	$(BIN)/python tools/check_notebooks.py
 	$(BIN)/python tools/run_notebooks.py
-	$(BIN)/python -m pytest tests -m "not slow" -rs $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest tests -m "not slow and not study" -rs $(SIDE_BY_SIDE)
 
 # What `make test` leaves out. The chapters that it has executed are not executed again. Slow tests often wait for processes that they
 # have started, so that there is room for a third one.
 test-all: $(READY)
 	$(BIN)/python tools/run_notebooks.py --strict
-	$(BIN)/python -m pytest tests -m slow -rs $(SIDE_BY_SIDE) -n 3
+	$(BIN)/python -m pytest tests -m "slow or study" -rs $(SIDE_BY_SIDE) -n 3
 	KERAS_BACKEND=jax $(BIN)/python -m pytest $(STATISTICS) -m "not slow" -rs $(SIDE_BY_SIDE)
 	$(MAKE) test-oldest
 	$(BIN)/python tools/build_site.py

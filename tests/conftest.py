@@ -81,6 +81,30 @@ AT_THE_LIBRARIES = (
 )
 
 
+# What is built upon the models. A change of a chapter up to 14 seldom breaks it, and it takes
+# nearly as long as all the rest, so `make test` leaves it to `make test-all`.
+OF_STUDIES = (
+    "test_beyond",
+    "test_damaged",
+    "test_downloads_hostile",
+    "test_names_in_pages",
+    "test_names_with_braces",
+    "test_overwriting",
+    "test_own_data",
+    "test_peers",
+    "test_pipeline",
+    "test_read_only",
+    "test_registry",
+    "test_registry_hostile",
+    "test_tables",
+    "test_tools",
+    "test_transfer_command",
+    "test_two_processes",
+    "test_unlabelled",
+    "test_uses",
+)
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--libraries",
@@ -110,7 +134,12 @@ def for_the_oldest(items):
         seen.add(test)
 
 
+# before tests are chosen by their markers
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if item.path.stem in OF_STUDIES:
+            item.add_marker("study")
     if config.getoption("--libraries"):
         wanted = list(for_the_oldest(items))
         chosen = set(wanted)

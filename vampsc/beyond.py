@@ -173,11 +173,11 @@ def refit_posterior(model, profile="quick", seed=0, **changes):
         raise ValueError(f"a {a.posterior} posterior cannot be fitted anew to its prior.")
     new = copy.copy(model)
     new.architecture = dataclasses.replace(a, beta=1.0)
-    if a.has_components:
+    if a.has_pseudo_inputs:
         new.__class__ = models.CountAutoencoder
         new.architecture = dataclasses.replace(new.architecture, prior="mixture")
     new.network = assembly.build_network(new.architecture, len(model.genes), seed + 1)
-    if a.has_components:
+    if a.has_pseudo_inputs:
         new.network.prior.assign(*map(ops.convert_to_numpy, model.network.components()))
     else:
         new.network.prior.set_weights(model.network.prior.get_weights())
