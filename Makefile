@@ -64,7 +64,7 @@ test-oldest:
 		.venv-oldest/bin/python -m pytest $(OLDEST_TESTS) -rs $(SIDE_BY_SIDE); \
 	fi
 
-# Some thirty slips in the formulas, one at a time: each must be caught by the tests.
+# Some forty slips in the formulas, one at a time: each must be caught by the tests.
 slips: $(READY)
 	$(BIN)/python tools/slips.py
 
