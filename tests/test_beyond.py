@@ -354,11 +354,12 @@ def test_a_sentence_is_a_family(swept):
 
 def test_numbers_in_words():
     assert (
-        beyond.told((1.234, 1.0, 1.5), 2) == "1.23 [1.00, 1.50]"
-        and beyond.told((1.234, np.nan, np.nan), 1) == "1.2"
+        beyond.in_words((1.234, 1.0, 1.5), 2) == "1.23 [1.00, 1.50]"
+        and beyond.in_words((1.234, np.nan, np.nan), 1) == "1.2"
     )
     assert (
-        beyond.told({"mean": 1, "low": 0.5, "high": 1.5, "clear": True}, 1) == "+1.0 [+0.5, +1.5]"
+        beyond.in_words({"mean": 1, "low": 0.5, "high": 1.5, "clear": True}, 1)
+        == "+1.0 [+0.5, +1.5]"
     )
     whole = pd.DataFrame(
         {
@@ -368,8 +369,8 @@ def test_numbers_in_words():
             "same": [1] * 6,
         }
     )
-    assert beyond.told(beyond.compare(whole, "b", "a", "pcs95"), 1) == "-2.0 in every seed"
-    assert beyond.told(beyond.compare(whole, "b", "a", "same"), 1) == "0 in every seed"
+    assert beyond.in_words(beyond.compare(whole, "b", "a", "pcs95"), 1) == "-2.0 in every seed"
+    assert beyond.in_words(beyond.compare(whole, "b", "a", "same"), 1) == "0 in every seed"
     frame = pd.DataFrame({"variant": ["b", "b", "a"], "x": [1.0, 3.0, np.nan]})
     assert beyond.summary(frame, {"x": "X", "absent": "Y"}, 1).to_dict() == {
         "X": {"b": "2.0 [-10.7,\u00a014.7]", "a": "-"}

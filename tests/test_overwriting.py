@@ -155,10 +155,10 @@ def test_a_run_over_other_files_when_asked(cells, tmp_path):
     done = study.run(cells, "ae", tmp_path, profile, progress=False, overwrite=True, **TINY)
     assert done.config["model"] == "ae" and (done.folder / "notes.txt").read_text() == MINE
     # it is a run now
-    assert study.ask_run(done.folder) == done.folder
+    assert study.check_replaceable_run(done.folder) == done.folder
     (done.folder / "config.json").write_text("{")
     # a damaged one still is, by its model
-    study.ask_run(done.folder)
+    study.check_replaceable_run(done.folder)
 
 
 def test_a_model_is_not_saved_over_other_things(finished, tmp_path):
@@ -244,7 +244,7 @@ def test_with_overwrite_it_goes_to_work_and_again_without(tmp_path, monkeypatch)
     for overwrite in (True, False):
         beyond.make("both", tmp_path / "b", overwrite, organs="my.h5ad")
     assert len(began) == 4
-    beyond.ask(tmp_path / "b", "both", "my.h5ad")
+    beyond.check_replaceable(tmp_path / "b", "both", "my.h5ad")
 
 
 def test_a_report_of_before_the_notes_is_known_by_its_notebook(tmp_path, monkeypatch):
@@ -267,10 +267,10 @@ def test_ask_and_claim(tmp_path):
         with pytest.raises(
             error, match=re.escape(str(own if error is NotADirectoryError else wrong))
         ):
-            files.ask(wrong)
+            files.check_replaceable(wrong)
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(FileExistsError):
-        files.ask(tmp_path / "link")
+        files.check_replaceable(tmp_path / "link")
     with pytest.raises(FileExistsError):
         files.claim(tmp_path / "x", "report", ["b.csv", "a.csv"])
     # nothing was made

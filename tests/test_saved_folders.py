@@ -88,7 +88,7 @@ def test_a_folder_with_a_file_of_such_a_name(name, text, model, tmp_path):
     refused(model, own, "model is there and is no saved model", tmp_path)
     # before a run is trained
     with pytest.raises(FileExistsError, match="move it away"):
-        study.ask_run(own.parent)
+        study.check_replaceable_run(own.parent)
 
 
 def test_what_is_a_damaged_model_is_replaced(model, saved):

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['N_INVENTED', 'TRAINING', 'ONE_CORE', 'QUESTIONS', 'Variant', 'judge_cells', 'training_halves', 'judge_invented',
            'judge_real', 'refit_posterior', 'run', 'made_once', 'listed', 'distinct', 'listed_seeds', 'in_processes',
-           'sweep', 'failures_in_words', 'CountUnits', 'units_by_step', 'compare', 'over_seeds', 'told', 'summary',
-           'data_sets_of', 'plain', 'bound_by_new_posterior', 'gather', 'ask', 'part_of', 'changes', 'marker_genes',
-           'programmes', 'marker_agreement', 'component_use', 'make']
+           'sweep', 'failures_in_words', 'CountUnits', 'units_by_step', 'compare', 'over_seeds', 'in_words', 'summary',
+           'data_sets_of', 'plain', 'bound_by_new_posterior', 'gather', 'check_replaceable', 'part_of', 'changes',
+           'marker_genes', 'programmes', 'marker_agreement', 'component_use', 'make']
 
 # %% ../nbs/20_beyond.ipynb #imports
 import contextlib
@@ -581,7 +581,7 @@ def over_seeds(runs, column):
     return tables.interval(runs[column].dropna(), ratio=tables.test_ratio(runs))
 
 
-def told(value, digits=3, signed=False):
+def in_words(value, digits=3, signed=False):
     """A difference, or an interval (mean, low, high), in words: '0.05 [0.02, 0.08]', with '(not
     clear)' where a difference is not clear; '-1 in every seed' where all are the same.
     """
@@ -612,7 +612,7 @@ def summary(frame, metrics_, digits=3, by="variant"):
         at = digits.get(column, 3) if isinstance(digits, dict) else digits
         groups = frame.groupby(by, sort=False)
         words = {
-            name: told(over_seeds(runs, column), at) if runs[column].notna().any() else "-"
+            name: in_words(over_seeds(runs, column), at) if runs[column].notna().any() else "-"
             for name, runs in groups
         }
         # a narrow column breaks before an interval, not in it
@@ -704,7 +704,7 @@ def gather(
     frames = []
     failed = []
     n = 0
-    ask(out, question, names)
+    check_replaceable(out, question, names)
     for data, name in data_sets_of(names, label_key).items():
         adata = organs.load(name)
         folder = downloads.user_path(out) / data
@@ -728,8 +728,8 @@ def gather(
         raise ValueError(failures_in_words(failed, n))
     return pd.concat(frames, ignore_index=True)
 
-# %% ../nbs/20_beyond.ipynb #ask
-def ask(out, question, names, overwrite=False):
+# %% ../nbs/20_beyond.ipynb #check-replaceable
+def check_replaceable(out, question, names, overwrite=False):
     """Stop where the numbers of a question, out/<data set>/<question>.csv, would replace somebody
     else's file.
 
@@ -740,7 +740,7 @@ def ask(out, question, names, overwrite=False):
     for folder in (Path(out) / plain(name) for name in listed(names)):
         if overwrite and (folder / file).exists():
             files.claim(folder, question, [file], overwrite)
-        files.ask(folder / file, file in files.written(folder))
+        files.check_replaceable(folder / file, file in files.written(folder))
 
 
 def part_of(frame, data):
@@ -926,7 +926,7 @@ def make(question, out="runs/beyond", overwrite=False, **parameters):
         raise ValueError(f"question {question!r} is not known; there are {', '.join(QUESTIONS)}.")
     out = downloads.user_path(out)
     template = study.TEMPLATE.with_name(f"{question}.ipynb")
-    ask(out, question, parameters.get("organs", ""), overwrite)
+    check_replaceable(out, question, parameters.get("organs", ""), overwrite)
     return study.fill_in(
         template,
         out / f"{question}.ipynb",

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CODES', 'app', 'organs_app', 'DATA', 'JSON', 'N_GENES', 'KEEP_GENES', 'LABELS', 'NO_UMAP', 'STEPS', 'MAX_EPOCHS',
-           'LEARNING_RATE', 'BATCH_SIZE', 'KL_WARMUP', 'BACKED', 'UNLABELLED', 'KINDS', 'ends_well', 'told', 'new_file',
-           'option', 'flag', 'vampsc', 'fit', 'transfer', 'embed', 'label', 'differences', 'sample', 'report', 'tables',
-           'beyond', 'organs_list', 'organs_fetch', 'organs_callback', 'main']
+           'LEARNING_RATE', 'BATCH_SIZE', 'KL_WARMUP', 'BACKED', 'UNLABELLED', 'KINDS', 'ends_well', 'printing',
+           'new_file', 'option', 'flag', 'vampsc', 'fit', 'transfer', 'embed', 'label', 'differences', 'sample',
+           'report', 'tables', 'beyond', 'organs_list', 'organs_fetch', 'organs_callback', 'main']
 
 # %% ../nbs/23_command_line.ipynb #imports
 import contextlib
@@ -55,17 +55,17 @@ def ends_well(command):
 
     return guarded
 
-# %% ../nbs/23_command_line.ipynb #told
+# %% ../nbs/23_command_line.ipynb #printing
 @contextlib.contextmanager
-def told(as_json):
+def printing(as_json):
     """Yields a list for (result, text): at the end the result as JSON, or the text.
 
     With as_json, all else goes to the error stream.
     """
-    said = []
+    results = []
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-        yield said
-    for result, text in said:
+        yield results
+    for result, text in results:
         typer.echo(json.dumps(_plain(result)) if as_json else text)
 
 
@@ -323,7 +323,7 @@ def fit(
                 "--encode-batch needs --batch-key or covariates, on which to condition the encoder."
             )
         settings["encode_batch"] = True
-    with told(as_json) as said:
+    with printing(as_json) as results:
         profile = training.get_profile(
             profile,
             steps=steps,
@@ -334,7 +334,9 @@ def fit(
         )
         study.preset(model)
         # before the data are read
-        folder = study.ask_run(_folder(out) / f"{model.lower()}-seed{seed}", overwrite)
+        folder = study.check_replaceable_run(
+            _folder(out) / f"{model.lower()}-seed{seed}", overwrite
+        )
         before = study.when_finished(folder)
         adata = organs.load(data, backed, layer, use_raw, settings["gene_space"])
 
@@ -354,7 +356,7 @@ def fit(
         run, used = _without_empty(adata, train) if drop_empty else (train(adata), adata)
         source = data if used is adata else None
         _done(
-            said,
+            results,
             run,
             reused=before == study.when_finished(folder),
             draw=not no_umap,
@@ -426,7 +428,7 @@ def transfer(
     """
     from vampsc import organs, study, training
 
-    with told(as_json) as said:
+    with printing(as_json) as results:
         profile = training.get_profile(
             profile,
             steps=steps,
@@ -440,7 +442,7 @@ def transfer(
             seed = origin.seed
         # before the data are read
         name = f"{type(origin).__name__.lower()}-seed{seed}"
-        folder = study.ask_run(_folder(out) / name, overwrite)
+        folder = study.check_replaceable_run(_folder(out) / name, overwrite)
         before = study.when_finished(folder)
         adata = organs.load(data, backed, origin.layer, origin.use_raw)
         run = study.transfer(
@@ -454,7 +456,7 @@ def transfer(
             unfrozen=unfrozen,
             unlabelled=unlabelled,
         )
-        _done(said, run, before == study.when_finished(folder), not no_umap)
+        _done(results, run, before == study.when_finished(folder), not no_umap)
 
 # %% ../nbs/23_command_line.ipynb #command-embed
 def _model_in(folder, adata=None):
@@ -494,7 +496,7 @@ def embed(
         raise ValueError(f"--out {out}: its ending must be one of {', '.join(KINDS)}.")
     from vampsc import organs
 
-    with told(as_json) as said, new_file(out, overwrite) as path:
+    with printing(as_json) as results, new_file(out, overwrite) as path:
         model = _model_in(run_folder)
         adata = organs.load(data, backed, model.layer, model.use_raw)
         key = f"X_{type(model).__name__.lower()}"
@@ -520,7 +522,7 @@ def embed(
             text += (
                 f"; {_some_cells(empty)} without a count in the model's genes: their rows are NaN"
             )
-        said.append((result, text))
+        results.append((result, text))
 
 # %% ../nbs/23_command_line.ipynb #embedding
 def _embedding(model, adata, drop_empty):
@@ -681,7 +683,7 @@ def label(
         raise ValueError("--reference: which cells have labels? Name their file, or an organ.")
     from vampsc import organs
 
-    with told(as_json) as said, new_file(out, overwrite) as path:
+    with printing(as_json) as results, new_file(out, overwrite) as path:
         model = _model_in(run_folder)
         cells, known = (
             organs.load(name, False, model.layer, model.use_raw) for name in (data, reference)
@@ -699,7 +701,7 @@ def label(
         counted = found["label"].value_counts()
         text = "\n".join(f"{n:7,d}  {name}" for name, n in counted.items())
         result = {"out": out, "n_cells": len(found), "labels": counted.to_dict()}
-        said.append((result, f"{text}\n{len(found):,} cells labelled in {out}"))
+        results.append((result, f"{text}\n{len(found):,} cells labelled in {out}"))
 
 # %% ../nbs/23_command_line.ipynb #command-differences
 @app.command()
@@ -726,7 +728,7 @@ def differences(
     _only_csv(out)
     from vampsc import organs
 
-    with told(as_json) as said, new_file(out, overwrite) as path:
+    with printing(as_json) as results, new_file(out, overwrite) as path:
         model = _model_in(run_folder)
         found = model.differential_expression(
             organs.load(data, False, model.layer, model.use_raw),
@@ -747,7 +749,7 @@ def differences(
             for name, genes in named.items()
         ]
         result = {"out": out, "called": {name: len(genes) for name, genes in named.items()}}
-        said.append((result, "\n".join([*lines, f"written to {out}"])))
+        results.append((result, "\n".join([*lines, f"written to {out}"])))
 
 # %% ../nbs/23_command_line.ipynb #command-sample
 @app.command()
@@ -770,11 +772,11 @@ def sample(
         raise ValueError(f"--out {out}: its ending must be .h5ad.")
     if n < 1 or seed < 0:
         raise ValueError(f"--n {n} --seed {seed}: --n must be at least 1, and --seed at least 0.")
-    with told(as_json) as said, new_file(out, overwrite) as path:
+    with printing(as_json) as results, new_file(out, overwrite) as path:
         _model_in(run_folder).sample_prior(n, seed=seed, batch=batch).write_h5ad(
             path, compression="gzip"
         )
-        said.append(({"out": out, "n_cells": n}, f"{n:,} cells written to {out}"))
+        results.append(({"out": out, "n_cells": n}, f"{n:,} cells written to {out}"))
 
 # %% ../nbs/23_command_line.ipynb #command-report
 @app.command()
@@ -825,12 +827,12 @@ def report(
     """
     from vampsc import study
 
-    with told(as_json) as said:
+    with printing(as_json) as results:
         source = str(Path(source).expanduser()) if source.startswith("~") else source
         kind = Path(source).suffix
         if Path(source).is_dir() and kind != ".zarr":
             page = study.run_page(source, out, overwrite)
-            return said.append(({"page": page}, f"open {page.as_posix()}"))
+            return results.append(({"page": page}, f"open {page.as_posix()}"))
         import pandas as pd
 
         out = (out or Path("runs/report")).expanduser()
@@ -854,7 +856,7 @@ def report(
         )
         frame = pd.read_csv(out / "table.csv", index_col="model")
         files = sorted(p for p in out.iterdir() if p.is_file() and not p.name.startswith("."))
-        said.append(
+        results.append(
             (
                 {"page": page, "table": frame.to_dict("index"), "files": files},
                 "\n".join(
@@ -895,9 +897,9 @@ def tables(
     """
     from vampsc import tables
 
-    with told(as_json) as said:
+    with printing(as_json) as results:
         page = tables.make(folder, overwrite=overwrite)
-        said.append(({"page": page}, f"open {page.as_posix()}"))
+        results.append(({"page": page}, f"open {page.as_posix()}"))
 
 # %% ../nbs/23_command_line.ipynb #command-beyond
 @app.command()
@@ -962,7 +964,7 @@ def beyond(
     }
     if overwrite:
         given["overwrite"] = True
-    with told(as_json) as said:
+    with printing(as_json) as results:
         page = beyond.make(
             question,
             out,
@@ -972,7 +974,7 @@ def beyond(
             **given,
             **{name: int(value) if value.isdigit() else value for name, value in more.items()},
         )
-        said.append(({"page": page}, f"open {page.as_posix()}"))
+        results.append(({"page": page}, f"open {page.as_posix()}"))
 
 # %% ../nbs/23_command_line.ipynb #command-organs
 @organs_app.command("list")
@@ -986,9 +988,9 @@ def organs_list(as_json: bool = JSON):
     """
     from vampsc import organs
 
-    with told(as_json) as said:
+    with printing(as_json) as results:
         found = organs.table()
-        said.append((found.to_dict("records"), _listed(found)))
+        results.append((found.to_dict("records"), _listed(found)))
 
 
 def _listed(found):
@@ -1021,11 +1023,11 @@ def organs_fetch(
     """
     from vampsc import organs
 
-    with told(as_json) as said:
+    with printing(as_json) as results:
         adata = organs.load(name, gene_space=_or_none(gene_space))
         about = organs.describe(name, adata)
         lines = [f"{study}: {n:,} cells" for study, n in about["studies"].items()]
-        said.append(
+        results.append(
             (
                 about,
                 "\n".join(

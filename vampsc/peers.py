@@ -687,7 +687,7 @@ def gather(
     frames = []
     failed = []
     n = 0
-    beyond.ask(out, "peers", names)
+    beyond.check_replaceable(out, "peers", names)
     for data, name in beyond.data_sets_of(names, label_key).items():
         adata = organs.load(name)
         folder = Path(out) / data

@@ -6,9 +6,9 @@
 __all__ = ['UMAP_FILE', 'EMBEDDED_FILE', 'RUN_FILES', 'UMAP_OF_BATCHES_FILE', 'IN_A_RUN', 'MAX_CELLS_DRAWN', 'METRICS',
            'TEMPLATE', 'ERROR_KINDS', 'KERNEL', 'IN_A_REPORT', 'NO_ALT', 'STYLE', 'embed', 'without_noise',
            'compactness', 'judge', 'judge_by_labels', 'hash_of', 'data_hash', 'Run', 'read_run', 'configuration',
-           'difference', 'preset', 'run', 'transfer', 'ask_run', 'labels_to_judge', 'when_finished', 'cells_of', 'draw',
-           'division_of', 'Metric', 'table', 'show_table', 'findings', 'refuse_unknown', 'report', 'fill_in', 'to_html',
-           'find_runs', 'settings_of', 'run_page']
+           'difference', 'preset', 'run', 'transfer', 'check_replaceable_run', 'labels_to_judge', 'when_finished',
+           'cells_of', 'draw', 'division_of', 'Metric', 'table', 'show_table', 'findings', 'refuse_unknown', 'report',
+           'fill_in', 'to_html', 'find_runs', 'settings_of', 'run_page']
 
 # %% ../nbs/18_study.ipynb #imports
 import base64
@@ -374,7 +374,7 @@ def run(
     preset(model)
     model = model.lower()
     seed = counts.whole_number("seed", seed)
-    folder = ask_run(Path(out).expanduser() / f"{model}-seed{seed}", overwrite)
+    folder = check_replaceable_run(Path(out).expanduser() / f"{model}-seed{seed}", overwrite)
     label_key, labels = labels_to_judge(adata, label_key, unlabelled)
     profile = _to_judge(profile)
     config = configuration(adata, model, profile, seed, label_key, settings, unlabelled)
@@ -437,7 +437,7 @@ def transfer(
             f"{folder} is the run that this one begins with; choose another folder (out), or"
             " another seed."
         )
-    ask_run(folder, overwrite)
+    check_replaceable_run(folder, overwrite)
     label_key, labels = labels_to_judge(adata, label_key, unlabelled)
     settings = {
         "layer": origin.layer,
@@ -494,7 +494,7 @@ UMAP_OF_BATCHES_FILE = "umap_batches.png"
 IN_A_RUN = (*RUN_FILES, UMAP_FILE, UMAP_OF_BATCHES_FILE, EMBEDDED_FILE)
 
 
-def ask_run(folder, overwrite=False):
+def check_replaceable_run(folder, overwrite=False):
     """Stop where a run would replace what is not a run's; what is of a run is another question, and
     is asked later.
 
@@ -509,7 +509,7 @@ def ask_run(folder, overwrite=False):
         or _is_checkpoint(folder / "checkpoint")
     )
     for name in IN_A_RUN:
-        files.ask(folder / name, ours, overwrite)
+        files.check_replaceable(folder / name, ours, overwrite)
     files.only(folder / "model", saving.FILES, "part of a saved model", saving.is_saved)
     return folder
 
@@ -1134,7 +1134,7 @@ def to_html(notebook, overwrite=False):
     from nbconvert import HTMLExporter
 
     path = Path(notebook).with_suffix(".html")
-    files.ask(path, files.is_page(path), overwrite)
+    files.check_replaceable(path, files.is_page(path), overwrite)
     read = nbformat.read(notebook, 4)
     # settings for the site
     read.cells[0].source = re.sub(r"(?m)^- [\w-]+: .*$", "", read.cells[0].source)
@@ -1284,7 +1284,7 @@ def run_page(folder, path=None, overwrite=False):
         )
     if path.suffix not in (".html", ".htm"):
         raise ValueError(f"{path}: a page's ending must be .html.")
-    files.ask(path, files.is_page(path), overwrite)
+    files.check_replaceable(path, files.is_page(path), overwrite)
     runs = find_runs(folder)
     names = [
         (
