@@ -92,7 +92,7 @@ def claim(folder, purpose, names, overwrite=False, ours=False):
 
     Returns
     -------
-    folder, as a Path. Raises what `ask` raises, and then nothing was made.
+    folder, as a Path. Raises what `check_replaceable` raises, and then nothing was made.
     """
     folder = Path(folder).expanduser()
     known = written(folder)
