@@ -64,11 +64,11 @@ class Variant:
 
     @property
     def folder(self):
-        told = [
+        parts = [
             f"{k}-{v:g}" if isinstance(v, float) else f"{k}-{v}"
             for k, v in sorted(self.settings.items())
         ]
-        return re.sub(r"[^\w.-]+", "-", "_".join([self.model, *told]))
+        return re.sub(r"[^\w.-]+", "-", "_".join([self.model, *parts]))
 
 # %% ../nbs/20_beyond.ipynb #judge-cells
 # cells, for the marginals and the types; the two-sample judges take as many as there are test cells
@@ -90,12 +90,12 @@ def judge_cells(model, cells, labels=None, seed=0):
         another type for the types to be as in the test cells.
     """
     test = model.X[model.split.test]
-    found = metrics.two_sample_accuracy(test, cells, seed)
+    accuracy = metrics.two_sample_accuracy(test, cells, seed)
     energy = metrics.energy_distance(test, cells, seed=seed)
-    said = {
-        "accuracy": found["accuracy"],
-        "accuracy_low": found["low"],
-        "accuracy_high": found["high"],
+    numbers = {
+        "accuracy": accuracy["accuracy"],
+        "accuracy_low": accuracy["low"],
+        "accuracy_high": accuracy["high"],
         "energy": energy["distance"],
         "energy_p": energy["p_value"],
         **metrics.count_marginals(test, cells),
@@ -105,8 +105,8 @@ def judge_cells(model, cells, labels=None, seed=0):
         shares = metrics.type_shares(
             model.X[learning], pd.Series(labels).iloc[learning], test, cells
         )
-        said["types"] = float((shares[0] - shares[1]).abs().sum() / 2)
-    return said
+        numbers["types"] = float((shares[0] - shares[1]).abs().sum() / 2)
+    return numbers
 
 # %% ../nbs/20_beyond.ipynb #halves
 def training_halves(model, seed):
@@ -129,16 +129,16 @@ def judge_invented(model, labels=None, seed=0):
     and prior; aggregate_kl; and mutual_information, all
     of the test cells, in nats. ValueError : an AE.
     """
-    said = judge_cells(
+    numbers = judge_cells(
         model, model.genes.map(model.sample_prior(N_INVENTED, seed=seed))[0], labels, seed
     )
     if model.architecture.posterior == "gaussian":
         parts = model.get_aggregate_kl(indices=model.split.test, seed=seed)
-        said.update({name: parts[name] for name in ("aggregate_kl", "mutual_information")})
-        said["log_p"] = model.get_marginal_ll(
+        numbers.update({name: parts[name] for name in ("aggregate_kl", "mutual_information")})
+        numbers["log_p"] = model.get_marginal_ll(
             indices=model.split.test, n_mc_samples=200, seed=seed, proposal="both"
         )["marginal_ll"]
-    return said
+    return numbers
 
 # %% ../nbs/20_beyond.ipynb #judge-real
 def judge_real(model, labels=None, seed=0):
@@ -301,12 +301,12 @@ def distinct(values, what):
 def listed_seeds(seeds):
     "Seeds, a sequence or a text with commas, as a list of whole numbers."
     try:
-        found = [int(s) for s in listed(seeds if isinstance(seeds, (str, int)) else list(seeds))]
+        numbers = [int(s) for s in listed(seeds if isinstance(seeds, (str, int)) else list(seeds))]
     except (TypeError, ValueError):
         raise ValueError(
             f"seeds: {seeds!r} is no list of whole numbers with commas, such as 0,1,2."
         ) from None
-    return distinct(found, "seeds")
+    return distinct(numbers, "seeds")
 
 # %% ../nbs/20_beyond.ipynb #one-core
 ONE_CORE = dict.fromkeys(
@@ -344,10 +344,10 @@ def _try(i, function, task):
     "(i, what the function returns or a _Failed, seconds)."
     start = time.time()
     try:
-        found = function(**task)
+        result = function(**task)
     except Exception as error:
-        found = _Failed(f"{type(error).__name__}: {error}")
-    return i, found, time.time() - start
+        result = _Failed(f"{type(error).__name__}: {error}")
+    return i, result, time.time() - start
 
 # %% ../nbs/20_beyond.ipynb #in-processes
 def in_processes(function, tasks, names, jobs=None, progress=True):
@@ -368,7 +368,7 @@ def in_processes(function, tasks, names, jobs=None, progress=True):
     ValueError : a process was ended from outside.
     """
     jobs = min(jobs or cpu_count(), max(len(tasks), 1))
-    found = [None] * len(tasks)
+    outputs = [None] * len(tasks)
     failed = []
     with contextlib.ExitStack() as within:
         if jobs > 1:
@@ -393,7 +393,7 @@ def in_processes(function, tasks, names, jobs=None, progress=True):
                 if wrong:
                     failed.append(f"{names[i]}: {result}")
                 else:
-                    found[i] = result
+                    outputs[i] = result
                 if progress:
                     print(
                         f"{n} of {len(tasks)}: {names[i]}, {seconds:.0f} s{', failed' * wrong}",
@@ -404,7 +404,7 @@ def in_processes(function, tasks, names, jobs=None, progress=True):
                 "a process was ended from outside, most likely for want of memory; what is"
                 f" finished is kept, and the same call with fewer jobs than {jobs} goes on"
             ) from None
-    return found, failed
+    return outputs, failed
 
 # %% ../nbs/20_beyond.ipynb #sweep
 def sweep(
@@ -627,7 +627,7 @@ def data_sets_of(names, label_key):
     is told before anything is trained.
     """
     names = listed(names)
-    found = dict(
+    data_sets = dict(
         zip(
             distinct([plain(name) for name in names], "organs, by the names of their folders"),
             names,
@@ -635,7 +635,7 @@ def data_sets_of(names, label_key):
     )
     for name in names * (len(names) > 1):
         study.labels_to_judge(organs.load(name), label_key)
-    return found
+    return data_sets
 
 
 def plain(name):
@@ -761,7 +761,7 @@ def changes(frame, more, less, judged):
         digits, and 1 or -1: higher, or lower, is better.
     """
     parts = [part_of(frame, data) for data in frame["data"].unique()]
-    found = {"better": [], "worse": []}
+    phrases = {"better": [], "worse": []}
 
     def of(part, column):
         return compare(part, more, less, column) if column in part else {"p": np.nan}
@@ -778,9 +778,9 @@ def changes(frame, more, less, judged):
                 for d in each
             ]
             if set(means) != {"–"}:
-                found[word].append(f"{name} ({', '.join(means)})")
+                phrases[word].append(f"{name} ({', '.join(means)})")
     return (
-        " and ".join(f"{word} in {', '.join(names)}" for word, names in found.items() if names)
+        " and ".join(f"{word} in {', '.join(names)}" for word, names in phrases.items() if names)
         or "not clearly better or worse in anything"
     )
 
@@ -791,14 +791,14 @@ def marker_genes(path=None):
     path : of a csv with these columns; None: the package's own for the types of the embedded
         pancreas and of sorted blood cells. ValueError : a column is missing.
     """
-    found = pd.read_csv(
+    markers = pd.read_csv(
         resources.files("vampsc") / "data" / "markers.csv" if path is None else path, dtype=str
     )
-    if lost := {"cell_type", "gene"} - {*found}:
+    if lost := {"cell_type", "gene"} - {*markers}:
         raise ValueError(
             f"{path} has no column {min(lost)!r}; a table of markers has cell_type and gene."
         )
-    return found[["cell_type", "gene"]].dropna()
+    return markers[["cell_type", "gene"]].dropna()
 
 # %% ../nbs/20_beyond.ipynb #programmes
 def programmes(model, labels, at_least=5):
@@ -812,11 +812,11 @@ def programmes(model, labels, at_least=5):
     z = model.get_latent_representation()
     types = pd.Series(np.asarray(labels, object)).replace("", np.nan)
     sizes = types.value_counts()
-    found = {
+    log_rate_changes = {
         t: loadings.to_numpy() @ (z[types == t].mean(0) - z[types.notna() & (types != t)].mean(0))
         for t in sizes.index[sizes >= at_least]
     }
-    return pd.DataFrame(found, index=model.gene_table["symbol"].to_numpy())
+    return pd.DataFrame(log_rate_changes, index=model.gene_table["symbol"].to_numpy())
 
 # %% ../nbs/20_beyond.ipynb #marker-agreement
 def marker_agreement(table, known):
@@ -866,12 +866,12 @@ def component_use(model, labels=None):
         for i in range(0, len(z), 1024)
     ]
     shares = special.softmax(np.concatenate(own), axis=1).mean(0)
-    said = {
+    numbers = {
         "effective": float(np.exp(stats.entropy(shares))),
         "used": int((shares >= 0.1 / len(shares)).sum()),
     }
     if labels is None:
-        return said
+        return numbers
     types = pd.Series(np.asarray(labels, object)).replace("", np.nan)
     known = types.notna().to_numpy()
     nearest = (
@@ -880,7 +880,7 @@ def component_use(model, labels=None):
         .kneighbors(np.asarray(means)[shares >= 0.1 / len(shares)], return_distance=False)[:, 0]
     )
     return {
-        **said,
+        **numbers,
         "types": int(types[known].iloc[nearest].nunique()),
         "n_types": int(types.nunique()),
     }

@@ -135,8 +135,8 @@ def flag(name, text):
 JSON = flag("--json", "Print the result as JSON; all else goes to the error stream.")
 
 
-def _version(asked):
-    if not asked:
+def _version(show_version):
+    if not show_version:
         return
     from vampsc import __version__
 
@@ -195,7 +195,7 @@ def _folder(out):
     return out
 
 
-def _done(said, run, reused=False, draw=True, embedded=None):
+def _done(results, run, reused=False, draw=True, embedded=None):
     """Report a finished run: its numbers, what they were judged by, and where its files are.
 
     reused : it was there before. draw : draw umap.png where it is missing. embedded : the path of
@@ -217,7 +217,7 @@ def _done(said, run, reused=False, draw=True, embedded=None):
     paths = {"picture": picture if picture.exists() else None, "h5ad": embedded}
     result = {"folder": run.folder, "model": run.name, "metrics": run.metrics, "reused": reused}
     lines = [numbers, "", judged, where, *(str(path) for path in paths.values() if path)]
-    said.append(({**result, **paths}, "\n".join(lines)))
+    results.append(({**result, **paths}, "\n".join(lines)))
 
 
 def _with_embedding(run, adata, data):
@@ -688,7 +688,7 @@ def label(
         cells, known = (
             organs.load(name, False, model.layer, model.use_raw) for name in (data, reference)
         )
-        found = model.predict_labels(
+        table = model.predict_labels(
             cells,
             label_key,
             known,
@@ -697,11 +697,11 @@ def label(
             untypical_below=untypical_below,
             unlabelled=unlabelled,
         )
-        found.to_csv(path)
-        counted = found["label"].value_counts()
+        table.to_csv(path)
+        counted = table["label"].value_counts()
         text = "\n".join(f"{n:7,d}  {name}" for name, n in counted.items())
-        result = {"out": out, "n_cells": len(found), "labels": counted.to_dict()}
-        results.append((result, f"{text}\n{len(found):,} cells labelled in {out}"))
+        result = {"out": out, "n_cells": len(table), "labels": counted.to_dict()}
+        results.append((result, f"{text}\n{len(table):,} cells labelled in {out}"))
 
 # %% ../nbs/23_command_line.ipynb #command-differences
 @app.command()
@@ -730,7 +730,7 @@ def differences(
 
     with printing(as_json) as results, new_file(out, overwrite) as path:
         model = _model_in(run_folder)
-        found = model.differential_expression(
+        table = model.differential_expression(
             organs.load(data, False, model.layer, model.use_raw),
             groupby,
             group1,
@@ -740,10 +740,10 @@ def differences(
             sample_key=sample_key,
             unlabelled=unlabelled,
         )
-        found.to_csv(path)
-        called = found[found[f"is_de_fdr_{fdr:g}"]].groupby("comparison", sort=False)
+        table.to_csv(path)
+        called = table[table[f"is_de_fdr_{fdr:g}"]].groupby("comparison", sort=False)
         named = {name: list(rows.index) for name, rows in called}
-        named = {name: named.get(name, []) for name in found["comparison"].unique()}
+        named = {name: named.get(name, []) for name in table["comparison"].unique()}
         lines = [
             f"{name}: {len(genes)} genes; {', '.join(genes[:5]) or '-'}"
             for name, genes in named.items()
@@ -989,12 +989,12 @@ def organs_list(as_json: bool = JSON):
     from vampsc import organs
 
     with printing(as_json) as results:
-        found = organs.table()
-        results.append((found.to_dict("records"), _listed(found)))
+        table = organs.table()
+        results.append((table.to_dict("records"), _listed(table)))
 
 
-def _listed(found):
-    shown = found.drop(columns="reference").rename(columns={"in_paper": "in paper"})
+def _listed(table):
+    shown = table.drop(columns="reference").rename(columns={"in_paper": "in paper"})
     shown["cells"] = [f"{n:,}" if n else "unknown" for n in shown["cells"]]
     shown["labels"] = [f"{n} types" if n else "none" for n in shown["labels"]]
     shown["here"] = shown["here"].map({True: "yes", False: "-"})

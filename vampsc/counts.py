@@ -194,9 +194,9 @@ class Counts:
         """
         for start in range(0, len(self), cells):
             rows = self.source.rows(slice(start, start + cells))
-            yield start, rows, rows if self.same else self._kept(rows)
+            yield start, rows, rows if self.same else self._map_rows(rows)
 
-    def _kept(self, rows):
+    def _map_rows(self, rows):
         "The entries of rows that have a place, there."
         place = self.where[rows.indices]
         values = rows.data
@@ -218,7 +218,7 @@ class Counts:
     @functools.cached_property
     def totals(self):
         "The sum of each cell's counts, float64 (cells,)."
-        return np.concatenate([[], *(cell_totals(kept) for _, _, kept in self.blocks())])
+        return np.concatenate([[], *(cell_totals(mapped) for _, _, mapped in self.blocks())])
 
 # %% ../nbs/01_counts.ipynb #as-counts
 def as_counts(X):
@@ -435,10 +435,10 @@ def _check_values(X, low, high, cells, genes, elsewhere):
     for test, name, remedy in FAULTS:
         number = 0
         first = None
-        for start, _, kept in X.blocks():
-            bad = test(kept.data)
+        for start, _, mapped in X.blocks():
+            bad = test(mapped.data)
             if bad.any() and first is None:
-                first = _first(kept, bad, cells, genes, start)
+                first = _first(mapped, bad, cells, genes, start)
             number += int(bad.sum())
         if number:
             raise CountsError(
@@ -496,10 +496,10 @@ def _check_whole(X, broken, nonzero, high, elsewhere):
     some = X[np.unique(np.linspace(0, len(X) - 1, 200).astype(int))]
     fraction = broken / nonzero
     scale = _scale_of(some, broken / nonzero, high)
-    found = f"{fraction:.1%} of the non-zero values are not whole numbers"
+    reason = f"{fraction:.1%} of the non-zero values are not whole numbers"
     if scale == "log":
         raise CountsError(
-            f"the values look log-transformed ({found}, the largest is {high:.4g}); "
+            f"the values look log-transformed ({reason}, the largest is {high:.4g}); "
             f"pass raw counts, {elsewhere()} (if these are estimates of counts, round them)"
         )
     hint = (
@@ -507,7 +507,7 @@ def _check_whole(X, broken, nonzero, high, elsewhere):
         if scale == "scaled"
         else "estimated or corrected counts"
     )
-    warnings.warn(f"{found}: these look like {hint}. They are used as they are.", stacklevel=3)
+    warnings.warn(f"{reason}: these look like {hint}. They are used as they are.", stacklevel=3)
 
 # %% ../nbs/01_counts.ipynb #check-exact
 def _check_exact(high):
@@ -535,16 +535,16 @@ def _looked_through(X):
     The Counts then know their totals, their share of the data's counts, and in how many cells each
     gene has one.
     """
-    found = []
+    block_statistics = []
     totals = []
     everything = 0.0
     X.cells_with = np.zeros(len(X.where), int)
-    for _, rows, kept in X.blocks():
-        v = kept.data
+    for _, rows, mapped in X.blocks():
+        v = mapped.data
         with np.errstate(invalid="ignore"):
             broken = np.count_nonzero(v != np.floor(v))
-        found.append((v.min(initial=0), v.max(initial=0), broken, np.count_nonzero(v)))
-        totals.append(cell_totals(kept))
+        block_statistics.append((v.min(initial=0), v.max(initial=0), broken, np.count_nonzero(v)))
+        totals.append(cell_totals(mapped))
         _add_cells(rows.indices, rows.data, X.cells_with)
         everything += (
             _finite_sum(_of_genes(X, rows)) if len(v) < len(rows.data) else totals[-1].sum()
@@ -553,7 +553,7 @@ def _looked_through(X):
     X.seen = X.source.mark()
     with np.errstate(invalid="ignore"):
         X.share = float(X.totals.sum() / everything) if everything else 1.0
-    low, high, broken, nonzero = np.array(found).T
+    low, high, broken, nonzero = np.array(block_statistics).T
     return low.min(), high.max(), int(broken.sum()), int(nonzero.sum())
 
 # %% ../nbs/01_counts.ipynb #of-genes
@@ -643,13 +643,13 @@ def where_counts_may_be(adata, layer=None, use_raw=False):
         "adata.raw (use_raw=True)": adata.raw.X if adata.raw is not None and not use_raw else None,
         **{f"layer={name!r}": adata.layers[name] for name in layer_names(adata) if name != layer},
     }
-    there = {place: matrix for place, matrix in places.items() if matrix is not None}
-    whole = [place for place, matrix in there.items() if _whole(matrix)]
+    matrices = {place: matrix for place, matrix in places.items() if matrix is not None}
+    whole = [place for place, matrix in matrices.items() if _whole(matrix)]
     if whole:
         return f"which may be in {' or '.join(whole)}"
     return (
-        f"which are not here: there are no whole numbers in {', '.join(there)} either"
-        if there
+        f"which are not here: there are no whole numbers in {', '.join(matrices)} either"
+        if matrices
         else "which are not here: adata has no other layers and no raw"
     )
 
@@ -759,16 +759,16 @@ def _leave_out(space, layer, use_raw, of_model):
     place = ", use_raw=True" if use_raw else "" if layer is None else f", layer={layer!r}"
     own = space.name == "own genes"
     if of_model:
-        asked = "model"
+        arguments = "model"
     elif own:
-        asked = f"None{place}"
+        arguments = f"None{place}"
     elif space.name in KNOWN:
-        asked = f"{space.name!r}{place}"
+        arguments = f"{space.name!r}{place}"
     else:
-        asked = f"gene_space{place}"
+        arguments = f"gene_space{place}"
     widen = "" if of_model or own else "; or keep more genes, with gene_space=None"
     return (
-        f"leave them out with adata = adata[vampsc.counts.has_counts(adata, {asked})], on the"
+        f"leave them out with adata = adata[vampsc.counts.has_counts(adata, {arguments})], on the"
         f" command line with --drop-empty{widen}"
     )
 
@@ -789,17 +789,17 @@ def _warn_of_genes(space, report):
     """Warn where a mapping loses most of the counts, or finds few of the genes that were chosen for
     a model.
     """
-    there = report.n_space - report.missing
+    n_present = report.n_space - report.missing
     if space.whole is None and report.share_of_counts < 0.5:
         warnings.warn(
             f"only {report.share_of_counts:.1%} of the counts are in genes of {space.name}; in most"
             f" cells of the others: {listed(report.not_used)} (gene_space=None keeps all genes)",
             stacklevel=3,
         )
-    if (space.whole is not None or space.name == "own genes") and there < 0.5 * report.n_space:
+    if (space.whole is not None or space.name == "own genes") and n_present < 0.5 * report.n_space:
         warnings.warn(
-            f"only {there:,} of the {report.n_space:,} genes of {space.name} are in the data: the"
-            " others count as 0",
+            f"only {n_present:,} of the {report.n_space:,} genes of {space.name} are in the data:"
+            " the others count as 0",
             stacklevel=3,
         )
 

@@ -35,9 +35,9 @@ def all_devices():
     if backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        found = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-        if len(found) > 1:
-            scope = _mirrored(tuple(device.name for device in found)).scope()
+        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        if len(devices) > 1:
+            scope = _mirrored(tuple(device.name for device in devices)).scope()
     if backend.backend() == "jax":
         import jax
 

@@ -144,11 +144,11 @@ def records(folder):
     if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
-        found = None
-    if isinstance(found, dict) and all(map(_is_record, found.values())):
-        return found
+        entries = None
+    if isinstance(entries, dict) and all(map(_is_record, entries.values())):
+        return entries
     raise DownloadError(
         f"{path} cannot be read; delete it, and the files' checksums are written down anew"
     )
@@ -267,17 +267,17 @@ def _refuse(reply, address):
 # %% ../nbs/a2_downloads.ipynb #within
 def _within(seconds, function):
     "What a function returns or raises; requests.Timeout where it takes longer."
-    found = queue.Queue()
+    outcomes = queue.Queue()
 
     def run():
         try:
-            found.put((function(), None))
+            outcomes.put((function(), None))
         except BaseException as error:
-            found.put((None, error))
+            outcomes.put((None, error))
 
     threading.Thread(target=run, daemon=True).start()
     try:
-        value, error = found.get(timeout=seconds)
+        value, error = outcomes.get(timeout=seconds)
     except queue.Empty:
         raise requests.Timeout(f"no answer within {seconds:g} seconds") from None
     if error is not None:
@@ -301,7 +301,7 @@ def _get(session, address, headers):
     "The beginning of a reply, after redirections."
     for _ in range(MAX_REDIRECTS + 1):
 
-        def ask(at=address):
+        def send(at=address):
             return session.get(
                 at,
                 headers={"Accept-Encoding": "identity", **headers},
@@ -310,7 +310,7 @@ def _get(session, address, headers):
             )
 
         # the time-out of requests is one of each byte
-        reply = _within(2 * TIMEOUT_SECONDS, ask)
+        reply = _within(2 * TIMEOUT_SECONDS, send)
         target = session.leads_to(reply)
         if target is None:
             return reply
@@ -336,13 +336,13 @@ def _range(reply):
     """(first, last, length of the whole or None) of the bytes that a 206 says it brings; None where
     it does not say.
     """
-    said = re.fullmatch(
+    match = re.fullmatch(
         r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)",
         reply.headers.get("Content-Range", "").strip(),
     )
-    if not said:
+    if not match:
         return None
-    return int(said[1]), int(said[2]), None if said[3] == "*" else int(said[3])
+    return int(match[1]), int(match[2]), None if match[3] == "*" else int(match[3])
 
 # %% ../nbs/a2_downloads.ipynb #version
 def _version(part):
@@ -358,8 +358,8 @@ def _version(part):
 
 def _goes_on(reply, part, mark, length):
     "Is this 206 the rest of the part: of its version, from its end on, of a whole of known length?"
-    told = _range(reply)
-    if not told or told[0] != part.stat().st_size or told[1] < told[0]:
+    byte_range = _range(reply)
+    if not byte_range or byte_range[0] != part.stat().st_size or byte_range[1] < byte_range[0]:
         return False
     # a date need not come again
     theirs = (
@@ -368,11 +368,13 @@ def _goes_on(reply, part, mark, length):
         else reply.headers.get("Last-Modified", mark)
     )
     return (
-        theirs == mark and (told[2] or length) is not None and told[2] in (None, length or told[2])
+        theirs == mark
+        and (byte_range[2] or length) is not None
+        and byte_range[2] in (None, length or byte_range[2])
     )
 
 # %% ../nbs/a2_downloads.ipynb #ask-2
-def _ask(address, part, session, from_start=False):
+def _request(address, part, session, from_start=False):
     "The server's reply: the rest (206), where it is that of the part, else all (200)."
     mark, length, source = _version(part)
     have = part.stat().st_size if part.exists() else 0
@@ -381,7 +383,7 @@ def _ask(address, part, session, from_start=False):
     code = reply.status_code
     if goes_on and (code == 416 or code == 206 and not _goes_on(reply, part, mark, length)):
         reply.close()
-        return _ask(address, part, session, from_start=True)
+        return _request(address, part, session, from_start=True)
     _refuse(reply, address)
     if code == 206 and not goes_on:
         raise DownloadError(
@@ -426,10 +428,10 @@ def _blocks(reply):
 # %% ../nbs/a2_downloads.ipynb #length
 def _length(reply):
     "How long the body is, as the server says; None if it does not."
-    said = reply.headers.get("Content-Length", "")
+    header = reply.headers.get("Content-Length", "")
     return (
-        int(said)
-        if re.fullmatch("[0-9]{1,18}", said) and "Transfer-Encoding" not in reply.headers
+        int(header)
+        if re.fullmatch("[0-9]{1,18}", header) and "Transfer-Encoding" not in reply.headers
         else None
     )
 
@@ -472,7 +474,7 @@ def _opened(part, reply, address, length):
 # %% ../nbs/a2_downloads.ipynb #over-one-connection
 def _over_one_connection(address, part, session, progress):
     "Whatever comes is added to the part. An error of requests or urllib3 where it ends too early."
-    with _ask(address, part, session) as reply:
+    with _request(address, part, session) as reply:
         have, coming, length = _bounds(reply, part)
         if length:
             _room(part, length - have)
@@ -565,7 +567,7 @@ def _fetch_from(address, part, progress):
                 most = max(have, most)
                 if left == 0:
                     raise DownloadError(
-                        f"no connection to {_host(address)} ({_why(error)}){_kept(part)}: "
+                        f"no connection to {_host(address)} ({_why(error)}){_part_message(part)}: "
                         f"{in_words(address)}"
                     ) from None
                 time.sleep(RETRY_SECONDS * 2 ** (MAX_TRIES - left))
@@ -573,7 +575,7 @@ def _fetch_from(address, part, progress):
                 raise DownloadError(f"{_why(error)}: {in_words(address)}") from None
 
 # %% ../nbs/a2_downloads.ipynb #kept
-def _kept(part):
+def _part_message(part):
     "What is said of what has come."
     if not part.exists() or not part.stat().st_size:
         return ""

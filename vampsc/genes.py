@@ -150,9 +150,9 @@ def check_words(labels, unlabelled=None):
                     " takes them for cells without a label, unlabelled='' keeps them as they are",
                     stacklevel=3,
                 )
-    there = set(map(_as_word, counted.index))
+    words_present = set(map(_as_word, counted.index))
     for word in unlabelled_words(unlabelled):
-        if _as_word(word) not in there:
+        if _as_word(word) not in words_present:
             warnings.warn(
                 f"unlabelled={word!r}: no cell has that label{nearest(word, counted.index)}",
                 stacklevel=3,
@@ -462,13 +462,13 @@ def other_features(var):
     Returns an object array (features,): the type, such as "Antibody Capture"; None for genes, and
     where no column tells.
     """
-    found = np.full(len(var), None, dtype=object)
+    feature_types = np.full(len(var), None, dtype=object)
     for k, column in enumerate(var.columns):
         if _plain(column).replace(" ", "") not in TYPE_COLUMNS:
             continue
         types = _types_in(var.iloc[:, k].to_numpy(object))
-        found = np.where(np.equal(found, None), types, found)
-    return found
+        feature_types = np.where(np.equal(feature_types, None), types, feature_types)
+    return feature_types
 
 # %% ../nbs/00_genes.ipynb #is-gene
 def _is_gene(adata):
@@ -620,9 +620,9 @@ def _by_symbols(space, names, symbols, n):
     if ours and theirs and ours != theirs:
         return np.full(n, -1)
     index, of_index = space._symbol_index
-    found = _look_up(index, symbols, n)
-    found[found >= 0] = of_index[found[found >= 0]]
-    return found
+    places = _look_up(index, symbols, n)
+    places[places >= 0] = of_index[places[places >= 0]]
+    return places
 
 # %% ../nbs/00_genes.ipynb #place
 def _place(space, adata):
@@ -1124,7 +1124,7 @@ def _report_text(r):
     def are(n):
         return "is" if n == 1 else "are"
 
-    said = [
+    sentences = [
         (
             f"{r.recognised:,} of the data's {r.n_data:,} genes have a place in {r.space}"
             f" ({r.n_space:,} genes): {r.by_id:,} by identifier, {r.recognised - r.by_id:,} by"
@@ -1165,7 +1165,7 @@ def _report_text(r):
             else ""
         ),
     ]
-    return " ".join(filter(None, said))
+    return " ".join(filter(None, sentences))
 
 # %% ../nbs/00_genes.ipynb #cells-with
 def cells_with(csr):

@@ -243,33 +243,33 @@ def _by_column(obs, groupby, group1, group2, unlabelled=None):
     genes.check_words(labels, unlabelled)
     known = ~genes.missing_labels(labels, unlabelled)
     labels = labels.astype(object).where(known).map(str, na_action="ignore").to_numpy()
-    there = sorted(set(labels[known]))
+    group_names = sorted(set(labels[known]))
 
     def cells(name):
-        if str(name) not in there:
+        if str(name) not in group_names:
             raise ValueError(
-                f"obs[{groupby!r}] has no group {name!r}{genes.nearest(str(name), there)}; there"
-                f" are {genes.listed(there)}."
+                f"obs[{groupby!r}] has no group {name!r}{genes.nearest(str(name), group_names)};"
+                f" there are {genes.listed(group_names)}."
             )
         return np.flatnonzero(labels == str(name))
 
     def rest(name):
         return np.flatnonzero(known & (labels != str(name)))
 
-    if len(there) < 2:
+    if len(group_names) < 2:
         raise ValueError(
-            f"obs[{groupby!r}] has {len(there)} groups of labelled cells; two are needed."
+            f"obs[{groupby!r}] has {len(group_names)} groups of labelled cells; two are needed."
         )
     if group2 is not None and group1 is None:
         raise ValueError("group2= needs a group1= that it is compared with.")
     if group1 is None:
-        small = [name for name in there if (labels == name).sum() < 2]
+        small = [name for name in group_names if (labels == name).sum() < 2]
         if small:
             warnings.warn(
                 f"{genes.listed(small)} has a single cell, and is compared with nothing.",
                 stacklevel=5,
             )
-        there = [name for name in there if name not in small]
+        group_names = [name for name in group_names if name not in small]
     return [
         Comparison(
             str(name),
@@ -277,7 +277,7 @@ def _by_column(obs, groupby, group1, group2, unlabelled=None):
             cells(name),
             rest(name) if group2 is None else cells(group2),
         )
-        for name in (there if group1 is None else [group1])
+        for name in (group_names if group1 is None else [group1])
     ]
 
 # %% ../nbs/11_groups.ipynb #in-order
@@ -432,9 +432,9 @@ def _sides(model, X, pair, max_cells, rng):
                 " that their difference may be that of the batches."
             )
         strata = [np.searchsorted(common, codes) for codes in batches]
-        there = [np.isin(codes, common) for codes in batches]
-        sides = [cells[keep] for cells, keep in zip(sides, there)]
-        strata = [codes[keep] for codes, keep in zip(strata, there)]
+        masks = [np.isin(codes, common) for codes in batches]
+        sides = [cells[keep] for cells, keep in zip(sides, masks)]
+        strata = [codes[keep] for codes, keep in zip(strata, masks)]
     for k, cells in enumerate(sides):
         if len(cells) > max_cells:
             some = np.sort(rng.choice(len(cells), max_cells, replace=False))
@@ -475,9 +475,9 @@ def _mean_log_expression(model, rng, X, cells, strata, samples, of_samples, pseu
             mu = likelihood.mean(*parameters_of_counts)
             mean += weights[block] @ np.log2(mu / size[block] + np.float32(pseudocount))
             # how much a cell says of the group's mean
-            says = weights[block][:, None] * likelihood.confidence(*parameters_of_counts)
+            influence = weights[block][:, None] * likelihood.confidence(*parameters_of_counts)
             sums += [
-                (says * values).sum(0)
+                (influence * values).sum(0)
                 for values in (counts, mu, size[block] * pseudocount, 1 / len(cells))
             ]
         seen, expected, least, one_count = sums
@@ -577,10 +577,10 @@ def _perturbed(reference, condition, control, perturbed):
     )
     for name, which in (("control", of_control), ("perturbed", of_perturbed)):
         if not which.any():
-            there = ", ".join(sorted({str(v) for v in values})[:8])
+            values_listed = ", ".join(sorted({str(v) for v in values})[:8])
             given = control if name == "control" else perturbed
             raise ValueError(
-                f"no cell is {name}: obs[{condition!r}] has {there}, not {name}={given!r}."
+                f"no cell is {name}: obs[{condition!r}] has {values_listed}, not {name}={given!r}."
             )
     return of_perturbed, of_control | of_perturbed
 
@@ -669,9 +669,9 @@ class Responses(Generative):
         drawn, means = zip(*blocks)
         mean = np.concatenate(means)
         counts = sp.vstack(drawn, format="csr")
-        found = self._in_own_order(counts, adata.obs.copy(), X.own_names, obsm={"z": z})
-        found.layers["mean"] = mean[:, X.own_names.order]
-        return found
+        response = self._in_own_order(counts, adata.obs.copy(), X.own_names, obsm={"z": z})
+        response.layers["mean"] = mean[:, X.own_names.order]
+        return response
 
 # %% ../nbs/11_groups.ipynb #groups
 class Groups(Responses):
@@ -740,11 +740,11 @@ class Groups(Responses):
         known_z = self.get_latent_representation(
             reference, indices=np.flatnonzero(known), **settings
         )
-        found = carried_labels(z, known_z, labels[known], n_neighbors)
-        found["nearest"] = found["label"]
-        named = is_named(found, unknown_below, untypical_below)
-        found["label"] = found["label"].where(named, "unknown")
-        return found.set_index(adata.obs_names)
+        table = carried_labels(z, known_z, labels[known], n_neighbors)
+        table["nearest"] = table["label"]
+        named = is_named(table, unknown_below, untypical_below)
+        table["label"] = table["label"].where(named, "unknown")
+        return table.set_index(adata.obs_names)
 
     @verb
     def differential_expression(

@@ -673,14 +673,14 @@ class _GeneNames(Bounds):
         wanted = [gene_list] if isinstance(gene_list, str) else list(gene_list)
         if is_mask(wanted):
             return self._positions_of_mask(wanted, own)
-        found = self._found(wanted, own)
-        lost = [gene for i, gene in zip(found, wanted) if i < 0]
+        positions = self._look_up_genes(wanted, own)
+        lost = [gene for i, gene in zip(positions, wanted) if i < 0]
         if lost and (not skip_missing or len(lost) == len(wanted)):
             raise ValueError(self._not_there(lost, len(wanted)))
-        kept = [(i, gene) for i, gene in zip(found, wanted) if i >= 0]
-        return np.array([i for i, _ in kept], int), [gene for _, gene in kept]
+        pairs = [(i, gene) for i, gene in zip(positions, wanted) if i >= 0]
+        return np.array([i for i, _ in pairs], int), [gene for _, gene in pairs]
 
-    def _found(self, wanted, own):
+    def _look_up_genes(self, wanted, own):
         """The position of each gene among the model's, or -1: by identifier, by the data's own
         name, or by symbol.
         """
@@ -706,24 +706,24 @@ class _GeneNames(Bounds):
         """
         several = [gene for gene in lost if gene in self.genes.ambiguous]
         absent = [gene for gene in lost if gene not in several]
-        said = []
+        clauses = []
         if len(absent) == 1:
             known = [*self.own_names.names, *self.genes.symbols]
             guess = genes.nearest(absent[0], known)
-            said.append(f"{absent[0]!r} is not a gene of the model{guess}")
+            clauses.append(f"{absent[0]!r} is not a gene of the model{guess}")
         elif absent:
-            said.append(
+            clauses.append(
                 f"{len(absent):,} of {n:,} are not genes of the model: {genes.listed(absent)}"
             )
         if len(several) == 1:
-            said.append(f"{several[0]!r} stands for several genes: name them by identifier")
+            clauses.append(f"{several[0]!r} stands for several genes: name them by identifier")
         elif several:
-            said.append(
+            clauses.append(
                 f"{genes.listed(several)} stand for several genes each: name them by identifier"
             )
         others = "; skip_missing=True goes on with the others" if len(lost) < n else ""
         keep = "; if the data have them, keep_genes= puts them into a model" if absent else ""
-        return f"{'; '.join(said)}{others}{keep}; see model.gene_table."
+        return f"{'; '.join(clauses)}{others}{keep}; see model.gene_table."
 
     def _positions_of_mask(self, mask, own):
         if len(mask) != len(self.genes):

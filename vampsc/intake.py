@@ -130,11 +130,11 @@ def genes_of_column(adata, column):
             f"{genes.listed(adata.var.columns)}; or give a number, or a list of genes."
         )
     values = adata.var[column]
-    said = f"n_genes={column!r}: that column of adata.var"
+    subject = f"n_genes={column!r}: that column of adata.var"
     if not values.isin([True, False]).all():
-        raise ValueError(f"{said} must hold True and False only, not {values.iloc[0]!r}.")
+        raise ValueError(f"{subject} must hold True and False only, not {values.iloc[0]!r}.")
     if not values.any():
-        raise ValueError(f"{said} is True for no gene.")
+        raise ValueError(f"{subject} is True for no gene.")
     return list(adata.var_names[values.astype(bool)])
 
 
@@ -183,26 +183,28 @@ def genes_to_keep(what, value, adata, data, where, space):
         have.
     """
     names = _list_of_genes(what, value, adata)
-    found = {name: int(place) for name, place in zip(reversed(data.var_names), reversed(where))}
-    others = [name for name in names if name not in found]
+    places = {name: int(place) for name, place in zip(reversed(data.var_names), reversed(where))}
+    others = [name for name in names if name not in places]
     if others:
         by_name = genes.positions(space, ad.AnnData(var=pd.DataFrame(index=others)))[0]
         present = np.isin(by_name, where[where >= 0])
-        found.update(
-            (name, int(place)) for name, place, there in zip(others, by_name, present) if there
+        places.update(
+            (name, int(place))
+            for name, place, is_present in zip(others, by_name, present)
+            if is_present
         )
-    if lost := [name for name in names if name not in found]:
+    if lost := [name for name in names if name not in places]:
         raise ValueError(
             f"{what}: {len(lost):,} of {len(names):,} genes are not in the data:"
             f" {genes.listed(lost)}; leave them out, or name them as the data do."
         )
-    keep = sorted({found[name] for name in names if found[name] >= 0})
+    keep = sorted({places[name] for name in names if places[name] >= 0})
     if names and not keep:
         raise ValueError(
             f"{what}: none of {len(names):,} genes has a place in {space.name}; gene_space=None"
             " takes all of the data's."
         )
-    if outside := [name for name in names if found[name] < 0]:
+    if outside := [name for name in names if places[name] < 0]:
         warnings.warn(
             f"{what}: {len(outside):,} of {len(names):,} genes have no place in {space.name} and"
             f" are left out: {genes.listed(outside, 20)}; gene_space=None takes all of the data's"
@@ -218,17 +220,17 @@ def genes_present(space, X, mapping):
 
     Warns that the model is one of these genes, with what else could be had.
     """
-    there = np.unique(X.where[X.where >= 0])
-    if space.whole is not None or 2 * len(there) >= len(space):
+    places = np.unique(X.where[X.where >= 0])
+    if space.whole is not None or 2 * len(places) >= len(space):
         return None
     unknown = f" (not: {genes.listed(mapping.not_used, 3)})" if mapping.unrecognised else ""
     warnings.warn(
         f"the data have {mapping.n_data:,} genes, a small part of {space.name}: the model has the"
-        f" {len(there):,} of them that are known there{unknown}; gene_space=None takes all"
+        f" {len(places):,} of them that are known there{unknown}; gene_space=None takes all"
         f" {mapping.n_data:,} as they are, gene_space={space.name!r} the whole {len(space):,}.",
         stacklevel=4,
     )
-    return there
+    return places
 
 # %% ../nbs/09_intake.ipynb #name-of-layer
 def name_of_layer(layer):
@@ -415,8 +417,10 @@ class Covariates:
         categories = {}
         for key in categorical:
             codes, categories[key] = batch_codes(adata, key, what="category")
-            there = set(codes[train])
-            if absent := [name for i, name in enumerate(categories[key]) if i not in there]:
+            training_codes = set(codes[train])
+            if absent := [
+                name for i, name in enumerate(categories[key]) if i not in training_codes
+            ]:
                 warnings.warn(
                     f"{key} {', '.join(absent)} has no training cell; its cells are decoded with"
                     " untrained weights.",
@@ -456,13 +460,13 @@ class Covariates:
         "Names and numbers again, {key: (cells,)}, of what `columns` made of them."
         lists = self.coded(columns)
         n = len(self.categorical)
-        found = {
+        values_by_key = {
             str(key): np.asarray(names, object)[codes]
             for (key, names), codes in zip(self.categorical.items(), lists[:n])
         }
         for (key, (mean, deviation)), values in zip(self.continuous.items(), lists[n:]):
-            found[str(key)] = np.asarray(values) * deviation + mean
-        return found
+            values_by_key[str(key)] = np.asarray(values) * deviation + mean
+        return values_by_key
 
     def columns(self, adata):
         """The columns of these cells: float32 (cells, columns).

@@ -79,7 +79,7 @@ def use_path(path):
 F = np.float32
 
 
-class _Kept(FunctionCache):
+class _SafeCache(FunctionCache):
     """Machine code for the next session.
 
     What cannot be kept, or read, is compiled again: a full disk or a damaged file stops nothing.
@@ -107,7 +107,7 @@ def jit(fastmath=("contract",), **options):
         compiled = numba.njit(fastmath=set(fastmath), error_model="numpy", **options)(function)
         # as its enable_caching does
         with contextlib.suppress(RuntimeError, OSError):
-            compiled._cache = _Kept(function)
+            compiled._cache = _SafeCache(function)
         return compiled
 
     return decorate

@@ -304,11 +304,11 @@ class Poisson:
     def log_prob(self, x, log_mean):
         "Summed over genes: (cells,), in nats."
         x, m = (ops.convert_to_tensor(v, dtype="float32") for v in (x, log_mean))
-        there = x >= ZERO
+        nonzero = x >= ZERO
         # where x is 0 the first branch is not used, and must not be NaN
-        above = ops.where(there, x, 1.0)
+        above = ops.where(nonzero, x, 1.0)
         value = _with_gradient(_poisson_value, _poisson_gradient, above, m, ops.zeros_like(m))
-        return ops.sum(ops.where(there, value, -ops.exp(m)), -1)
+        return ops.sum(ops.where(nonzero, value, -ops.exp(m)), -1)
 
     def mean(self, log_mean):
         return np.exp(np.asarray(log_mean))

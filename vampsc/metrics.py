@@ -357,8 +357,8 @@ def _distance_sums(z, codes, block_size, other=None):
     starts = [slice(i, i + block_size) for i in range(0, len(z), block_size)]
     with _alone, threadpool_limits(1, "blas"), ThreadPoolExecutor(cpu_count()) as cores:
         for k, rows in enumerate(starts):
-            found = cores.map(lambda columns: _tile(left, right, codes, rows, columns), starts[k:])
-            for columns, (by_row, by_column, of_rows, of_columns) in zip(starts[k:], found):
+            tiles = cores.map(lambda columns: _tile(left, right, codes, rows, columns), starts[k:])
+            for columns, (by_row, by_column, of_rows, of_columns) in zip(starts[k:], tiles):
                 sums[rows, of_columns] += by_row
                 if rows != columns:
                     sums[columns, of_rows] += by_column
@@ -677,8 +677,11 @@ def energy_distance(real, invented, n_permutations=200, seed=0, most=1000):
     total = distances.sum()
     across = (total + across_less_within) / 2
     within = (total - across_less_within) / 2
-    found = across / n**2 - within / (n * (n - 1))
-    return {"distance": float(found[0]), "p_value": float((found >= found[0] - 1e-12).mean())}
+    energies = across / n**2 - within / (n * (n - 1))
+    return {
+        "distance": float(energies[0]),
+        "p_value": float((energies >= energies[0] - 1e-12).mean()),
+    }
 
 # %% ../nbs/14_metrics.ipynb #count-marginals
 def count_marginals(real, invented, n_genes=200):

@@ -256,10 +256,12 @@ class Transferable(Trainable):
         new._own(X, adata, mapping)
         grown = []
         decoder = {id(weight) for weight in new.network.decoder.weights}
-        for i, (there, here) in enumerate(zip(new.network.weights, self.network.weights)):
-            there.assign(_grown(np.asarray(here), there.shape, len(self.batches)))
-            has_new_rows = there.trainable and there.shape[0] != here.shape[0]
-            if has_new_rows and (encoder_rows or id(there) in decoder):
+        for i, (new_weight, old_weight) in enumerate(
+            zip(new.network.weights, self.network.weights)
+        ):
+            new_weight.assign(_grown(np.asarray(old_weight), new_weight.shape, len(self.batches)))
+            has_new_rows = new_weight.trainable and new_weight.shape[0] != old_weight.shape[0]
+            if has_new_rows and (encoder_rows or id(new_weight) in decoder):
                 grown.append(i)
         if not unfrozen:
             new._new_rows = NewRows(tuple(grown), len(names) - len(self.batches))

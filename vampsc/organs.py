@@ -114,7 +114,7 @@ def _is(value, kind):
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 # %% ../nbs/17_organs.ipynb #said
-def _said(value):
+def _repr(value):
     return in_words(reprlib.repr(value))
 
 
@@ -133,13 +133,13 @@ def _check(entry, known, needed, where):
     "OrganError names the field that is not known, of another kind, or missing."
     if not isinstance(entry, dict):
         raise OrganError(
-            f"{where}: {_said(entry)} is no table of fields; there are {', '.join(known)}"
+            f"{where}: {_repr(entry)} is no table of fields; there are {', '.join(known)}"
         )
     for field, value in entry.items():
         _known(field, known, where)
         if not _is(value, known[field]):
             raise OrganError(
-                f"{where}: {field} = {_said(value)} is of another kind:"
+                f"{where}: {field} = {_repr(value)} is of another kind:"
                 f" {getattr(known[field], '__name__', 'number')}"
             )
     for field in needed:
@@ -154,7 +154,7 @@ def _check_texts(entry, fields, where):
         for value in values.values() if isinstance(values, dict) else values:
             if not isinstance(value, str):
                 raise OrganError(
-                    f"{where}: {field} holds {_said(value)}, where text is due; write it in quotes"
+                    f"{where}: {field} holds {_repr(value)}, where text is due; write it in quotes"
                 )
 
 
@@ -166,7 +166,7 @@ def _check_name(name, where):
         raise OrganError(f"{where}: {error}") from None
     if "+" in name:
         raise OrganError(
-            f"{where}: name = {_said(name)}: + joins the names of studies; take another sign"
+            f"{where}: name = {_repr(name)}: + joins the names of studies; take another sign"
         )
 
 # %% ../nbs/17_organs.ipynb #check-file
@@ -182,16 +182,16 @@ def _check_file(file, where):
             )
     if not re.fullmatch("[0-9a-f]{64}", file.get("sha256", "0" * 64)):
         raise OrganError(
-            f"{where}: sha256 = {_said(file['sha256'])} must be 64 digits, 0 to 9 and a to f"
+            f"{where}: sha256 = {_repr(file['sha256'])} must be 64 digits, 0 to 9 and a to f"
         )
     try:
         path_in("", file["name"]) if file.get("urls") else Path(file["name"]).expanduser()
     except (ValueError, RuntimeError) as error:
         raise OrganError(f"{where}: {error}") from None
     if file.get("urls") and OURS.fullmatch(file["name"]):
-        raise OrganError(f"{where}: name = {_said(file['name'])} is kept for the cache's own files")
+        raise OrganError(f"{where}: name = {_repr(file['name'])} is kept for the cache's own files")
     if "\0" in file["name"]:
-        raise OrganError(f"{where}: name = {_said(file['name'])} has a NUL in it")
+        raise OrganError(f"{where}: name = {_repr(file['name'])} has a NUL in it")
 
 # %% ../nbs/17_organs.ipynb #check-source
 def _check_source(source, where, own=True):
@@ -240,7 +240,7 @@ def _check_settings(source, where):
             re.compile(settings.get(name, ""))
         except re.error as error:
             raise OrganError(
-                f"{where}: settings.{name} = {_said(settings[name])} is no regular expression: "
+                f"{where}: settings.{name} = {_repr(settings[name])} is no regular expression: "
                 f"{error}"
             ) from None
 
@@ -250,7 +250,7 @@ def _check_study(study, where, own=True):
     _check_name(study["name"], where)
     if study.get("gene_space", "none") != "none":
         raise OrganError(
-            f"{where}: gene_space = {_said(study['gene_space'])} must be 'none', or left out"
+            f"{where}: gene_space = {_repr(study['gene_space'])} must be 'none', or left out"
         )
     for field in ("cells", "labels"):
         if study.get(field, 0) < 0:
@@ -277,18 +277,18 @@ def _not_toml(path, error):
 def _studies_in(text, path):
     "The checked studies of a registry's text. Kept, since each `load` looks at all of them."
     try:
-        found = tomllib.loads(text)
+        content = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise _not_toml(path, error) from None
-    for other in found.keys() - {"study"}:
+    for other in content.keys() - {"study"}:
         raise OrganError(
-            f"{path.name}: '{in_words(other)}' = {_said(found[other])} is outside of a study; "
+            f"{path.name}: '{in_words(other)}' = {_repr(content[other])} is outside of a study; "
             "begin each with [[study]]"
         )
-    studies = found.get("study", [])
+    studies = content.get("study", [])
     if not isinstance(studies, list):
         raise OrganError(
-            f"{path.name}: study = {_said(studies)} must be a list of tables; begin each with"
+            f"{path.name}: study = {_repr(studies)} must be a list of tables; begin each with"
             " [[study]]"
         )
     for number, study in enumerate(studies, 1):
@@ -337,14 +337,14 @@ def registry():
     """
     data = resources.files("vampsc") / "data"
     own = filter(None, os.environ.get("VAMPSC_ORGANS", "").split(os.pathsep))
-    found = {}
+    entries = {}
     for path in (
         data / "embedded.toml",
         data / "organs.toml",
         *(Path(p).expanduser() for p in own),
     ):
-        found.update(_entries(path))
-    return found
+        entries.update(_entries(path))
+    return entries
 
 # %% ../nbs/17_organs.ipynb #table
 def table():
@@ -402,19 +402,19 @@ def studies_of(name):
     OrganError : nothing is called so; the message has the closest name that there is.
     """
     known = registry()
-    found = []
+    names = []
     for part in str(name).split("+"):
         organ, _, which = part.strip().partition(":")
         of_organ = {n: e for n, e in known.items() if e["organ"].lower() == organ.lower()}
         if part.strip() in known:
-            found.append(part.strip())
+            names.append(part.strip())
         elif which not in ("", "paper", "all"):
             raise OrganError(f"'{part}': after the organ comes paper or all, not '{which}'")
         elif of_organ and _sets(of_organ)[which]:
-            found += _sets(of_organ)[which]
+            names += _sets(of_organ)[which]
         else:
             raise OrganError(_unknown(part.strip(), known))
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(names))
 
 # %% ../nbs/17_organs.ipynb #unknown
 def _unknown(name, known):
@@ -452,7 +452,7 @@ def _in_cache(study, name, where):
     except ValueError as error:
         raise DownloadError(f"{where}: {error}") from None
     if OURS.fullmatch(name):
-        raise DownloadError(f"{where}: the name {_said(name)} is kept for the cache's own files")
+        raise DownloadError(f"{where}: the name {_repr(name)} is kept for the cache's own files")
     return path
 
 # %% ../nbs/17_organs.ipynb #here
@@ -518,19 +518,19 @@ def _named(study, wanted, answer):
     "{role: file} of the datasets that are wanted, out of what CELLxGENE answered."
     collection = f"CELLxGENE's collection {wanted['collection']}"
     try:
-        found, urls = _datasets(answer, wanted)
+        n_datasets, urls = _datasets(answer, wanted)
     except (AttributeError, KeyError, TypeError) as error:
         raise DownloadError(
             f"{collection}: the answer is of another form than known ({type(error).__name__}: "
-            f"{_said(str(error))})"
+            f"{_repr(str(error))})"
         ) from None
     if not urls:
-        raise DownloadError(f"{collection} has {found} datasets and none that is looked for")
+        raise DownloadError(f"{collection} has {n_datasets} datasets and none that is looked for")
     files = {}
     for role, url in urls.items():
         where = f"{collection}, dataset {in_words(role)}"
         if not re.match("https?://[^/]", str(url)):
-            raise DownloadError(f"{where}: {_said(url)} is no address of a file")
+            raise DownloadError(f"{where}: {_repr(url)} is no address of a file")
         # without the server
         name = re.split("[?#]", url)[0].split("/", 3)[3:]
         files[role] = {
@@ -546,16 +546,18 @@ def _named(study, wanted, answer):
 # %% ../nbs/17_organs.ipynb #datasets
 def _datasets(answer, wanted):
     "How many datasets an answer has, and {dataset: address of its .h5ad} of those that are wanted."
-    found = answer.get("datasets", [])
+    datasets = answer.get("datasets", [])
     tissue = wanted.get("tissue", "").lower()
     mine = (
-        [d for d in found if d["dataset_id"] in wanted["datasets"]]
+        [d for d in datasets if d["dataset_id"] in wanted["datasets"]]
         if wanted.get("datasets")
         else [
-            d for d in found if tissue in " ".join(t["label"] for t in d.get("tissue", [])).lower()
+            d
+            for d in datasets
+            if tissue in " ".join(t["label"] for t in d.get("tissue", [])).lower()
         ]
     )
-    return len(found), {
+    return len(datasets), {
         d["dataset_id"]: a["url"] for d in mine for a in d["assets"] if a["filetype"] == "H5AD"
     }
 
@@ -624,28 +626,28 @@ def obtain(study, progress=True):
     DownloadError : no source gives all its files; the message has each one's reason and what to do.
         A file has changed.
     """
-    found = _first_here(study)
+    result = _first_here(study)
     reasons = []
-    for source in [] if found else study["source"]:
+    for source in [] if result else study["source"]:
         try:
-            found = source, _fetched(study, source, progress)
+            result = source, _fetched(study, source, progress)
             break
         except DownloadError as error:
             reasons.append(
                 f"{source.get('name', 'source')}: {error}"
                 + (f" ({source['note']})" if source.get("note") else "")
             )
-    if not found:
+    if not result:
         raise DownloadError(f"study {study['name']} cannot be had. " + "; ".join(reasons))
     if reasons:
         warnings.warn(
-            f"{study['name']}: taken from {found[0]['name']}, since {'; '.join(reasons)}",
+            f"{study['name']}: taken from {result[0]['name']}, since {'; '.join(reasons)}",
             stacklevel=3,
         )
-    for path in found[1].values():
+    for path in result[1].values():
         if path.parent == _folder(study):
             downloads.verify(path)
-    return found
+    return result
 
 # %% ../nbs/17_organs.ipynb #harmonised
 def harmonised(adata, study, source):
@@ -666,7 +668,7 @@ def harmonised(adata, study, source):
     OrganError : there is no such column as the source names; the message has those that there are.
     """
 
-    def told(key):
+    def column_text(key):
         return (
             adata.obs[key]
             .astype(object)
@@ -683,7 +685,7 @@ def harmonised(adata, study, source):
     obs = pd.DataFrame({"study": study["name"], "organ": study["organ"]}, index=adata.obs_names)
     keep = np.ones(adata.n_obs, bool)
     if source.get("cell_type"):
-        labels = told(source["cell_type"]).replace(
+        labels = column_text(source["cell_type"]).replace(
             {k.strip(): v for k, v in source.get("rename", {}).items()}
         )
         keep = ~labels.isin(source.get("drop", [])).to_numpy()
@@ -695,7 +697,7 @@ def harmonised(adata, study, source):
             labels.where(~labels.isin(["", *source.get("unlabelled", [])]))
         )
     if source.get("donor"):
-        obs["donor"] = pd.Categorical(told(source["donor"]).replace("", None))
+        obs["donor"] = pd.Categorical(column_text(source["donor"]).replace("", None))
     keep &= _of_cellxgenes_cells(adata.obs, source.get("cellxgene", {}))
     rest = adata.obs.drop(columns=[c for c in adata.obs if c in obs])
     adata.obs = pd.concat([obs, rest], axis=1)
@@ -724,7 +726,7 @@ def _on_space(adata, space):
     """
     X, report = space.map(adata)
     var = pd.DataFrame({"symbol": space.symbols}, index=pd.Index(space.ids, dtype=str))
-    found = anndata.AnnData(X, adata.obs, var, uns={**adata.uns, "genes": str(report)})
+    cells = anndata.AnnData(X, adata.obs, var, uns={**adata.uns, "genes": str(report)})
     full = np.asarray(X.sum(1)).ravel() > 0
     if not full.all():
         warnings.warn(
@@ -732,8 +734,8 @@ def _on_space(adata, space):
             f" {space.name} and are left out",
             stacklevel=3,
         )
-        found = found[full].copy()
-    return found
+        cells = cells[full].copy()
+    return cells
 
 # %% ../nbs/17_organs.ipynb #read-study
 def _read_study(study, gene_space, progress):
@@ -745,8 +747,8 @@ def _read_study(study, gene_space, progress):
         return _read(files["counts"])
     space = None if study.get("gene_space") == "none" else gene_space
     path = _folder(study) / f"cells-{_key(study, source, files, space)}.h5ad"
-    if path.exists() and (kept := _kept(path)) is not None:
-        return kept
+    if path.exists() and (cells := _read_cached(path)) is not None:
+        return cells
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore",
@@ -783,7 +785,7 @@ def _read_study(study, gene_space, progress):
     return adata
 
 # %% ../nbs/17_organs.ipynb #kept
-def _kept(path):
+def _read_cached(path):
     "The cells that were read before; None, with a warning, where their file is damaged."
     try:
         return _read(path)
@@ -795,8 +797,8 @@ def _of_writing(error):
     """Why something could not be written, in the words of the system; HDF5 puts many of its own
     around them.
     """
-    told = re.search("error message = '([^']*)'", str(error))
-    return in_words(told[1] if told else getattr(error, "strerror", None) or error)
+    match = re.search("error message = '([^']*)'", str(error))
+    return in_words(match[1] if match else getattr(error, "strerror", None) or error)
 
 # %% ../nbs/17_organs.ipynb #key
 def _key(study, source, files, space):
@@ -931,12 +933,12 @@ def _open_group(path):
 
 def _matrices(group):
     "The matrices of cells and genes in a file: X, the layers, and raw."
-    found = [group["X"]] if _holds(group, "X") else []
+    matrices = [group["X"]] if _holds(group, "X") else []
     if _holds(group, "layers"):
-        found += [group["layers"][name] for name in group["layers"]]
+        matrices += [group["layers"][name] for name in group["layers"]]
     if _holds(group, "raw") and "X" in group["raw"]:
-        found.append(group["raw"]["X"])
-    return found
+        matrices.append(group["raw"]["X"])
+    return matrices
 
 
 def _holds(group, name):
@@ -971,10 +973,13 @@ def _check_matrices(adata, backed, but):
     """DamagedError that names the matrix unless the sparse ones in memory can be used; but: one
     that is checked later.
     """
-    found = {"X": adata.X, **{f"layers/{name}": adata.layers[name] for name in layer_names(adata)}}
+    matrices = {
+        "X": adata.X,
+        **{f"layers/{name}": adata.layers[name] for name in layer_names(adata)},
+    }
     if adata.raw is not None and not backed:
-        found["raw/X"] = adata.raw.X
-    for name, matrix in found.items():
+        matrices["raw/X"] = adata.raw.X
+    for name, matrix in matrices.items():
         if name == but or not sparse.issparse(matrix):
             continue
         try:
@@ -1185,16 +1190,16 @@ def _categorical(column, key, unlabelled=None):
             f"{column.shape[1]} columns of adata.obs are called '{key}': rename all but one"
         )
     try:
-        found = pd.Categorical(
+        labels = pd.Categorical(
             column.mask(missing_labels(column, unlabelled))
         ).remove_unused_categories()
     except TypeError:
         raise OrganError(
             f"column '{key}' of adata.obs holds no labels but {type(column.iloc[0]).__name__}s"
         ) from None
-    if len(found) and not len(found.categories):
-        raise OrganError(f"column '{key}' of adata.obs: none of {len(found):,} cells has a label")
-    return found
+    if len(labels) and not len(labels.categories):
+        raise OrganError(f"column '{key}' of adata.obs: none of {len(labels):,} cells has a label")
+    return labels
 
 # %% ../nbs/17_organs.ipynb #labels
 WITHOUT_LABELS = "For cells without labels: label_key=None, on the command line --label-key none."
@@ -1238,8 +1243,8 @@ def label_key(adata, key="auto"):
     """
     if key != "auto":
         return key
-    there = (
+    has_labels = (
         "cell_type" in adata.obs
         and not missing_labels(adata.obs["cell_type"].to_numpy(object).ravel()).all()
     )
-    return "cell_type" if there else None
+    return "cell_type" if has_labels else None

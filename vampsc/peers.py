@@ -292,22 +292,22 @@ def scvi(task, our_shape=False, conditioned=False):
     model = tools.model.SCVI(cells, **shape)
     seconds = _trained(model, task, **how)
     test = task.split.test
-    said = {}
+    numbers = {}
     loss = model.get_reconstruction_error(indices=test)
     elbo = model.get_elbo(indices=test)
-    said["test_nats_per_cell"] = abs(
+    numbers["test_nats_per_cell"] = abs(
         float(loss["reconstruction_loss"] if isinstance(loss, dict) else loss)
     )
     # its own mean is one of minibatches, in which a small last one counts too much
     bounds = model.get_marginal_ll(indices=test, n_mc_samples=50, return_mean=False)
     # above some 1e5 float32 would not hold its log-gammas
-    said["largest_theta"] = float(model.module.px_r.exp().max())
-    said.update(test_elbo=-abs(float(elbo)), test_marginal_ll=-abs(float(bounds.mean())))
+    numbers["largest_theta"] = float(model.module.px_r.exp().max())
+    numbers.update(test_elbo=-abs(float(elbo)), test_marginal_ll=-abs(float(bounds.mean())))
     latent = model.get_latent_representation()
     return Fitted(
         latent,
         {
-            **said,
+            **numbers,
             "active_units": metrics.active_units(latent),
             "epochs": model.trainer.current_epoch,
             "train_seconds": seconds,
@@ -405,10 +405,10 @@ def harmony(task, n_components=50):
     fit = pca(task, n_components)
     start = time.perf_counter()
     batches = task.cells.obs[["batch"]].astype(str)
-    found = harmonypy.run_harmony(
+    harmony_run = harmonypy.run_harmony(
         fit.latent, batches, "batch", random_state=task.seed, verbose=False
     )
-    corrected = np.asarray(found.Z_corr)
+    corrected = np.asarray(harmony_run.Z_corr)
     # older versions have cells in columns
     latent = corrected if corrected.shape == fit.latent.shape else corrected.T
     seconds = fit.numbers["train_seconds"] + time.perf_counter() - start
@@ -447,18 +447,18 @@ def judge(fit, task):
     if it is there, is judged by; empty texts are cells without a label. With obs["batch"] also
     batch_mixing, and alone_purity where uns["alone"] names a type.
     """
-    said = {"pcs95": metrics.n_components(fit.latent), **fit.numbers}
+    numbers = {"pcs95": metrics.n_components(fit.latent), **fit.numbers}
     if "label" in task.cells.obs:
-        said.update(
+        numbers.update(
             study.judge_by_labels(fit.latent, task.cells.obs["label"].to_numpy(), fit.halves)
         )
     if "batch" in task.cells.obs:
-        said.update(_of_batches(fit.latent, task.cells))
+        numbers.update(_of_batches(fit.latent, task.cells))
     if fit.invented is not None:
-        said["accuracy"] = metrics.two_sample_accuracy(
+        numbers["accuracy"] = metrics.two_sample_accuracy(
             task.cells.X[task.split.test], fit.invented, task.seed
         )["accuracy"]
-    return said
+    return numbers
 
 # %% ../nbs/22_peers.ipynb #of-batches
 def _of_batches(latent, cells, k=15):
@@ -466,13 +466,13 @@ def _of_batches(latent, cells, k=15):
     that are of that type.
     """
     k = min(k, cells.n_obs - 1)
-    said = {"batch_mixing": metrics.batch_mixing(latent, cells.obs["batch"].to_numpy(str), k)}
+    numbers = {"batch_mixing": metrics.batch_mixing(latent, cells.obs["batch"].to_numpy(str), k)}
     if "alone" in cells.uns and "label" in cells.obs:
         of_type = cells.obs["label"].to_numpy(str) == str(cells.uns["alone"])
         near = NearestNeighbors(n_neighbors=k + 1).fit(latent)
         neighbours = near.kneighbors(latent[of_type], return_distance=False)[:, 1:]
-        said["alone_purity"] = float(of_type[neighbours].mean())
-    return said
+        numbers["alone_purity"] = float(of_type[neighbours].mean())
+    return numbers
 
 # %% ../nbs/22_peers.ipynb #scib
 def scib(latent, labels, batches=None):
@@ -493,7 +493,7 @@ def scib(latent, labels, batches=None):
     near = NearestNeighbors(n_neighbors=min(90, len(z) - 1)).fit(z).kneighbors(z)
     graph = NeighborsResults(indices=near[1], distances=near[0])
     clusters = scib_metrics.nmi_ari_cluster_labels_kmeans(z, labels)
-    said = {
+    numbers = {
         "silhouette": scib_metrics.silhouette_label(z, labels),
         "nmi": clusters["nmi"],
         "ari": clusters["ari"],
@@ -501,7 +501,7 @@ def scib(latent, labels, batches=None):
     }
     connected = scib_metrics.graph_connectivity(graph.subset_neighbors(min(15, len(z) - 1)), labels)
     # which scib-metrics counts as batch correction
-    said.update(mean=np.mean([*said.values()]), connectivity=connected)
+    numbers.update(mean=np.mean([*numbers.values()]), connectivity=connected)
     if batches is not None:
         codes = pd.factorize(np.asarray(batches)[known])[0]
         removal = {
@@ -512,8 +512,8 @@ def scib(latent, labels, batches=None):
             "bras": scib_metrics.bras(z, labels, codes),
         }
         mixed = np.mean([connected, *removal.values()])
-        said.update(removal, batch_mean=mixed, total=0.6 * said["mean"] + 0.4 * mixed)
-    return {f"scib_{name}": float(value) for name, value in said.items()}
+        numbers.update(removal, batch_mean=mixed, total=0.6 * numbers["mean"] + 0.4 * mixed)
+    return {f"scib_{name}": float(value) for name, value in numbers.items()}
 
 # %% ../nbs/22_peers.ipynb #main
 @contextlib.contextmanager
@@ -522,7 +522,7 @@ def memory_rise():
     found["mb"], in MiB, looked at 50 times a second.
     """
     process = psutil.Process()
-    found = {}
+    rise = {}
     done = threading.Event()
     start = most = process.memory_info().rss
 
@@ -534,11 +534,11 @@ def memory_rise():
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
     try:
-        yield found
+        yield rise
     finally:
         done.set()
         thread.join()
-        found["mb"] = max(most, process.memory_info().rss) / 2**20 - start / 2**20
+        rise["mb"] = max(most, process.memory_info().rss) / 2**20 - start / 2**20
 
 # %% ../nbs/22_peers.ipynb #main-2
 def main(arguments=None):
@@ -566,17 +566,18 @@ def score(arguments=None):
     each, empty where there are no labels.
     """
     folder = Path(*(arguments or sys.argv[1:]))
-    for kept in sorted(folder.glob("*-seed*/numbers.json")):
-        if (kept.parent / "scib.json").exists():
+    for numbers_path in sorted(folder.glob("*-seed*/numbers.json")):
+        if (numbers_path.parent / "scib.json").exists():
             continue
-        seed = kept.parent.name.split("-seed")[1]
+        seed = numbers_path.parent.name.split("-seed")[1]
         cells = ad.read_h5ad(folder / f"cells-seed{seed}.h5ad", backed="r").obs
         labels, batches = (
             cells[name].to_numpy() if name in cells else None for name in ("label", "batch")
         )
-        latent = np.load(kept.parent / "latent.npy")
+        latent = np.load(numbers_path.parent / "latent.npy")
         _write_numbers(
-            kept.parent / "scib.json", {} if labels is None else scib(latent, labels, batches)
+            numbers_path.parent / "scib.json",
+            {} if labels is None else scib(latent, labels, batches),
         )
 
 
@@ -613,7 +614,7 @@ def environment(python="auto", methods=tuple(METHODS)):
             of_project if of_project.exists() and not all(map(_has, needed)) else sys.executable
         )
     try:
-        found = subprocess.run(
+        process = subprocess.run(
             [
                 str(python),
                 "-c",
@@ -629,9 +630,9 @@ def environment(python="auto", methods=tuple(METHODS)):
         raise ValueError(
             f"python={str(python)!r} cannot be run ({error.strerror}); {HOW}"
         ) from None
-    if found.returncode:
+    if process.returncode:
         raise ValueError(f"python={str(python)!r} cannot be run; {HOW}")
-    if missing := found.stdout.split():
+    if missing := process.stdout.split():
         name = missing[0].replace("scvi", "scvi-tools").replace("_", "-")
         needing = ["harmony"] if name == "harmonypy" else SCVI_METHODS
         raise ValueError(
@@ -763,18 +764,18 @@ def _scores(python, runs, progress):
     """The numbers of `score`, one dict for each run, empty without scib-metrics; from one process,
     as its imports take longer than a run's numbers.
     """
-    kept = [run / "scib.json" for run in runs]
+    paths = [run / "scib.json" for run in runs]
     log = runs[0].parent / "scib-log.txt"
     how = (
         "from importlib.util import find_spec\nif find_spec('scib_metrics'):\n    from vampsc"
         " import peers\n    peers.score()"
     )
-    if missing := sum(not path.exists() for path in kept):
+    if missing := sum(not path.exists() for path in paths):
         if progress:
             print(f"scib-metrics, {missing} runs", flush=True)
         if _call(python, [how, str(log.parent)], log):
             raise ValueError(f"scib-metrics failed: {_last_line(log)}")
-    return [json.loads(path.read_text()) if path.exists() else {} for path in kept]
+    return [json.loads(path.read_text()) if path.exists() else {} for path in paths]
 
 # %% ../nbs/22_peers.ipynb #call
 def _call(python, command, log):
@@ -794,15 +795,15 @@ def _call(python, command, log):
 
 
 def _last_line(log):
-    said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return f"{said[-1] if said else 'no word of why'} ({log})"
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return f"{lines[-1] if lines else 'no word of why'} ({log})"
 
 # %% ../nbs/22_peers.ipynb #process
 def _process(python, method, seed, folder, settings, progress):
     "The numbers of a run, read or made; or a text that says why there are none."
     start = time.time()
-    kept = folder / "numbers.json"
-    if not kept.exists():
+    numbers_path = folder / "numbers.json"
+    if not numbers_path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         # before TensorFlow: both bring an LLVM, and only in this order do they get along
         first = "import scvi; " if method in SCVI_METHODS else ""
@@ -820,11 +821,12 @@ def _process(python, method, seed, folder, settings, progress):
     name = f"{ALL_METHODS[method][0]}, seed {seed}"
     if progress:
         print(
-            f"{name}: {time.time() - start:.0f} s{'' if kept.exists() else ', failed'}", flush=True
+            f"{name}: {time.time() - start:.0f} s{'' if numbers_path.exists() else ', failed'}",
+            flush=True,
         )
     return (
-        json.loads(kept.read_text())
-        if kept.exists()
+        json.loads(numbers_path.read_text())
+        if numbers_path.exists()
         else f"{name}: {_last_line(folder / 'log.txt')}"
     )
 
@@ -865,13 +867,13 @@ def better(frame, ours, columns=HIGHER_IS_BETTER, others=None):
         for other in others:
             if frame.loc[frame.variant == other, column].isna().all():
                 continue
-            found = beyond.compare(frame, other, ours, column)
+            comparison = beyond.compare(frame, other, ours, column)
             row[
                 (
                     "not clear"
-                    if not found["clear"]
+                    if not comparison["clear"]
                     else "better"
-                    if (found["mean"] > 0) == upwards
+                    if (comparison["mean"] > 0) == upwards
                     else "worse"
                 )
             ].append(other)

@@ -209,10 +209,12 @@ def recover_counts(X, totals=None, needed=MIN_SHARE_WHOLE):
     if not X.nnz:
         passed = ["X"]
     if not passed:
-        said = ", ".join(f"{name} makes {share:.1%} whole" for name, (share, _, _) in tried.items())
+        summary = ", ".join(
+            f"{name} makes {share:.1%} whole" for name, (share, _, _) in tried.items()
+        )
         if X.nnz < MIN_VALUES:
-            said += f"; {X.nnz} values are too few to tell by"
-        raise ReaderError(f"these are no counts, and no formula turns them into counts ({said})")
+            summary += f"; {X.nnz} values are too few to tell by"
+        raise ReaderError(f"these are no counts, and no formula turns them into counts ({summary})")
     best = min(passed, key=lambda name: tried[name][2])
     return _with_formula(X, totals, best), best
 
@@ -363,17 +365,17 @@ def _numbers(text, starts, ends):
     the first bad column.
     """
     codes = np.frombuffer(text + b"\n", "uint8")
-    kept = np.flatnonzero((ends - starts != 1) | (codes[starts] != ord("0")))
-    values, plain = _whole_fields(text, starts[kept], ends[kept])
+    columns = np.flatnonzero((ends - starts != 1) | (codes[starts] != ord("0")))
+    values, plain = _whole_fields(text, starts[columns], ends[columns])
     for k in np.flatnonzero(~plain):
-        column = kept[k]
+        column = columns[k]
         try:
             values[k] = _number(text[starts[column] : ends[column]])
         except ValueError as error:
             raise ValueError(f"{error} (number {column + 1} of the row)") from None
     missing = int(np.isnan(values).sum())
-    there = np.nan_to_num(values) != 0
-    return kept[there].astype("int32"), values[there].astype("float32"), missing
+    nonzero = np.nan_to_num(values) != 0
+    return columns[nonzero].astype("int32"), values[nonzero].astype("float32"), missing
 
 
 def _cut_name(line, sep):
@@ -539,16 +541,16 @@ def labels_of(path, cells, sep="\t", index=0, key=None):
     ------
     ReaderError : the table knows none of the cells.
     """
-    told = read_labels(path, sep, index)
+    labels = read_labels(path, sep, index)
     names = pd.Index(cells, dtype=object)
     if key:
         names = names.str.extract(key, expand=False)
-    if not names.isin(told.index).any():
+    if not names.isin(labels.index).any():
         raise ReaderError(
             f"{Path(path).name} knows none of the cells: they are called '{cells[0]}', its rows "
-            f"'{told.index[0]}'"
+            f"'{labels.index[0]}'"
         )
-    return told.loc[~told.index.duplicated()].reindex(names)
+    return labels.loc[~labels.index.duplicated()].reindex(names)
 
 # %% ../nbs/16_readers.ipynb #table
 def table(
@@ -585,17 +587,17 @@ def table(
     X, cells, names = read_table(files["counts"], sep)
     cells = np.asarray(cells, object)
     obs = pd.DataFrame(index=range(len(cells)))
-    kept = slice(None)
+    selection = slice(None)
     if "labels" in files:
         obs = labels_of(files["labels"], cells, labels_sep, labels_index, labels_key).reset_index(
             drop=True
         )
         if labelled_only:
-            kept = obs.notna().any(axis=1).to_numpy()
+            selection = obs.notna().any(axis=1).to_numpy()
     if cell:
         obs = pd.concat([obs, pd.Series(cells).str.extract(cell)], axis=1)
-    counts = _counts(Path(files["counts"]).name, X[kept], rounded=rounded)
-    return _assembled(counts, cells[kept], *_gene_names(names, gene), obs[kept])
+    counts = _counts(Path(files["counts"]).name, X[selection], rounded=rounded)
+    return _assembled(counts, cells[selection], *_gene_names(names, gene), obs[selection])
 
 # %% ../nbs/16_readers.ipynb #gene-names
 def _gene_names(names, gene):
@@ -634,8 +636,10 @@ def _joined(parts):
     if obs.index.has_duplicates:
         obs.index = obs["part"] + "_" + obs.index
     first = next(iter(parts.values())).var.iloc[keys[0].get_indexer(common)]
-    said = "; ".join(dict.fromkeys(part.uns["counts"] for part in parts.values()))
-    return _assembled((X, said), obs.index, first.index, first["ensembl"] if by_id else None, obs)
+    origins = "; ".join(dict.fromkeys(part.uns["counts"] for part in parts.values()))
+    return _assembled(
+        (X, origins), obs.index, first.index, first["ensembl"] if by_id else None, obs
+    )
 
 # %% ../nbs/16_readers.ipynb #tables
 def tables(files, **settings):
@@ -675,13 +679,15 @@ def rpkm_and_counts(files):
         cells.
     """
     X, cells, symbols = read_table(files["counts"], lead=2, blocks=2, block=1, until="ERCC-")
-    told = labels_of(files["labels"], cells, index="Source Name")
-    told.columns = [re.sub(r"^Characteristics ?\[(.*)\]$", r"\1", name) for name in told.columns]
+    labels = labels_of(files["labels"], cells, index="Source Name")
+    labels.columns = [
+        re.sub(r"^Characteristics ?\[(.*)\]$", r"\1", name) for name in labels.columns
+    ]
     return _assembled(
         _counts(Path(files["counts"]).name, X),
         cells,
         symbols,
-        obs=told.loc[:, ~told.columns.duplicated()],
+        obs=labels.loc[:, ~labels.columns.duplicated()],
     )
 
 # %% ../nbs/16_readers.ipynb #hdf5-parts
@@ -703,9 +709,9 @@ def _laid_out(path, kind):
         raise ReaderError(f"{path.name}: {error}") from None
     # h5py and anndata raise any kind for a file that is damaged
     except Exception as error:
-        said = str(error.args[0] if error.args else error) or type(error).__name__
+        reason = str(error.args[0] if error.args else error) or type(error).__name__
         raise ReaderError(
-            f"{path.name} is {kind} of another layout: {said.splitlines()[0]}"
+            f"{path.name} is {kind} of another layout: {reason.splitlines()[0]}"
         ) from None
 
 # %% ../nbs/16_readers.ipynb #check-sizes
@@ -756,11 +762,11 @@ def _frame(file, key):
 
 def _sparse_form(node):
     "(csr or csc, shape) of a sparse matrix in an .h5ad file of any age."
-    told = node.attrs
-    kind = told.get("encoding-type", told.get("h5sparse_format", "csr"))
+    attributes = node.attrs
+    kind = attributes.get("encoding-type", attributes.get("h5sparse_format", "csr"))
     # old files hold bytes
     kind = (kind.decode() if isinstance(kind, bytes) else str(kind))[:3]
-    return kind, told["shape"] if "shape" in told else told["h5sparse_shape"]
+    return kind, attributes["shape"] if "shape" in attributes else attributes["h5sparse_shape"]
 
 # %% ../nbs/16_readers.ipynb #matrix
 def _matrix(node, block=4096):
@@ -779,10 +785,10 @@ def _matrix(node, block=4096):
 
 def _matching(obs, where, path):
     "Which rows of a table have values that match: {column: regular expression of the whole value}."
-    kept = np.ones(len(obs), bool)
+    mask = np.ones(len(obs), bool)
     for name, pattern in where.items():
-        kept &= _column(obs, name, path).astype(str).str.fullmatch(pattern).to_numpy(bool)
-    return kept
+        mask &= _column(obs, name, path).astype(str).str.fullmatch(pattern).to_numpy(bool)
+    return mask
 
 # %% ../nbs/16_readers.ipynb #h5ad-one
 def _genes_of(file, key, symbols, ensembl, path):
@@ -814,9 +820,9 @@ def _of_genes(counts, obs, names, var, path):
     genes = np.equal(other_features(var), None)
     if not genes.any():
         raise ReaderError(f"{path.name} has no genes among its {len(genes):,} features")
-    X, said = counts
+    X, origin = counts
     return _assembled(
-        (X if genes.all() else X[:, genes], said),
+        (X if genes.all() else X[:, genes], origin),
         obs.index,
         *(None if n is None else n[genes] for n in names),
         obs,
@@ -832,10 +838,10 @@ def _h5ad(path, totals, symbols, ensembl, where, normalised):
                 f"{path.name} is no .h5ad file: it holds {', '.join(file) or 'nothing'}"
             )
         obs = _frame(file, "obs")
-        kept = _matching(obs, where, path)
-        if not kept.any():
+        mask = _matching(obs, where, path)
+        if not mask.any():
             return None
-        n = _column(obs, totals, path).to_numpy("float64")[kept] if totals else None
+        n = _column(obs, totals, path).to_numpy("float64")[mask] if totals else None
         places = [
             (x, v)
             for x, v in (("raw/X", "raw/var"), ("raw.X", "raw.var"), ("X", "var"))
@@ -846,14 +852,14 @@ def _h5ad(path, totals, symbols, ensembl, where, normalised):
             _check_sizes(path, X.shape, {"obs": obs}, {v: _frame(file, v)})
             try:
                 counts = _counts(
-                    path.name, X if kept.all() else X[kept], n, normalised=normalised and last == 0
+                    path.name, X if mask.all() else X[mask], n, normalised=normalised and last == 0
                 )
             except ReaderError as error:
                 reasons.append(error)
             else:
                 return _of_genes(
                     counts,
-                    obs[kept],
+                    obs[mask],
                     _genes_of(file, v, symbols, ensembl, path),
                     _frame(file, v),
                     path,
@@ -888,9 +894,9 @@ def h5ad(files, totals=None, symbols=None, ensembl=None, where=None, normalised=
         part: _h5ad(path, totals, symbols, ensembl, where or {}, normalised)
         for part, path in files.items()
     }
-    found = {part: adata for part, adata in read.items() if adata is not None}
-    if found:
-        return _joined(found)
+    parts = {part: adata for part, adata in read.items() if adata is not None}
+    if parts:
+        return _joined(parts)
     raise ReaderError(f"{', '.join(Path(p).name for p in files.values())}: no cell where {where}")
 
 # %% ../nbs/16_readers.ipynb #tenx-h5
@@ -919,10 +925,10 @@ def tenx_h5(files):
                 f" {', '.join(file) or 'nothing'}"
             )
         group = file["matrix"]
-        told = {name: _text(group[name][:]) for name in TENX}
-        cells, kind, ids, names = told.values()
+        arrays = {name: _text(group[name][:]) for name in TENX}
+        cells, kind, ids, names = arrays.values()
         shape = tuple(map(int, group["shape"][:][::-1]))
-        _check_sizes(path, shape, {TENX[0]: cells}, {name: told[name] for name in TENX[1:]})
+        _check_sizes(path, shape, {TENX[0]: cells}, {name: arrays[name] for name in TENX[1:]})
         X = sparse_of(group, "csr", shape).astype("float32")
     genes = np.flatnonzero(kind == "Gene Expression")
     if not len(genes):
@@ -959,18 +965,21 @@ def loom(files, where=None, min_counts=0, block=512):
                 f"{path.name} is no loom file of the Human Cell Atlas: it lacks"
                 f" {', '.join(lacking)}"
             )
-        told = {
+        columns = {
             f"col_attrs/{name}": node
             for name, node in file["col_attrs"].items()
             if getattr(node, "ndim", 0) == 1
         }
-        told["col_attrs/CellID"] = file["col_attrs/CellID"]
+        columns["col_attrs/CellID"] = file["col_attrs/CellID"]
         named = {name: file[name] for name in LOOM if name.startswith("row_attrs/")}
         n_genes, n_cells = file["matrix"].shape
-        _check_sizes(path, (n_cells, n_genes), told, named)
+        _check_sizes(path, (n_cells, n_genes), columns, named)
         wanted = _loom_wanted(path, file["col_attrs"], where or {}, n_cells)
         obs = pd.DataFrame(
-            {name.removeprefix("col_attrs/"): _text(node[:][wanted]) for name, node in told.items()}
+            {
+                name.removeprefix("col_attrs/"): _text(node[:][wanted])
+                for name, node in columns.items()
+            }
         )
         X = _loom_cells(file["matrix"], wanted, block)
         symbols, ids = (_text(node[:]) for node in named.values())
@@ -980,14 +989,14 @@ def loom(files, where=None, min_counts=0, block=512):
     )
 
 # %% ../nbs/16_readers.ipynb #loom-wanted
-def _loom_wanted(path, told, where, n):
+def _loom_wanted(path, columns, where, n):
     "Which of the n cells of a loom file match."
-    lacking = [name for name in where if name not in told]
+    lacking = [name for name in where if name not in columns]
     if lacking:
         raise ReaderError(
-            f"{path.name} does not say '{lacking[0]}' of its cells; it says: {', '.join(told)}"
+            f"{path.name} does not say '{lacking[0]}' of its cells; it says: {', '.join(columns)}"
         )
-    obs = pd.DataFrame({name: _text(told[name][:]) for name in where}, index=range(n))
+    obs = pd.DataFrame({name: _text(columns[name][:]) for name in where}, index=range(n))
     wanted = np.flatnonzero(_matching(obs, where, path))
     if not len(wanted):
         raise ReaderError(f"{path.name}: no cell where {where}")
@@ -996,14 +1005,14 @@ def _loom_wanted(path, told, where, n):
 
 def _loom_cells(matrix, wanted, block):
     "Columns of a dense genes x cells matrix in a file, as CSR cells x genes."
-    found = []
+    blocks = []
     for start in range(0, matrix.shape[1], block):
         mine = wanted[(wanted >= start) & (wanted < start + block)] - start
         if len(mine):
-            found.append(
+            blocks.append(
                 sparse.csr_matrix(matrix[:, start : start + block][:, mine].T.astype("float32"))
             )
-    return sparse.vstack(found).tocsr()
+    return sparse.vstack(blocks).tocsr()
 
 # %% ../nbs/16_readers.ipynb #kinchen
 DISEASE = "donor_organism.diseases.ontology_label"
@@ -1039,17 +1048,17 @@ def _labelled(group, path):
     """The cells of a group whose barcode is there once, and is known to the table of labels, with
     their rows of it.
     """
-    told = read_labels(path, index=None)
-    told.index = _column(told, "Barcode", path).str.partition("-")[0]
-    told = told[~told.index.duplicated(keep=False)]
+    labels = read_labels(path, index=None)
+    labels.index = _column(labels, "Barcode", path).str.partition("-")[0]
+    labels = labels[~labels.index.duplicated(keep=False)]
     barcodes = group.obs["barcode"]
-    kept = (~barcodes.duplicated(keep=False) & barcodes.isin(told.index)).to_numpy()
-    if not kept.any():
+    mask = (~barcodes.duplicated(keep=False) & barcodes.isin(labels.index)).to_numpy()
+    if not mask.any():
         raise ReaderError(f"{Path(path).name} knows none of the {group.n_obs} cells of its group")
-    rows = told.loc[barcodes[kept]].set_axis(group.obs_names[kept])
-    obs = pd.concat([rows, group.obs[kept].drop(columns=rows.columns, errors="ignore")], axis=1)
+    rows = labels.loc[barcodes[mask]].set_axis(group.obs_names[mask])
+    obs = pd.concat([rows, group.obs[mask].drop(columns=rows.columns, errors="ignore")], axis=1)
     return _assembled(
-        (group.X[kept], group.uns["counts"]), obs.index, group.var_names, group.var["ensembl"], obs
+        (group.X[mask], group.uns["counts"]), obs.index, group.var_names, group.var["ensembl"], obs
     )
 
 # %% ../nbs/16_readers.ipynb #mtx-tar
@@ -1071,29 +1080,31 @@ def mtx_tar(files):
     ReaderError : a file of a triplet is missing or malformed.
     """
     with reading(files["counts"]) as path, tarfile.open(path) as archive:
-        found = {member.name.rsplit("/", 1)[-1]: member for member in _members(path, archive)}
+        members = {member.name.rsplit("/", 1)[-1]: member for member in _members(path, archive)}
         samples = sorted(
-            name.removesuffix("_matrix.mtx.gz") for name in found if name.endswith("_matrix.mtx.gz")
+            name.removesuffix("_matrix.mtx.gz")
+            for name in members
+            if name.endswith("_matrix.mtx.gz")
         )
         if not samples:
             raise ReaderError(
                 f"{path.name} holds no SAMPLE_matrix.mtx.gz but"
-                f" {', '.join(list(found)[:3]) or 'nothing'}"
+                f" {', '.join(list(members)[:3]) or 'nothing'}"
             )
-        return _joined({sample: _triplet(path, archive, found, sample) for sample in samples})
+        return _joined({sample: _triplet(path, archive, members, sample) for sample in samples})
 
 # %% ../nbs/16_readers.ipynb #members
 def _members(path, archive):
     """The files of a tar, after a look at whether the mark of its end is there; a broken download
     lacks it.
     """
-    found = [member for member in archive if member.isfile()]
+    members = [member for member in archive if member.isfile()]
     archive.fileobj.seek(archive.offset)
     if archive.fileobj.read(512) != bytes(512):
         raise ReaderError(
-            f"{path.name} breaks off after {len(found)} files: delete it and fetch it again"
+            f"{path.name} breaks off after {len(members)} files: delete it and fetch it again"
         )
-    return found
+    return members
 
 
 def _unpacked(path, archive, member):
@@ -1106,13 +1117,13 @@ def _unpacked(path, archive, member):
         ) from None
 
 # %% ../nbs/16_readers.ipynb #triplet
-def _triplet(path, archive, found, sample):
+def _triplet(path, archive, members, sample):
     "One sample of mtx_tar."
     names = [f"{sample}_{part}" for part in ("matrix.mtx.gz", "features.tsv.gz", "barcodes.tsv.gz")]
     for name in names:
-        if name not in found:
+        if name not in members:
             raise ReaderError(f"{path.name} lacks {name}")
-    matrix, features, barcodes = (_unpacked(path, archive, found[name]) for name in names)
+    matrix, features, barcodes = (_unpacked(path, archive, members[name]) for name in names)
     try:
         X = sparse.csr_matrix(mmread(io.BytesIO(matrix), spmatrix=False).T).astype("float32")
     except Exception as error:
@@ -1125,15 +1136,15 @@ def _triplet(path, archive, found, sample):
             f" features and {len(cells)} barcodes"
         )
     # the third field came with Cell Ranger 3
-    found = [k for k, gene in enumerate(genes) if gene[2:3] in ([], ["Gene Expression"])]
-    if not found:
+    positions = [k for k, gene in enumerate(genes) if gene[2:3] in ([], ["Gene Expression"])]
+    if not positions:
         raise ReaderError(f"{path.name}, {names[1]}: no genes among {len(genes):,} features")
     obs = pd.DataFrame({"sample": [sample] * len(cells)})
     return _assembled(
-        _counts(path.name, X[:, found]),
+        _counts(path.name, X[:, positions]),
         cells,
-        [genes[k][1] for k in found],
-        [genes[k][0] for k in found],
+        [genes[k][1] for k in positions],
+        [genes[k][0] for k in positions],
         obs,
     )
 
@@ -1168,25 +1179,25 @@ def cell_files_tar(files, first=1, last=-6, title=None):
                 raise ReaderError(
                     f"{path.name}, {member.name}: other genes than in the files before it"
                 )
-            kept = np.flatnonzero(values)
+            positions = np.flatnonzero(values)
             genes = names
-            rows.append((kept.astype("int32"), values[kept].astype("float32")))
+            rows.append((positions.astype("int32"), values[positions].astype("float32")))
             cells.append(member.name.rsplit("/", 1)[-1].partition("_")[0])
     if not rows:
         raise ReaderError(f"{path.name} holds no files")
-    told = series_matrix(files["labels"]).reindex(cells)
-    if told.isna().all(axis=None):
+    labels = series_matrix(files["labels"]).reindex(cells)
+    if labels.isna().all(axis=None):
         raise ReaderError(
             f"{Path(files['labels']).name} knows none of the cells (the first is {cells[0]})"
         )
     if title:
-        told = told.join(told["title"].str.extract(title))
+        labels = labels.join(labels["title"].str.extract(title))
     X = _stacked(rows, len(genes)).T.tocsr()
     return _assembled(
         _counts(path.name, X),
         cells,
         [gene.decode(errors="replace").strip() for gene in genes],
-        obs=told,
+        obs=labels,
     )
 
 # %% ../nbs/16_readers.ipynb #cell-file
@@ -1274,13 +1285,13 @@ def seurat(files):
     ReaderError : the package rdata is missing, or the file holds something else.
     """
     with reading(files["counts"]) as path, _laid_out(path, "a file of R's"):
-        raw, told = _seurat_slots(path)
+        raw, metadata = _seurat_slots(path)
         X = compressed(
             np.asarray(raw.x, "float32"), np.asarray(raw.i), np.asarray(raw.p), "csr", raw.Dim[::-1]
         )
         genes, cells = (np.asarray(names, object) for names in raw.Dimnames)
         _check_sizes(path, X.shape, {"Dimnames[[2]]": cells}, {"Dimnames[[1]]": genes})
-        obs = told.reindex(cells)
+        obs = metadata.reindex(cells)
     return _assembled(_counts(path.name, X), cells, genes, obs=obs)
 
 # %% ../nbs/16_readers.ipynb #seurat-slots
@@ -1295,17 +1306,17 @@ def _seurat_slots(path):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # classes without a Python counterpart
-            found = rdata.read_rda(path)
+            objects = rdata.read_rda(path)
     except (*READ_ERRORS, MemoryError):
         raise
     except Exception as error:
         raise OSError(f"rdata says: {error}") from None
-    for value in found.values():
+    for value in objects.values():
         slots = [getattr(value, slot, None) for slot in ("raw.data", "meta.data")]
         if slots[0] is not None and slots[1] is not None:
             return slots
     raise ReaderError(
-        f"{path.name} holds no Seurat object of version 2 but {', '.join(found) or 'nothing'}"
+        f"{path.name} holds no Seurat object of version 2 but {', '.join(objects) or 'nothing'}"
     )
 
 # %% ../nbs/16_readers.ipynb #readers

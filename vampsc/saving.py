@@ -114,8 +114,8 @@ def _read_listed(folder):
             raise ValueError(
                 f"{folder / name} was altered or cut short since it was written{_AGAIN}"
             )
-    there = {name for name in ("model.json", CELLS) if (folder / name).exists()}
-    if left_out := sorted(there - files.keys()):
+    names_present = {name for name in ("model.json", CELLS) if (folder / name).exists()}
+    if left_out := sorted(names_present - files.keys()):
         raise ValueError(f"{altered}: it does not list {left_out[0]}{_AGAIN}")
     return files
 
@@ -235,43 +235,43 @@ class CellMarks:
 
         Raises ValueError where X holds others, or the same with other counts.
         """
-        there = CellMarks.of(X)
+        marks = CellMarks.of(X)
         n = len(self.names)
-        m = len(there.names)
+        m = len(marks.names)
         if m != n:
             raise ValueError(
                 f"the model was trained on {n} cells and adata has {m}{OTHER_CELLS_REMEDY}"
             )
-        places = self._order(there, X.names)
-        changed = np.flatnonzero(~_same_totals(there.totals[places], self.totals))
+        places = self._order(marks, X.names)
+        changed = np.flatnonzero(~_same_totals(marks.totals[places], self.totals))
         if len(changed):
             first = changed[0]
             raise ValueError(
                 f"{len(changed):,} of the model's {n:,} cells have other counts than when it was"
                 f" made (first: {X.names[places[first]]}, {self.totals[first]:g} then and"
-                f" {there.totals[places[first]]:g} now on the model's genes): hand in the counts"
+                f" {marks.totals[places[first]]:g} now on the model's genes): hand in the counts"
                 f" that it was made of, or{OTHER_CELLS_REMEDY[1:]}"
             )
         return places
 
-    def _order(self, there, names):
+    def _order(self, marks, names):
         """Positions of the cells by name; where they were renamed, as they are, if their totals
         tell that they are the same.
         """
-        if np.array_equal(there.names, self.names):
+        if np.array_equal(marks.names, self.names):
             return np.arange(len(self.names))
-        if np.array_equal(np.sort(there.names), np.sort(self.names)):
+        if np.array_equal(np.sort(marks.names), np.sort(self.names)):
             if names.is_unique:
-                return pd.Index(there.names).get_indexer(self.names)
+                return pd.Index(marks.names).get_indexer(self.names)
             raise ValueError(
                 "the model's cells are in another order, and names that several of them share do"
                 " not tell which; hand them in as they were when the model was made,"
                 f" or{OTHER_CELLS_REMEDY[1:]}"
             )
         telling = len(np.unique(self.totals)) >= min(100, len(self.totals) / 2)
-        if telling and _same_totals(there.totals, self.totals).all():
+        if telling and _same_totals(marks.totals, self.totals).all():
             return np.arange(len(self.names))
-        strange = np.flatnonzero(~np.isin(there.names, self.names))
+        strange = np.flatnonzero(~np.isin(marks.names, self.names))
         raise ValueError(
             f"these are not the cells that the model was trained on: {len(strange):,} of"
             f" {len(names):,} have names that it does not know (first:"
@@ -577,10 +577,11 @@ class _SavedFiles:
         with self.of("model.json"):
             d = dict(json.loads(self.files["model.json"]))
         with self.of("model.json", "format"):
-            found = whole_number("format", d["format"], 1)
-        if found > FORMAT:
+            saved_format = whole_number("format", d["format"], 1)
+        if saved_format > FORMAT:
             raise ValueError(
-                f"{self.folder} was written in format {found}, newer than {FORMAT}; update vampsc."
+                f"{self.folder} was written in format {saved_format}, newer than {FORMAT}; update"
+                " vampsc."
             )
         if left_out := sorted({*PARTS} - self.files.keys()):
             raise ValueError(
@@ -734,7 +735,7 @@ def _covariates_of(d, n_covariates, n_cells):
     n_covariates : columns of its network. n_cells : for training.
     """
     if not d:
-        found = None, None
+        result = None, None
     else:
         categorical = {
             column_name("key", key): [_text(name) for name in names]
@@ -749,14 +750,14 @@ def _covariates_of(d, n_covariates, n_cells):
         }
         covariates = Covariates(categorical, continuous)
         columns = covariates.decoded(d["of_library"])
-        found = covariates, columns
+        result = covariates, columns
         if columns.shape != (n_cells, len(covariates)) or not np.isfinite(columns).all():
             raise ValueError(
                 f"of_library does not hold the covariates of {n_cells:,} training cells"
             )
-    if n_covariates != len(found[0] or ()):
-        raise ValueError(f"{len(found[0] or ())} columns for n_covariates={n_covariates:,}")
-    return found
+    if n_covariates != len(result[0] or ()):
+        raise ValueError(f"{len(result[0] or ())} columns for n_covariates={n_covariates:,}")
+    return result
 
 # %% ../nbs/12_saving.ipynb #check-sizes
 def _check_sizes(weights, a, n_genes):

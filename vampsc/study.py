@@ -143,16 +143,16 @@ def judge_by_labels(z, labels, halves=None, unlabelled=None):
     """
     none = dict(unlabelled=unlabelled)
     n = metrics.n_labelled(labels, **none)
-    found = {
+    scores = {
         "asw": metrics.silhouette(z, labels, **none),
         **metrics.nmi_ari(z, labels, **none),
         "n_labelled": n,
         "knn_purity": metrics.knn_purity(z, labels, k=min(15, n - 1), **none),
     }
     return (
-        found
+        scores
         if halves is None
-        else {**found, "asw_split_half": metrics.silhouette_split_half(*halves, labels, **none)}
+        else {**scores, "asw_split_half": metrics.silhouette_split_half(*halves, labels, **none)}
     )
 
 # %% ../nbs/18_study.ipynb #data-hash
@@ -516,10 +516,10 @@ def check_replaceable_run(folder, overwrite=False):
 # %% ../nbs/18_study.ipynb #is-configuration
 def _is_configuration(path):
     try:
-        said = json.loads(path.read_text())
+        configuration = json.loads(path.read_text())
     except (OSError, ValueError):
         return False
-    return isinstance(said, dict) and {"model", "seed", "training"} <= said.keys()
+    return isinstance(configuration, dict) and {"model", "seed", "training"} <= configuration.keys()
 
 
 def _is_checkpoint(path):
@@ -797,8 +797,8 @@ METRICS = {
 
 def _of_title(title):
     "The Metric of that title, or one of which nothing is known."
-    found = (metric for metric in METRICS.values() if metric.title == title)
-    return next(found, Metric(title, None, 0))
+    matches = (metric for metric in METRICS.values() if metric.title == title)
+    return next(matches, Metric(title, None, 0))
 
 # %% ../nbs/18_study.ipynb #table
 def table(runs, of="mean"):
@@ -824,18 +824,19 @@ def show_table(frame, spread=None, arrows=True):
     arrows : mark the metrics of which more is better (↑), and those of which less is (↓).
     """
 
-    def told(c, v):
+    def format_value(c, v):
         return "-" if pd.isna(v) else f"{v:.{_of_title(c).digits}f}"
 
     def around(c, model):
         return (
             ""
             if spread is None or pd.isna(spread.loc[model, c])
-            else f" ± {told(c, spread.loc[model, c])}"
+            else f" ± {format_value(c, spread.loc[model, c])}"
         )
 
     text = {
-        c: [told(c, frame.loc[model, c]) + around(c, model) for model in frame.index] for c in frame
+        c: [format_value(c, frame.loc[model, c]) + around(c, model) for model in frame.index]
+        for c in frame
     }
     if arrows:
         text = {c + _direction(c): values for c, values in text.items()}
@@ -858,22 +859,24 @@ def findings(frame):
     def chain(s, digits):
         return ", ".join(f"{name} {value:.{digits}f}" for name, value in s.items())
 
-    said = []
+    sentences = []
     if len(generative) > 1:
-        said.append(
+        sentences.append(
             "PCs for 95 % of the variance, fewest first: "
             + chain(rank("PCs for 95 %", True), 0)
             + "."
         )
         for name, plain in frame.get("PCs (10 samples)", pd.Series(dtype=float)).dropna().items():
-            said.append(
+            sentences.append(
                 f"Judged by a plain mean of 10 samples, {name} would seem to need {plain:.0f}; "
                 f"all but {frame.loc[name, 'PCs for 95 %']:.0f} of them hold sampling noise."
             )
-        said.append("ELBO in nats per cell, best first: " + chain(rank("ELBO", False), 1) + ".")
+        sentences.append(
+            "ELBO in nats per cell, best first: " + chain(rank("ELBO", False), 1) + "."
+        )
     if "ASW cell type" in frame:
         without_noise = frame.get("ASW (split-half)", pd.Series(dtype=float)).dropna()
-        said.append(
+        sentences.append(
             "Silhouette by cell type, best first: "
             + chain(
                 without_noise.combine_first(frame["ASW cell type"]).sort_values(ascending=False), 3
@@ -881,11 +884,11 @@ def findings(frame):
             + "."
         )
         for name in without_noise.index:
-            said.append(
+            sentences.append(
                 f"That of {name} is without sampling noise; the noise of its embedding lowers it to"
                 f" {frame.loc[name, 'ASW cell type']:.3f}."
             )
-    return said
+    return sentences
 
 # %% ../nbs/18_study.ipynb #refuse-unknown
 def refuse_unknown(given, known):
@@ -1152,10 +1155,10 @@ def to_html(notebook, overwrite=False):
 def _figure_texts(notebook):
     "What the cells say about their figures, `#| fig-alt: ...`, once for each figure, in order."
     for cell in notebook.cells:
-        told = re.search(r'^#\| fig-alt: "(.*)"$', cell.source, re.M)
+        match = re.search(r'^#\| fig-alt: "(.*)"$', cell.source, re.M)
         for output in cell.get("outputs", []):
             if any(mime.startswith("image/") for mime in output.get("data", {})):
-                yield told[1] if told else "a figure"
+                yield match[1] if match else "a figure"
 
 # %% ../nbs/18_study.ipynb #find-runs
 def find_runs(folder):
@@ -1167,15 +1170,15 @@ def find_runs(folder):
     def finished(f):
         return all((f / name).exists() for name in ("metrics.json", "config.json", "cells.csv"))
 
-    found = list(filter(finished, [folder, *(f for f in folder.iterdir() if f.is_dir())]))
-    if not found:
+    folders = list(filter(finished, [folder, *(f for f in folder.iterdir() if f.is_dir())]))
+    if not folders:
         raise ValueError(
             f"{folder} holds no finished run (config.json, metrics.json and cells.csv, in it or in"
             " its folders)."
         )
     order = list(models.PRESETS)
     return sorted(
-        map(read_run, found), key=lambda r: (order.index(r.name.upper()), r.config["seed"])
+        map(read_run, folders), key=lambda r: (order.index(r.name.upper()), r.config["seed"])
     )
 
 # %% ../nbs/18_study.ipynb #page-parts

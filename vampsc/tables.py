@@ -200,20 +200,20 @@ def _cells_of(folder, problems):
         return _described(name, {})
 
 # %% ../nbs/19_tables.ipynb #described
-def _described(organ, said):
+def _described(organ, content):
     "The columns of an organ from the content of its cells.json."
-    studies = said.get("studies") or {}
-    types = said.get("cell_types")
-    labelled = said.get("n_labelled")
-    title = str(said.get("title") or organ)
+    studies = content.get("studies") or {}
+    types = content.get("cell_types")
+    labelled = content.get("n_labelled")
+    title = str(content.get("title") or organ)
     # the path of a file is no title
     if re.search(r"[/\\]", title):
         title = organ
     columns = {
         "organ": organ,
         "title": title,
-        "paper_organ": paper_organ(organ) or paper_organ(said.get("organ")),
-        "papers_data": said.get("paper") if isinstance(said.get("paper"), bool) else None,
+        "paper_organ": paper_organ(organ) or paper_organ(content.get("organ")),
+        "papers_data": content.get("paper") if isinstance(content.get("paper"), bool) else None,
         "studies": ", ".join(f"{name} ({n:,} cells)" for name, n in studies.items()),
         "cell_types": (
             None if types is None else len(types) if isinstance(types, (list, dict)) else int(types)
@@ -271,10 +271,10 @@ def _why_not_at_its_end(run):
     The widest hidden layer is that of the saved model, or the default.
     """
     saved = run.folder / "model" / "model.json"
-    said = run.config.get("settings") or {}
+    settings = run.config.get("settings") or {}
     if saved.is_file():
-        said = json.loads(saved.read_text()).get("architecture", {})
-    hidden = said.get("hidden", assembly.Architecture.__dataclass_fields__["hidden"].default)
+        settings = json.loads(saved.read_text()).get("architecture", {})
+    hidden = settings.get("hidden", assembly.Architecture.__dataclass_fields__["hidden"].default)
     n_train = study.division_of(run.cells)["n_train"]
     has_kl = run.name != "ae"
     return training_end(
@@ -282,13 +282,15 @@ def _why_not_at_its_end(run):
     )
 
 # %% ../nbs/19_tables.ipynb #numbers-of
-def _numbers_of(found):
+def _numbers_of(run_metrics):
     """The numbers of a run, NaN where there is none; those of 10 samples are the exact ones where
     nothing is sampled.
 
     The ASW is that without sampling noise, where the run has it; asw_noisy: it has not.
     """
-    numbers = {key: float(pd.to_numeric(found.get(key, np.nan), errors="coerce")) for key in READ}
+    numbers = {
+        key: float(pd.to_numeric(run_metrics.get(key, np.nan), errors="coerce")) for key in READ
+    }
     numbers = {key: value if np.isfinite(value) else np.nan for key, value in numbers.items()}
     numbers["sampled"] = not np.isnan(numbers["active_units_10_samples"])
     without_noise = numbers.pop("asw_split_half")
@@ -445,22 +447,22 @@ def _organ_folders(folder, organs):
     "The folders of the chosen organs, or of all."
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder.as_posix()}.")
-    found = {
+    folders = {
         f.name: f
         for f in sorted(folder.iterdir())
         if f.is_dir() and (_run_folders(f) or (f / "cells.json").exists())
     }
     # as `vampsc fit` leaves them
     if any(_is_named_as_a_run(f) for f in folder.iterdir()):
-        found[folder.resolve().name] = folder
+        folders[folder.resolve().name] = folder
     if isinstance(organs, str):
         organs = [o.strip() for o in organs.split(",")]
-    if unknown := [o for o in organs or () if o not in found]:
+    if unknown := [o for o in organs or () if o not in folders]:
         raise ValueError(
             f"organ {unknown[0]!r} has no runs in {folder.as_posix()}; there are"
-            f" {', '.join(found) or 'none'}."
+            f" {', '.join(folders) or 'none'}."
         )
-    return {o: found[o] for o in (found if organs is None else organs)}
+    return {o: folders[o] for o in (folders if organs is None else organs)}
 
 # %% ../nbs/19_tables.ipynb #in-order
 def _in_order(runs):
@@ -481,9 +483,9 @@ def missing(runs):
     seeds = sorted(runs["seed"].unique())
     lacking = {}
     for organ, group in runs.groupby("organ", sort=False):
-        there = set(zip(group["model"], group["seed"]))
+        existing_pairs = set(zip(group["model"], group["seed"]))
         wanted = itertools.product(dict.fromkeys([*PAPER_MODELS, *group["model"]]), seeds)
-        lacking[organ] = [f"{m.lower()}-seed{k}" for m, k in wanted if (m, k) not in there]
+        lacking[organ] = [f"{m.lower()}-seed{k}" for m, k in wanted if (m, k) not in existing_pairs]
     return lacking
 
 # %% ../nbs/19_tables.ipynb #overview
@@ -561,27 +563,27 @@ def caveats(runs):
         return ", ".join(runs[mask]["title"].unique())
 
     known = runs["papers_data"].map(lambda v: PAPERS_DATA.get(v, "not known"))
-    said = [
+    sentences = [
         f"{names(runs['unlike_the_paper'] == words)}: not trained as in the paper: {words}."
         for words in runs["unlike_the_paper"].unique()
         if words
     ]
-    said += _not_at_their_end(runs, names)
-    said += [
+    sentences += _not_at_their_end(runs, names)
+    sentences += [
         f"{names(known == kind)}: {CAVEATS[kind]}" for kind in CAVEATS if (known == kind).any()
     ]
     few = names(~_as_many_genes(runs))
     if few:
-        said.append(
+        sentences.append(
             f"{few}: not modelled on about 20,000 genes, so the test loss per gene is not on the"
             " paper's scale."
         )
     if runs.groupby(["organ", "model"])["seed"].nunique().min() == 1:
-        said.append(
+        sentences.append(
             "Where a model was run with one seed only, there is no interval, and no verdict can be"
             " given."
         )
-    return said
+    return sentences
 
 # %% ../nbs/19_tables.ipynb #not-at-their-end
 def _not_at_their_end(runs, names, most=3):
@@ -592,11 +594,11 @@ def _not_at_their_end(runs, names, most=3):
     why = short.groupby("why_not_at_its_end", sort=False)["model"].agg(
         lambda m: ", ".join(dict.fromkeys(m))
     )
-    told = [f"{models_}: {words}" for words, models_ in why.items()]
-    more = f"; and {len(told) - most} more reasons" if len(told) > most else ""
+    reasons = [f"{models_}: {words}" for words, models_ in why.items()]
+    more = f"; and {len(reasons) - most} more reasons" if len(reasons) > most else ""
     return [
         f"{names(~runs['at_its_end'])}: not all runs were trained to their end"
-        f" ({'; '.join(told[:most])}{more}). Comparisons that need one of these test no claim."
+        f" ({'; '.join(reasons[:most])}{more}). Comparisons that need one of these test no claim."
     ]
 
 
@@ -694,11 +696,11 @@ def marks(means, metric):
     best = max((seen[m] for m in GENERATIVE if m in seen), default=None)
     if best is None:
         return {}
-    found = {m: "bold" for m in GENERATIVE if seen.get(m) == best}
+    styles = {m: "bold" for m in GENERATIVE if seen.get(m) == best}
     return (
-        {**found, "AE": "italic"}
+        {**styles, "AE": "italic"}
         if metric in IN_TABLE_2 and seen.get("AE", -np.inf) > best
-        else found
+        else styles
     )
 
 # %% ../nbs/19_tables.ipynb #table-1-and-2
@@ -730,11 +732,13 @@ def _table(summary, columns):
         rows.append(row)
     table = pd.DataFrame(rows).set_index(["organ", "model"])
     for metric in columns:
-        found = {
+        marks_by_organ = {
             organ: marks(group[metric].droplevel("organ"), metric)
             for organ, group in table.groupby("organ")
         }
-        table[f"{metric}_mark"] = [found[organ].get(model, "") for organ, model in table.index]
+        table[f"{metric}_mark"] = [
+            marks_by_organ[organ].get(model, "") for organ, model in table.index
+        ]
     return table
 
 # %% ../nbs/19_tables.ipynb #html-table
@@ -797,8 +801,8 @@ def in_markdown(name):
     """
     one_line = " ".join(str(name).split())
 
-    def number(found):
-        return "".join(f"&#{ord(sign)};" for sign in found[0])
+    def number(match):
+        return "".join(f"&#{ord(sign)};" for sign in match[0])
 
     text = re.sub(r"[^\w\s.,;:()%='\"?/-]|_|:(?=/)|^-|^\d+(?=[.)])", number, one_line)
     return text if text == one_line else f'<span class="{AS_IT_IS}">{text}</span>'
@@ -816,11 +820,13 @@ def show(table, models=PAPER_MODELS):
 
     A sentence where there is no run of these models.
     """
-    there = [m for m in models if m in table.index.unique("model")]
-    if not there:
+    shown_models = [m for m in models if m in table.index.unique("model")]
+    if not shown_models:
         return Html(f"<p>There is no run of {', '.join(models)}.</p>")
-    sampled = [m for m in there if table.xs(m, level="model")["sampled"].any()]
-    columns = {k: sampled if k.endswith("10_samples") else there for k in METRICS if k in table}
+    sampled = [m for m in shown_models if table.xs(m, level="model")["sampled"].any()]
+    columns = {
+        k: sampled if k.endswith("10_samples") else shown_models for k in METRICS if k in table
+    }
     rows = [
         [
             _cell(html.escape(group["title"].iloc[0]), True, True),
@@ -832,10 +838,10 @@ def show(table, models=PAPER_MODELS):
         "Bold: the best of VAE, IAF and VAMP."
         + " Italics: the AE is better than all of these." * ("asw" in columns)
     )
-    shown = table[table.index.isin(there, level="model")].reset_index()
+    shown = table[table.index.isin(shown_models, level="model")].reset_index()
     noise = noise_said(shown, "asw") if "asw" in columns else ""
-    said = INTERVAL + rule * bool(set(there) & set(GENERATIVE))
-    return _html(_heads(columns), rows, f"{said.strip()} {noise}".strip())
+    caption = INTERVAL + rule * bool(set(shown_models) & set(GENERATIVE))
+    return _html(_heads(columns), rows, f"{caption.strip()} {noise}".strip())
 
 # %% ../nbs/19_tables.ipynb #noise-said
 NOISE = {"asw": "The ASW", "co_variation": "The mean |correlation|"}
@@ -927,18 +933,18 @@ def why_nothing_beside(runs):
     """
     own = ", ".join(runs["title"][runs["paper_organ"].isna()].unique())
     shared = ", ".join(runs["title"][runs["paper_organ"].notna()].unique())
-    said = []
+    sentences = []
     if own:
-        said.append(
+        sentences.append(
             f"The paper has no numbers for {own}: its organs are"
             f" {', '.join(sorted(paper_tables()['organ'].unique()))}."
         )
     if shared:
-        said.append(
+        sentences.append(
             f"{shared} has no run with a number of one of the paper's models,"
             f" {', '.join(PAPER_MODELS)}."
         )
-    return " ".join([*said, "So there is nothing to set beside the paper's tables."])
+    return " ".join([*sentences, "So there is nothing to set beside the paper's tables."])
 
 # %% ../nbs/19_tables.ipynb #beside
 def _beside(summary, group, theirs):
@@ -1052,13 +1058,15 @@ def _alike(rows):
 def _pair(at, row):
     if row not in at.index:
         return _cell("-")
-    found = at.loc[row]
+    numbers = at.loc[row]
     metric = row[1]
 
     def rank(v):
         return "" if pd.isna(v) else f" ({v:.0f})"
 
-    ours, theirs = (printed(found[x], metric) + rank(found[f"rank_{x}"]) for x in ("ours", "paper"))
+    ours, theirs = (
+        printed(numbers[x], metric) + rank(numbers[f"rank_{x}"]) for x in ("ours", "paper")
+    )
     return _cell(f"{ours}<br><small>{theirs}</small>")
 
 # %% ../nbs/19_tables.ipynb #claims
@@ -1268,7 +1276,7 @@ def _judge_part(group, metric, part, family=1):
         return OPEN, OPEN, np.nan, 0, pairs
     given = (pairs.differences, part[2], pairs.least_sd, pairs.ratio)
     runs = pairs.runs
-    verdict, direction, *found = decide(*given)
+    verdict, direction, *estimate = decide(*given)
     strict = decide(*given, 1 - 0.05 / family)[0]
     if not runs["at_its_end"].all():
         verdict = strict = UNTESTED
@@ -1278,18 +1286,18 @@ def _judge_part(group, metric, part, family=1):
         )
     )
     noise = f" ({', '.join(noisy)} with sampling noise)" if noisy else ""
-    words = _numbers(pairs.means, metric, part, found) + noise
+    words = _numbers(pairs.means, metric, part, estimate) + noise
     return verdict, strict, direction, len(pairs.differences), words
 
 # %% ../nbs/19_tables.ipynb #numbers
-def _numbers(means, metric, part, found):
+def _numbers(means, metric, part, estimate):
     "A comparison in numbers: 'VAE 15 - VAMP 11 = 4 [1.5, 6.5]'."
     more, less, bound = part
     if more is None:
-        found = (-found[0], -found[2], -found[1])
+        estimate = (-estimate[0], -estimate[2], -estimate[1])
         bound = -bound
-    mean, low, high = (printed(v, metric) for v in found)
-    within = "" if pd.isna(found[1]) else f" [{low}, {high}]"
+    mean, low, high = (printed(v, metric) for v in estimate)
+    within = "" if pd.isna(estimate[1]) else f" [{low}, {high}]"
     if more is None:
         return f"{less} {mean}{within}, claimed below {bound:g}"
     claimed = f", claimed above {bound:g}" if bound else ""
@@ -1348,7 +1356,7 @@ def verdicts(runs, claims=CLAIMS):
     rows = []
     for claim in claims:
         for organ, group in runs.groupby("organ", sort=False):
-            found = _judged(group, claim)
+            judgement = _judged(group, claim)
             known = theirs.get(
                 (claim.text, group["paper_organ"].iloc[0] if "paper_organ" in group else None)
             )
@@ -1358,9 +1366,9 @@ def verdicts(runs, claims=CLAIMS):
                     "claim": claim.text,
                     "organ": organ,
                     "title": group["title"].iloc[0],
-                    **found,
+                    **judgement,
                     "in the paper": known["direction"] if known else "-",
-                    "beside the paper": _beside_its_paper(found, known),
+                    "beside the paper": _beside_its_paper(judgement, known),
                 }
             )
     return pd.DataFrame(rows)
@@ -1375,18 +1383,18 @@ def _judged(group, claim):
         return _not_here(f"no {METRICS[claim.metric].title}")
     if claim.where:
         metric, model = claim.where
-        there = group[group["model"] == model]
-        mean = there[metric].mean()
+        model_runs = group[group["model"] == model]
+        mean = model_runs[metric].mean()
         why = f"{model} {printed(mean, metric)} {METRICS[metric].title}"
         if mean < 1:
-            return _not_here(why, NOT_HERE if there["at_its_end"].all() else UNTESTED)
+            return _not_here(why, NOT_HERE if model_runs["at_its_end"].all() else UNTESTED)
     family = len(claim.parts)
     parts = [_judge_part(group, claim.metric, part, family) for part in claim.parts]
-    found, strict, directions, seeds, numbers = zip(*parts)
-    verdict = _joined(found, strict, claim.any_part)
+    part_verdicts, strict, directions, seeds, numbers = zip(*parts)
+    verdict = _joined(part_verdicts, strict, claim.any_part)
     words = "; ".join(numbers)
     alone = HOLDS if claim.any_part else FAILS
-    if verdict == OPEN and alone in found:
+    if verdict == OPEN and alone in part_verdicts:
         words += f"; not clear after Holm's correction for {family} comparisons"
     direction = _direction(directions, claim.any_part)
     return {"verdict": verdict, "direction": direction, "seeds": min(seeds), "numbers": words}
@@ -1406,7 +1414,7 @@ def _papers_judged(claims):
     paper = paper.assign(share_active=active / 128, inactive_units=128 - active)
     for key in ("active_units", "inactive_units", "pcs95"):
         paper[f"{key}_10_samples"] = paper[key]
-    found = {
+    judgements = {
         (claim.text, organ): _judged(group, claim)
         for claim in claims
         for organ, group in paper.groupby("organ")
@@ -1414,17 +1422,17 @@ def _papers_judged(claims):
     }
     return {
         key: {**row, "direction": NOT_HERE} if row["verdict"] == NOT_HERE else row
-        for key, row in found.items()
+        for key, row in judgements.items()
     }
 
 # %% ../nbs/19_tables.ipynb #beside-its-paper
-def _beside_its_paper(found, known):
+def _beside_its_paper(judgement, known):
     """How an organ's direction stands to the paper's own numbers of it, in words; known : of
     `_papers_judged`, or None.
     """
     if known is None:
         return "the paper prints no number of it"
-    ours = found["direction"]
+    ours = judgement["direction"]
     theirs = known["direction"]
     numbers = known["numbers"]
     if theirs == NOT_HERE:
@@ -1518,12 +1526,12 @@ def _beside_over(organs):
     def names(mask):
         return ", ".join(both["title"][mask])
 
-    said = {
+    cases = {
         "not as claimed, and not in the paper's own table either": names(alike & wrong),
         "not as claimed, other than in the paper's own table": names(~alike & wrong),
         "as claimed, other than in the paper's own table": names(~alike & ~wrong),
     }
-    sentence = "; ".join(f"{of}: {words}" for words, of in said.items() if of)
+    sentence = "; ".join(f"{of}: {words}" for words, of in cases.items() if of)
     return {
         "agrees with the paper's table": f"{alike.sum()} of {len(both)}",
         "beside the paper": sentence or "all as claimed, here and in the paper's own table",
@@ -1543,10 +1551,10 @@ def _in_the_paper(claims):
     """In how many of the paper's organs its printed numbers are as claimed: a dict from claim to '6
     of 9'.
     """
-    found = _papers_judged(tuple(claims))
+    judgements = _papers_judged(tuple(claims))
 
     def directions(claim):
-        return [row["direction"] for (text, _), row in found.items() if text == claim.text]
+        return [row["direction"] for (text, _), row in judgements.items() if text == claim.text]
 
     return {claim.text: _share(pd.Series(directions(claim), dtype=object)) for claim in claims}
 
@@ -1578,15 +1586,15 @@ def what_it_would_take(runs, claims=CLAIMS):
     rows = []
     for claim in claims:
         for organ, group in runs.groupby("organ", sort=False):
-            found = _judged(group, claim)
-            if found["verdict"] == OPEN and found["seeds"] > 1:
+            judgement = _judged(group, claim)
+            if judgement["verdict"] == OPEN and judgement["seeds"] > 1:
                 rows.append(
                     {
                         "section": claim.section,
                         "claim": claim.text,
                         "organ": organ,
                         "title": group["title"].iloc[0],
-                        "numbers": found["numbers"],
+                        "numbers": judgement["numbers"],
                         "seeds needed": _seeds_needed(group, claim),
                     }
                 )
@@ -1740,11 +1748,11 @@ def figure_2(runs, organ=None):
     runs : of `gather`. organ : its name; None for the colon, or the first if there is no colon.
     Returns a Figure. ValueError : the organ has no runs.
     """
-    found = list(runs["organ"].unique())
+    organ_names = list(runs["organ"].unique())
     if organ is None:
-        organ = next((o for o in found if paper_organ(o) == "colon"), found[0])
-    if organ not in found:
-        raise ValueError(f"organ {organ!r} has no runs here; there are {', '.join(found)}.")
+        organ = next((o for o in organ_names if paper_organ(o) == "colon"), organ_names[0])
+    if organ not in organ_names:
+        raise ValueError(f"organ {organ!r} has no runs here; there are {', '.join(organ_names)}.")
     group = runs[runs["organ"] == organ]
     folders, note, seed = _first_seed(group)
     figure = figures.covariance_grid(
@@ -1787,10 +1795,10 @@ def make(folder, organs=None, overwrite=False):
         FileExistsError : a file of one of these names is there that is somebody else's.
     """
     folder = downloads.user_path(folder)
-    found = _organ_folders(folder, organs)  # fails before a kernel starts
-    if not found:
+    folders = _organ_folders(folder, organs)  # fails before a kernel starts
+    if not folders:
         raise ValueError(NO_RUNS.format(folder.as_posix()))
-    given = {"runs": folder.as_posix(), "organs": None if organs is None else ",".join(found)}
+    given = {"runs": folder.as_posix(), "organs": None if organs is None else ",".join(folders)}
     return study.fill_in(
         TEMPLATE,
         folder / "tables.ipynb",

@@ -232,7 +232,7 @@ class Progress(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self.start = time.time()
         self.first = None
-        self.said = self.start
+        self.printed_at = self.start
         self.bar = tqdm(
             total=self.params["epochs"] * (self.params["steps"] or 1),
             desc=self.label,
@@ -258,10 +258,10 @@ class Progress(keras.callbacks.Callback):
         total = self.params["epochs"]
         text = f"epoch {done}/{total}, loss {logs['loss']:.1f}, validation {logs['val_loss']:.1f}"
         self.bar.set_postfix_str(text)
-        if self.bar.disable and now - self.said > self.every:
+        if self.bar.disable and now - self.printed_at > self.every:
             left = (now - self.start) / (done - self.first) * (total - done)
             print(f"{self.label}: {text}, at most {left:.0f} s left", flush=True)
-            self.said = now
+            self.printed_at = now
 
     def on_train_end(self, logs=None):
         self.bar.close()
@@ -357,9 +357,9 @@ def read_checkpoint(path):
             if notes["format"] <= CHECKPOINT_FORMAT:
                 n = len(file.files) - 1
                 # the list of a damaged zip file may end early
-                said = notes.pop("arrays", n)
-                if said != n:
-                    raise ValueError(f"it has {n} arrays, not {said}")
+                n_expected = notes.pop("arrays", n)
+                if n_expected != n:
+                    raise ValueError(f"it has {n} arrays, not {n_expected}")
                 return notes, [file[str(i)] for i in range(n)]
     except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
@@ -825,8 +825,8 @@ class SeveralSteps:
         self.network.reset_metrics()
         for i in range(len(items)):
             before(i)
-            found = step(items[i])
-            logs = {name: float(found[name]) for name in sorted(found)}
+            means = step(items[i])
+            logs = {name: float(means[name]) for name in sorted(means)}
             after(i, logs)
             if self.network.stop_training:
                 break

@@ -96,13 +96,13 @@ class Truth:
         mu = expected[:, None] * np.exp(log_share)
         dispersion = np.exp(log_dispersion)
         x = rng.poisson(rng.gamma(dispersion, mu / dispersion)).astype("float32")
-        there = x.sum(1) > 0
+        not_empty = x.sum(1) > 0
         obs = pd.DataFrame(
-            {"cell_type": self.types[component][there], "expected": expected[there]},
-            index=np.arange(there.sum()).astype(str),
+            {"cell_type": self.types[component][not_empty], "expected": expected[not_empty]},
+            index=np.arange(not_empty.sum()).astype(str),
         )
         var = pd.DataFrame(index=pd.Index(self.genes))
-        return ad.AnnData(sparse.csr_matrix(x[there]), obs, var, obsm={"z": z[there]})
+        return ad.AnnData(sparse.csr_matrix(x[not_empty]), obs, var, obsm={"z": z[not_empty]})
 
 # %% ../nbs/24_truth.ipynb #log-joint
 def _log_nb(x, log_mean, log_dispersion):
@@ -399,13 +399,13 @@ def judge_by_truth(name, folder, fresh, n_mc_samples=50):
         excess = cells.obs["log_p"] - bound_at(model, cells, n_mc_samples)
         types = cells.obs["cell_type"].astype(str)
         labels = study.read_run(folder).cells.get("label")
-        found = {"excess": excess.mean(), "excess_error": excess.sem()}
+        numbers = {"excess": excess.mean(), "excess_error": excess.sem()}
         if types.nunique() > 1 and labels is not None:
             named = model.predict_labels(cells, labels.to_numpy(str))["nearest"].astype(str)
             rare = types.map(labels.value_counts(normalize=True)).fillna(0) < RARE
             for key, guess in (("right", named), ("best", cells.obs["best_type"].astype(str))):
-                found[key] = (guess == types).mean()
-                found[f"{key}_rare"] = (guess == types)[rare].mean()
-        return {key: float(value) for key, value in found.items()}
+                numbers[key] = (guess == types).mean()
+                numbers[f"{key}_rare"] = (guess == types)[rare].mean()
+        return {key: float(value) for key, value in numbers.items()}
 
     return beyond.made_once(folder / "truth_judged.json", judged)

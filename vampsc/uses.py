@@ -92,10 +92,10 @@ def _labels_in(z, labels, known, split, at_least):
     "The dict of `judge_labels` for one embedding (cells, units)."
     train = split.train[known[split.train]]
     test = split.test[known[split.test]]
-    found = groups.carried_labels(z[test], z[train], labels[train])
-    named = groups.is_named(found)
-    right = (found["label"] == labels[test].astype(str)).to_numpy()
-    place = np.digitize(found["probability"], PROBABILITY_BINS) - 1
+    carried = groups.carried_labels(z[test], z[train], labels[train])
+    named = groups.is_named(carried)
+    right = (carried["label"] == labels[test].astype(str)).to_numpy()
+    place = np.digitize(carried["probability"], PROBABILITY_BINS) - 1
     n_bins = len(PROBABILITY_BINS) - 1
     types, counts = np.unique(labels[known].astype(str), return_counts=True)
     left_out = {}
@@ -117,7 +117,7 @@ def _labels_of_donors(z, labels, known, donors, at_least):
     "The entry `donors` of `judge_labels` for one embedding (cells, units)."
     if donors is None:
         return {}
-    found = {}
+    shares = {}
     for donor in sorted(set(donors)):
         cells = np.flatnonzero(known & (donors == donor))
         others = np.flatnonzero(known & (donors != donor))
@@ -126,8 +126,8 @@ def _labels_of_donors(z, labels, known, donors, at_least):
         carried = groups.carried_labels(z[cells], z[others], labels[others])
         right = carried["label"] == labels[cells].astype(str)
         unknown = 1 - groups.is_named(carried).mean()
-        found[str(donor)] = [float(right.mean()), float(unknown)]
-    return found
+        shares[str(donor)] = [float(right.mean()), float(unknown)]
+    return shares
 
 # %% ../nbs/21_uses.ipynb #tests-of-genes
 def _tests_of_genes(first, second, delta, fdr):
@@ -224,10 +224,10 @@ def _called_between(model, pair, what, shift, delta, fdr, n_samples):
         sparse.csr_matrix(np.concatenate(pair)), var=pd.DataFrame(index=model.genes.ids)
     )
     cells.obs_names = [f"cell{i}" for i in range(cells.n_obs)]
-    found = model.differential_expression(
+    table = model.differential_expression(
         cells, idx1=np.arange(len(pair[0])), delta=delta, fdr=fdr, n_samples=n_samples
     )
-    called = {"model": (found["expected_fdr"] <= fdr).loc[model.genes.ids].to_numpy()}
+    called = {"model": (table["expected_fdr"] <= fdr).loc[model.genes.ids].to_numpy()}
     called.update(_tests_of_genes(*pair, delta, fdr))
     return [
         {
@@ -250,10 +250,10 @@ def _is_made(path, made_of):
     "Is the file there? ValueError where it was made of something else."
     if not path.exists():
         return False
-    there = ad.read_h5ad(path, backed="r").uns.get("made_of")
-    if there != repr(made_of):
+    source = ad.read_h5ad(path, backed="r").uns.get("made_of")
+    if source != repr(made_of):
         raise ValueError(
-            f"{path} was made of {there}, not of {made_of!r}: remove it, or choose another place."
+            f"{path} was made of {source}, not of {made_of!r}: remove it, or choose another place."
         )
     return True
 
@@ -559,7 +559,7 @@ def judge_correlations(name, folder, n_genes=200, n_samples=25):
             "neighbours": [*_of_neighbours(x, train, cells)][N_NEIGHBOURS.index(15)],
             "components": [*_of_components(x, train, cells)][N_COMPONENTS.index(20)],
         }
-        return {method: share_correlated(found[:, high]) for method, found in shares.items()}
+        return {method: share_correlated(values[:, high]) for method, values in shares.items()}
 
     return beyond.made_once(folder / "correlations_judged.json", judged)
 
@@ -581,8 +581,8 @@ def _is_control(adata, condition, control):
         )
     of_control = (adata.obs[condition].astype(str) == str(control)).to_numpy()
     if of_control.all() or not of_control.any():
-        there = ", ".join(map(str, adata.obs[condition].unique()[:5]))
-        raise ValueError(f"control={control!r} divides no cells; obs[{condition!r}] has {there}.")
+        choices = ", ".join(map(str, adata.obs[condition].unique()[:5]))
+        raise ValueError(f"control={control!r} divides no cells; obs[{condition!r}] has {choices}.")
     return of_control
 
 
@@ -744,10 +744,10 @@ def energy_of(first, second, n_components=20):
 def _scores(predicted, real, before, top):
     "How near predicted stimulated cells (cells, genes) are to the real ones."
     change = real.mean(0) - before.mean(0)
-    found = predicted.mean(0) - before.mean(0)
+    predicted_change = predicted.mean(0) - before.mean(0)
 
     def explained(where):
-        error = ((found - change)[where] ** 2).sum()
+        error = ((predicted_change - change)[where] ** 2).sum()
         return float(1 - error / (change[where] ** 2).sum())
 
     return {
@@ -755,7 +755,7 @@ def _scores(predicted, real, before, top):
         "r2_variance": float(np.corrcoef(predicted.var(0), real.var(0))[0, 1] ** 2),
         "explained": explained(slice(None)),
         "explained_top": explained(top),
-        "direction_top": float((np.sign(found) == np.sign(change))[top].mean()),
+        "direction_top": float((np.sign(predicted_change) == np.sign(change))[top].mean()),
         "energy": energy_of(predicted, real),
     }
 
@@ -794,7 +794,9 @@ def judge_perturbation(name, folder, kind, condition="condition", control="ctrl"
         more = stats.mannwhitneyu(real, before, axis=0).statistic / (len(real) * len(before))
         top = np.argsort(-np.abs(more - 0.5))[:n_top]
         cells = _predicted_cells(model, z, x, labels, of_control, kind)
-        return {method: _scores(found, real, before, top) for method, found in cells.items()}
+        return {
+            method: _scores(predicted, real, before, top) for method, predicted in cells.items()
+        }
 
     return beyond.made_once(folder / "perturbation_judged.json", judged)
 
@@ -813,8 +815,8 @@ def write_part(name, path, column, value):
     values = counts.column_of(adata.obs, column, " to choose cells by").astype(str)
     value = str(value)
     if not (values == value).any():
-        there = ", ".join(sorted(values.unique())[:10])
-        raise ValueError(f"no cell has {value!r} in obs[{column!r}]; there are {there}.")
+        choices = ", ".join(sorted(values.unique())[:10])
+        raise ValueError(f"no cell has {value!r} in obs[{column!r}]; there are {choices}.")
     some = adata[(values == value).to_numpy()]
     return _written(some, _counts_of(some), path, made_of)
 
@@ -842,8 +844,8 @@ def write_made_up_batches(name, path, seed=0):
     caught_less = rng.random(adata.n_vars) < 0.5
     X = _counts_of(adata).tocoo()
     loses = second[X.row] & caught_less[X.col]
-    kept = np.where(loses, rng.binomial(X.data.astype(int), 0.2), X.data)
-    X = sparse.csr_matrix((kept.astype("float32"), (X.row, X.col)), shape=X.shape)
+    molecules = np.where(loses, rng.binomial(X.data.astype(int), 0.2), X.data)
+    X = sparse.csr_matrix((molecules.astype("float32"), (X.row, X.col)), shape=X.shape)
     X.eliminate_zeros()
     adata = adata.copy()
     adata.obs["batch"] = np.where(second, "two", "one")
