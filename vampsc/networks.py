@@ -111,7 +111,7 @@ class Decoder(layers.Layer):
         likelihood=None,
         name="decoder",
     ):
-        # what it is told and gives, whatever its layers compute in
+        # the dtype of its inputs and outputs, whatever its layers compute in
         super().__init__(name=name, dtype="float32")
         if dispersion not in ("gene-cell", "gene"):
             raise ValueError(f"dispersion={dispersion!r} is not known; take 'gene-cell' or 'gene'.")

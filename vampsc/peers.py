@@ -518,8 +518,8 @@ def scib(latent, labels, batches=None):
 # %% ../nbs/22_peers.ipynb #main
 @contextlib.contextmanager
 def memory_rise():
-    """Within `with memory_rise() as found`, how far this process\'s memory rises: afterwards
-    found["mb"], in MiB, looked at 50 times a second.
+    """Within `with memory_rise() as rise`, how far this process\'s memory rises: afterwards
+    rise["mb"], in MiB, looked at 50 times a second.
     """
     process = psutil.Process()
     rise = {}
