@@ -902,7 +902,7 @@ QUESTIONS = (
     "truth",
 )
 
-
+# %% ../nbs/20_beyond.ipynb #make-2
 def make(question, out="runs/beyond", overwrite=False, **parameters):
     """Run the notebook of a question into out/<question>.ipynb and .html.
 

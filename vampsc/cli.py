@@ -194,7 +194,7 @@ def _folder(out):
         raise NotADirectoryError(f"--out {out} is a file; name a folder.")
     return out
 
-
+# %% ../nbs/23_command_line.ipynb #done
 def _done(results, run, reused=False, draw=True, embedded=None):
     """Report a finished run: its numbers, what they were judged by, and where its files are.
 
@@ -219,7 +219,7 @@ def _done(results, run, reused=False, draw=True, embedded=None):
     lines = [numbers, "", judged, where, *(str(path) for path in paths.values() if path)]
     results.append(({**result, **paths}, "\n".join(lines)))
 
-
+# %% ../nbs/23_command_line.ipynb #with-embedding
 def _with_embedding(run, adata, data):
     """Write embedded.h5ad into a run's folder: its cells, with the embedding in obsm.
 

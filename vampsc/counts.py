@@ -704,7 +704,7 @@ def checked_counts(adata, space, layer=None, use_raw=False, of_model=None):
         _warn_of_missing(space, X, of_model.there)
     return X, report
 
-
+# %% ../nbs/01_counts.ipynb #check-layer-of-model
 def _check_layer_of_model(adata, layer):
     "GeneSpaceError where adata lacks the layer that the model reads."
     if layer is not None and layer not in layer_names(adata):

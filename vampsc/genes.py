@@ -506,6 +506,8 @@ ID_COLUMNS = (
     "ids",
     "accession",
 )
+
+# %% ../nbs/00_genes.ipynb #some-of
 SYMBOL_COLUMNS = (
     "symbol",
     "symbols",

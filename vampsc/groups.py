@@ -166,7 +166,7 @@ def shrunk(estimate, error, delta=0.0):
     probability = np.clip((shares * beyond).sum(1), 0, 1)
     return total, np.sqrt(np.maximum(second - total**2, 0)), probability
 
-
+# %% ../nbs/11_groups.ipynb #shares-of
 def _shares_of(log_density, n_steps=300, at_zero=10):
     """The share of each component in each gene, (genes, components), by expectation and
     maximisation.
@@ -334,7 +334,7 @@ def _samples_of(adata, sample_key, used):
         )
     return pd.factorize(column.astype(str))[0]
 
-
+# %% ../nbs/11_groups.ipynb #check-sizes
 def _check_sizes(pair, sides, samples):
     """The number of cells of the smaller group, or of its samples.
 

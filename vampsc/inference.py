@@ -39,6 +39,7 @@ from .priors import gaussian_log_densities
 SMALLEST_INTEGERS = {"n_mc_samples": 1, "n_samples": 1, "batch_size": 1, "seed": 0}
 FLAGS = ("per_cell", "progress", "resume", "overwrite", "skip_missing", "use_counts")
 
+
 # What users of scvi-tools and Keras type, and what does the same here.
 OTHER_PACKAGES_ARGUMENTS = {
     "n_hidden": "hidden=(128,)",
@@ -70,7 +71,7 @@ OTHER_PACKAGES_ARGUMENTS = {
     "save_anndata": "adata.write_h5ad(path)",
 }
 
-
+# %% ../nbs/10_inference.ipynb #suggestion
 def suggestion(name, known=()):
     """What to take instead of an argument that there is not: what does the same, or the known one
     that is most like it.
@@ -218,7 +219,7 @@ COMPILED_METHODS = (
     "reconstruction",
 )
 
-
+# %% ../nbs/10_inference.ipynb #passes-2
 class _Passes(_Cells):
     "The network as verbs use it: mixed into CountAutoencoder."
 

@@ -822,7 +822,7 @@ def reading_of(X, batch_size):
     arrays = (*reading.arrays, ops.convert_to_tensor(X.covariates))
     return dataclasses.replace(reading, arrays=arrays, has_covariates=True)
 
-
+# %% ../nbs/a4_speed.ipynb #reading-of-counts
 def _reading_of_counts(X, batch_size):
     "The same without the covariates."
     if X.source.place != "in memory":

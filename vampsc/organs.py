@@ -67,6 +67,8 @@ STUDY = {
     "in_paper": (int, float),
     "gene_space": str,
 }
+
+# %% ../nbs/17_organs.ipynb #source
 SOURCE = {
     "name": str,
     "reader": str,
@@ -85,6 +87,8 @@ SOURCE = {
 FILE = {"name": str, "urls": list, "sha256": str}
 WANTED = {"collection": str, "datasets": list, "tissue": str}
 ACCESS = ("open", "authors", "login", "retired", "local")
+
+# %% ../nbs/17_organs.ipynb #is-2
 SETTINGS = {
     "labels_index": (int, str),
     "min_counts": int,

@@ -843,7 +843,7 @@ HIGHER_IS_BETTER = {
     "memory_mb": False,
 }
 
-
+# %% ../nbs/22_peers.ipynb #better-2
 def better(frame, ours, columns=HIGHER_IS_BETTER, others=None):
     """For each number, the methods that are clearly better than one of ours, and those clearly
     worse.

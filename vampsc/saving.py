@@ -552,7 +552,7 @@ _MISFITS = (
     NotImplementedError,
 )
 
-
+# %% ../nbs/12_saving.ipynb #savedfiles
 class _SavedFiles:
     "The files of a saved model, and what single ones hold; ValueError, by file and field."
 

@@ -394,7 +394,7 @@ def _covariate_settings(model):
         "continuous_covariate_keys": list(model.covariates.continuous),
     }
 
-
+# %% ../nbs/18_study.ipynb #transfer-2
 def transfer(
     source,
     adata,
@@ -925,7 +925,7 @@ IN_A_REPORT = (
     "curves.png",
 )
 
-
+# %% ../nbs/18_study.ipynb #report-3
 def report(out, overwrite=False, **parameters):
     """Run the organ notebook with these parameters into out/report.ipynb and out/report.html.
 

@@ -233,7 +233,7 @@ READ = (
     "train_seconds",
 )
 
-
+# %% ../nbs/19_tables.ipynb #row
 def _row(folder):
     "One run as a row. ValueError where it is not what its folder says."
     run = study.read_run(folder)
@@ -552,7 +552,7 @@ CAVEATS = {
     ),
 }
 
-
+# %% ../nbs/19_tables.ipynb #caveats-2
 def caveats(runs):
     """A list of sentences about what keeps the numbers of a study from being the paper's.
 
@@ -1088,6 +1088,8 @@ class Claim:
 
 VAE_AND_IAF = ("VAMP", "VAE", 0), ("VAMP", "IAF", 0)
 FEWER = tuple((m, "VAMP", 0) for m in ("AE", "VAE", "IAF"))
+
+# %% ../nbs/19_tables.ipynb #claims-2
 CLAIMS = (
     Claim(
         "3.1",
@@ -1774,7 +1776,7 @@ WRITTEN = (
     "figure2.png",
 )
 
-
+# %% ../nbs/19_tables.ipynb #make-2
 def make(folder, organs=None, overwrite=False):
     """Tables, verdicts and figures of a folder of runs: tables.ipynb, tables.html, and csv and png
     files, in that folder.

@@ -344,7 +344,7 @@ READ_ERRORS = (
     AttributeError,
 )
 
-
+# %% ../nbs/08_training.ipynb #read-checkpoint-2
 def read_checkpoint(path):
     """(notes, arrays) as write_checkpoint was given them, with the format in notes.
 

@@ -131,7 +131,7 @@ def _slopes(truth, z, step=1e-2):
     ]
     return np.stack(columns, axis=2)
 
-
+# %% ../nbs/24_truth.ipynb #score-and-information
 def _score_and_information(truth, x, expected, z):
     """Of log p(x, z): an ascent direction (cells, latent), and equation (3), (cells, latent,
     latent).
@@ -198,7 +198,7 @@ def _student(centre, roots, rng, widen=1.3):
 
     return draw, log_density
 
-
+# %% ../nbs/24_truth.ipynb #log-prob-2
 def log_prob(truth, cells, n_draws=400, seed=0):
     """log p(x) of cells under the truth, equation (4), and the best guess of their types.
 
@@ -274,7 +274,7 @@ def _of_types(mean, labels):
         np.array([*kinds, *["continuum"] * CHAIN]),
     )
 
-
+# %% ../nbs/24_truth.ipynb #truth-of-2
 def truth_of(model, labels, kind="types", depth=1.0):
     """A truth with the decoder of a model, after its cells.
 
@@ -297,7 +297,7 @@ def truth_of(model, labels, kind="types", depth=1.0):
     totals = np.maximum(depth * np.asarray(model.X[:].sum(1), float).ravel(), 50)
     return Truth(*mixture, totals, decoder_of(model), np.asarray(model.genes.ids))
 
-
+# %% ../nbs/24_truth.ipynb #fit-truth
 def fit_truth(name, folder, n_dims=5, n_genes=500, kind="types", depth=1.0, profile="quick"):
     """A truth from the cells of an organ or file, whose decoder is trained into a folder, once.
 

@@ -87,7 +87,7 @@ def judge_labels(name, folder, at_least=30):
 
     return beyond.made_once(folder / "labels_judged.json", judged)
 
-
+# %% ../nbs/21_uses.ipynb #labels-in
 def _labels_in(z, labels, known, split, at_least):
     "The dict of `judge_labels` for one embedding (cells, units)."
     train = split.train[known[split.train]]
@@ -171,7 +171,7 @@ def thinned(counts, changed, shifts, rng):
         side[:, gene] = rng.binomial(side[:, gene].astype(int), 2.0 ** -abs(shift))
     return first, second
 
-
+# %% ../nbs/21_uses.ipynb #judge-differences-2
 def judge_differences(name, folder, repetitions=20, delta=0.25, fdr=0.05, n_samples=50):
     """How many genes are called between halves of one type, in which nothing differs, and between
     halves in which a tenth of the genes was thinned in one of the two.
@@ -217,7 +217,7 @@ def judge_differences(name, folder, repetitions=20, delta=0.25, fdr=0.05, n_samp
     digest = hashlib.blake2b(repr(ours).encode(), digest_size=4).hexdigest()
     return beyond.made_once(folder / f"differences_judged_{digest}.json", judged)
 
-
+# %% ../nbs/21_uses.ipynb #called-between
 def _called_between(model, pair, what, shift, delta, fdr, n_samples):
     "Rows of `judge_differences`: what the model and tests without one call between two groups."
     cells = ad.AnnData(
@@ -267,7 +267,7 @@ def _written(adata, X, path, made_of, uns=None, **layers):
         adata[counts.has_counts(adata)].copy().write_h5ad(new)
     return path
 
-
+# %% ../nbs/21_uses.ipynb #counts-of
 def _counts_of(adata):
     "Its counts (cells, genes of the data), CSR. ValueError where X holds anything else."
     X = sparse.csr_matrix(adata.X, copy=True)
@@ -276,7 +276,7 @@ def _counts_of(adata):
         raise ValueError("X must hold raw counts, whole numbers from 0 on; these are others.")
     return X
 
-
+# %% ../nbs/21_uses.ipynb #write-halves-2
 def write_halves(name, path, seed=0):
     """The molecules of each cell in two halves, each molecule by the toss of a coin.
 
@@ -341,7 +341,7 @@ def _of_neighbours(x, train, cells):
         near = tree.kneighbors_graph(pcs[cells], min(k, len(train)))
         yield _shares(near @ x[train])
 
-
+# %% ../nbs/21_uses.ipynb #of-components
 def _of_components(x, train, cells):
     "For each of N_COMPONENTS the shares (cells, genes) after a projection on so many components."
     logs = np.log1p(TARGET_SUM * _shares(x))
@@ -360,7 +360,7 @@ def _of_types(x, train, cells, labels):
     }
     return np.array([of_type.get(kind, of_all) for kind in labels[cells]])
 
-
+# %% ../nbs/21_uses.ipynb #best-rates
 def _best_rates(candidates, of_all, totals, held_out, by):
     """Of candidate shares, each mixed with the mean of all, the rates (cells, genes) that predict
     the cells `by`, positions, best.
@@ -410,7 +410,7 @@ def judge_denoising(name, folder, n_samples=25):
 
     return beyond.made_once(folder / "denoising_judged.json", judged)
 
-
+# %% ../nbs/21_uses.ipynb #model-and-texts
 def _model_and_texts(name, folder):
     "The model of a run with its cells, and their labels (cells,) as texts, or None; '' is missing."
     labels = study.read_run(folder).cells.get("label")
@@ -428,7 +428,7 @@ def _held_out(name, model):
         )
     return model.genes.map(adata, layer="held_out")[0].toarray().astype(float)
 
-
+# %% ../nbs/21_uses.ipynb #rates-of
 def _rates_of(model, cells, n_samples, use_counts=False):
     "The model's rates (cells, genes) for cells with as many counts as they have."
     rates = model.get_normalized_expression(
@@ -440,7 +440,7 @@ def _rates_of(model, cells, n_samples, use_counts=False):
     )
     return rates.to_numpy(float)
 
-
+# %% ../nbs/21_uses.ipynb #rates-without
 def _rates_without(model, labels, held_out, cells):
     "{method: rates (cells, genes)} of what can be done without a model."
     x = model.X[:].toarray().astype(float)
@@ -468,7 +468,7 @@ def _rates_without(model, labels, held_out, cells):
         rates[f"{method} and counts"] = mu * (theta + x[cells]) / (theta + mu)
     return rates
 
-
+# %% ../nbs/21_uses.ipynb #losses
 def _losses(mu, x, few, n_validation):
     "Nats per test cell; the first n_validation cells fit the dispersion."
     theta = _dispersion(x[:n_validation], mu[:n_validation])
@@ -563,7 +563,7 @@ def judge_correlations(name, folder, n_genes=200, n_samples=25):
 
     return beyond.made_once(folder / "correlations_judged.json", judged)
 
-
+# %% ../nbs/21_uses.ipynb #share-correlated
 def share_correlated(values):
     "The share of pairs of columns of (cells, genes) whose |Spearman| is above HIGH_CORRELATION."
     ranks = stats.rankdata(values, axis=0)
@@ -585,7 +585,7 @@ def _is_control(adata, condition, control):
         raise ValueError(f"control={control!r} divides no cells; obs[{condition!r}] has {choices}.")
     return of_control
 
-
+# %% ../nbs/21_uses.ipynb #write-labelled-2
 def write_labelled(
     name, path, condition="condition", control="ctrl", label_key="auto", max_epochs=80
 ):
@@ -669,7 +669,7 @@ def write_without(name, path, kind, condition="condition", control="ctrl", label
     some = adata[~of_kind | of_control]
     return _written(some, _counts_of(some), path, made_of)
 
-
+# %% ../nbs/21_uses.ipynb #frequent-types
 LEAST_OF_TYPE = 20  # cells in either condition
 
 
@@ -740,7 +740,7 @@ def energy_of(first, second, n_components=20):
     of_second = spatial.distance.cdist(b, b).mean()
     return float(2 * between - of_first - of_second)
 
-
+# %% ../nbs/21_uses.ipynb #scores
 def _scores(predicted, real, before, top):
     "How near predicted stimulated cells (cells, genes) are to the real ones."
     change = real.mean(0) - before.mean(0)
@@ -759,7 +759,7 @@ def _scores(predicted, real, before, top):
         "energy": energy_of(predicted, real),
     }
 
-
+# %% ../nbs/21_uses.ipynb #judge-perturbation-2
 def judge_perturbation(name, folder, kind, condition="condition", control="ctrl", n_top=100):
     """How well the stimulated cells of a type are predicted by a model that has not seen them.
 
