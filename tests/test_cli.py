@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import anndata as ad
 import matplotlib.pyplot as plt
@@ -573,3 +574,15 @@ def test_beyond_hands_its_options_to_the_notebook(tmp_path, monkeypatch):
 def test_beyond_names_what_is_wrong(words, said, tmp_path):
     done = invoke("beyond", *words, "--out", tmp_path)
     assert done.exit_code == 1 and said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_result_is_printed_as_json_alone_or_as_text(capsys):
+    for as_json in (True, False):
+        with cli.printing(as_json) as results:
+            print("training")
+            results.append(({"asw": float("nan"), "out": Path("a/b")}, "all is well"))
+        out, err = capsys.readouterr()
+        if as_json:
+            assert json.loads(out) == {"asw": None, "out": "a/b"} and err == "training\n"
+        else:
+            assert out == "training\nall is well\n" and not err
