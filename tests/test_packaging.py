@@ -13,12 +13,17 @@ from vampsc import study
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def linked_source(folder):
+    "What a build needs, in a folder that has no build folder of its own."
+    folder.mkdir()
+    for name in ("setup.py", "settings.ini", "README.md", "vampsc", "nbs"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
 def test_the_built_package_has_the_analysis_notebooks_and_the_data(tmp_path):
     "Built from a source that has no build folder of its own, as pip does."
-    source = tmp_path / "source"
-    source.mkdir()
-    for name in ("setup.py", "settings.ini", "README.md", "vampsc", "nbs"):
-        (source / name).symlink_to(ROOT / name)
+    source = linked_source(tmp_path / "source")
     command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path / "built")]
     subprocess.run(command, cwd=source, check=True, capture_output=True)
     built = tmp_path / "built" / "vampsc"
@@ -36,10 +41,7 @@ def test_a_clone_has_them_where_they_are_edited():
 
 def test_an_editable_install_wins_over_a_folder_of_its_name(tmp_path):
     "Python that is started beside a clone called vampsc would else take the clone for the package."
-    source = tmp_path / "vampsc"
-    source.mkdir()
-    for name in ("setup.py", "settings.ini", "README.md", "vampsc", "nbs"):
-        (source / name).symlink_to(ROOT / name)
+    source = linked_source(tmp_path / "vampsc")
     command = [sys.executable, "setup.py", "-q", "editable_wheel", "--dist-dir", str(tmp_path)]
     subprocess.run(command, cwd=source, check=True, capture_output=True)
     installed = tmp_path / "installed"
