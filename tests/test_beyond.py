@@ -508,6 +508,20 @@ def test_a_new_posterior_leaves_a_learnt_prior_as_it_is(adata, monkeypatch):
     np.testing.assert_array_equal(new.network.prior.mean.numpy(), learnt)
 
 
+class Wider(priors.MixturePrior):
+    "A mixture that no mixture of Gaussians replaces."
+
+
+def test_a_new_posterior_leaves_a_mixture_of_ones_own_what_it_is(adata, monkeypatch):
+    monkeypatch.setitem(priors.PRIORS, "mixture", Wider)
+    model = models.MOG(adata, n_genes=60, hidden=(8,), n_latent=2, n_pseudo_inputs=3)
+    model.train(max_epochs=1, progress=False)
+    new = beyond.refit_posterior(model, max_epochs=1)
+    assert type(new) is models.MOG and type(new.network.prior) is Wider
+    for a, b in zip(new.network.prior.get_weights(), model.network.prior.get_weights()):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_a_point_has_no_posterior_to_fit(adata):
     model = models.AE(adata, n_genes=60, hidden=(8,), n_latent=2)
     with pytest.raises(ValueError, match="a point posterior"):
