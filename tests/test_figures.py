@@ -1,7 +1,12 @@
 """Figures: what is in them, and that nothing is cut off."""
 
+import importlib.util
+import subprocess
+import sys
+
 import anndata as ad
 import matplotlib
+import numba
 import numpy as np
 import pandas as pd
 import pytest
@@ -80,6 +85,84 @@ def test_colours_differ_and_do_not_depend_on_the_order_of_cells():
     names = [f"type {i}" for i in range(100)]
     colours = figures.category_colours(names)
     assert len(set(colours.values())) == 100 and colours == figures.category_colours(names[::-1])
+
+
+DECLARED = """import numba
+
+@numba.njit("f8(f8)")
+def double(x):
+    return 2 * x
+
+@numba.njit
+def triple(x):
+    return 3 * x
+"""
+
+
+def imported(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_functions_of_declared_types_are_stored_when_they_are_compiled(tmp_path):
+    (tmp_path / "declared.py").write_text(DECLARED)
+    njit = numba.njit
+    with figures._stored_when_compiled():
+        module = imported(tmp_path / "declared.py")
+    assert numba.njit is njit
+    assert module.double(2.0) == 4 and module.triple(2.0) == 6
+    stored = [path.name for path in (tmp_path / "__pycache__").glob("*.nbi")]
+    assert len(stored) == 1 and stored[0].startswith("declared.double")
+
+
+def test_without_a_folder_to_store_it_umap_is_compiled_all_the_same(tmp_path, monkeypatch):
+    def no_place(self):
+        raise RuntimeError("cannot cache function: no locator available")
+
+    monkeypatch.setattr("numba.core.dispatcher.Dispatcher.enable_caching", no_place)
+    (tmp_path / "declared.py").write_text(DECLARED)
+    with figures._stored_when_compiled():
+        module = imported(tmp_path / "declared.py")
+    assert module.double(2.0) == 4 and not list(tmp_path.glob("__pycache__/*.nbi"))
+
+
+COUNTED = """import numpy as np
+from numba.core import event
+from vampsc import figures
+
+class Compiled(event.Listener):
+    names = []
+
+    def on_start(self, event):
+        pass
+
+    def on_end(self, event):
+        function = event.data["dispatcher"].py_func
+        self.names.append(f"{function.__module__}.{function.__name__}")
+
+event.register("numba:compile", Compiled())
+figures.umap_coordinates(np.random.default_rng(0).normal(size=(60, 4)))
+print(*[name for name in Compiled.names if name.startswith(("umap", "pynndescent"))])
+"""
+
+
+@pytest.mark.slow
+def test_the_second_process_does_not_compile_umap_again(tmp_path):
+    compiled = [
+        subprocess.run(
+            [sys.executable, "-c", COUNTED], capture_output=True, text=True, check=True
+        ).stdout.split()
+        for _ in range(2)
+    ]
+    # the layout is compiled where it is called
+    assert set(compiled[1]) <= {
+        "umap.layouts._optimize_layout_euclidean_single_epoch",
+        "umap.layouts.clip",
+        "umap.layouts.rdist",
+        "umap.utils.tau_rand_int",
+    }
 
 
 @pytest.mark.slow
