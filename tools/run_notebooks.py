@@ -179,9 +179,11 @@ def load_libraries(notebooks):
     vampsc = importlib.import_module("vampsc")
     # with TensorFlow, but without what it says as it starts
     _ = vampsc.models
-    draws = sum("umap" in notebook.read_text(encoding="utf-8") for notebook in notebooks)
-    for library in (*LIBRARIES, *["umap"] * (draws > 1)):
+    for library in LIBRARIES:
         importlib.import_module(library)
+    draws = sum("umap" in notebook.read_text(encoding="utf-8") for notebook in notebooks)
+    if draws > 1:
+        vampsc.figures.import_umap()
 
 
 def how_to_start():
