@@ -603,3 +603,20 @@ TRAINING = models.training.get_profile("quick")
 def expression(model):
     X = model.X[model.split.train].toarray()
     return 1e4 * X / X.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    "name, remedy",
+    [
+        (
+            "setup_anndata",
+            r"VAMP has no setup_anndata: give batch_key=.* to VAMP\(adata, ...\) itself",
+        ),
+        ("load", r"vampsc.load\(path, adata\) reads a saved model"),
+        ("load_query_data", r"vampsc.load\(path\).transfer\(new_cells\)"),
+    ],
+)
+def test_methods_of_scvi_tools_are_named_by_what_does_the_same(name, remedy):
+    with pytest.raises(AttributeError, match=remedy):
+        getattr(models.VAMP, name)
+    assert not hasattr(models.VAMP, name)

@@ -1,5 +1,6 @@
 """The tools that check notebooks and build the site."""
 
+import json
 import os
 import subprocess
 import sys
@@ -154,6 +155,49 @@ def test_a_record_that_cannot_be_kept_stops_nothing(tmp_path):
     assert run_notebooks.read_record(tmp_path / "nowhere" / "record.json") == {}
     (tmp_path / "damaged.json").write_text("{")
     assert run_notebooks.read_record(tmp_path / "damaged.json") == {}
+
+
+def test_a_processor_is_known_by_what_it_has_for_vectors(tmp_path):
+    info = tmp_path / "cpuinfo"
+    kinds = set()
+    for flags in ("fpu avx2 avx512f fma", "fma avx512f avx2 sse", "fpu avx2 fma", ""):
+        info.write_text(f"model name : x\nflags\t\t: {flags}\nbogomips : 1\n")
+        kinds.add(run_notebooks.processor(info))
+    assert len(kinds) == 3 and all(kind.split()[0] for kind in kinds)
+    assert run_notebooks.processor(tmp_path / "none")
+
+
+@pytest.mark.parametrize("kind, code", [("this", 1), ("another", None)])
+def test_other_outputs_fail_where_they_were_made_on_such_a_processor(
+    tmp_path, monkeypatch, capsys, kind, code
+):
+    wrong = run_notebooks.Result("a.ipynb", wrong=["cell x: said 1, now says 2"])
+    kinds = tmp_path / "processors.json"
+    monkeypatch.setattr(run_notebooks, "results", lambda *_: [wrong])
+    monkeypatch.setattr(run_notebooks, "PROCESSORS", kinds)
+    run_notebooks.write_seen_here(["a.ipynb"], [])
+    if kind == "another":
+        kinds.write_text(json.dumps({"a.ipynb": ["abacus"]}))
+    monkeypatch.setattr(sys, "argv", ["run_notebooks.py", "00", "--strict"])
+    if code:
+        with pytest.raises(SystemExit) as stop:
+            run_notebooks.main()
+        assert stop.value.code == code
+    else:
+        run_notebooks.main()
+    out = capsys.readouterr().out
+    assert "not what is kept: a.ipynb" in out
+    assert ("made on another kind of processor: a.ipynb" in out) == (kind == "another")
+
+
+def test_outputs_may_have_been_seen_on_several_kinds_of_processor(tmp_path, monkeypatch):
+    kinds = tmp_path / "processors.json"
+    here = run_notebooks.processor()
+    monkeypatch.setattr(run_notebooks, "PROCESSORS", kinds)
+    assert run_notebooks.seen_on() == {}
+    kinds.write_text(json.dumps({"a.ipynb": ["abacus"], "b.ipynb": ["abacus"]}))
+    run_notebooks.write_seen_here(same=["a.ipynb"], new=["b.ipynb"])
+    assert run_notebooks.seen_on() == {"a.ipynb": sorted(["abacus", here]), "b.ipynb": [here]}
 
 
 def test_the_longest_begin_first_and_those_of_which_nothing_is_known_before(tmp_path):

@@ -118,6 +118,20 @@ def watched(adata):
     return model, out.getvalue().splitlines(), seen
 
 
+def test_time_left_does_not_count_how_long_compiling_took(monkeypatch, capsys):
+    clock = iter([0.0, 60.0, 62.0, 64.0])  # begin, and the end of each of three epochs
+    monkeypatch.setattr(training.time, "time", lambda: next(clock))
+    progress = training.Progress("VAE", every=1.0)
+    progress.set_params({"epochs": 11, "steps": 1})
+    progress.on_train_begin()
+    for epoch in range(3):
+        progress.on_epoch_begin(epoch)
+        progress.on_epoch_end(epoch, {"loss": 2.0, "val_loss": 1.0})
+    lines = capsys.readouterr().out.splitlines()
+    assert ["left" in line for line in lines] == [False, True, True]
+    assert [line.split(", at most ")[-1] for line in lines[1:]] == ["18 s left", "16 s left"]
+
+
 def test_history_has_a_row_an_epoch(watched):
     history = watched[0].history
     assert list(history.index) == [1, 2, 3] and history.index.name == "epoch"
@@ -156,7 +170,7 @@ def test_reported_losses_are_means_over_cells(adata):
 
 def test_progress_says_losses_and_time_left(watched):
     out = watched[1]
-    assert len(out) == 3 and out[0].startswith("VAE: epoch 1/3, loss ") and "s left" in out[0]
+    assert len(out) == 3 and out[0].startswith("VAE: epoch 1/3, loss ") and "s left" in out[1]
 
 
 def test_a_loss_that_is_not_finite_stops_with_advice(adata):

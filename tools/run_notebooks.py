@@ -7,9 +7,11 @@ are kept in it.
     python tools/run_notebooks.py 06 --cells               # and tell which cells take the time
 
 An error in a cell fails. An output that differs from the kept one by more than numbers may is told,
-and with --strict fails too: on another kind of processor, training may end elsewhere. Numbers may
-differ by `TOLERANCE`, or by what the cell says, `#| tolerance: 0.2`, as a share of the larger one.
-A cell `#| volatile: true` tells times or the like, and only has to run.
+and with --strict fails too where the outputs were seen on this kind of processor. On another kind
+numbers are rounded otherwise, and training may end elsewhere; `PROCESSORS` has the kinds on which
+each notebook's outputs were seen, which --seen and --update write. Numbers may differ by
+`TOLERANCE`, or by what the cell says, `#| tolerance: 0.2`, as a share of the larger one. A cell
+`#| volatile: true` tells times or the like, and only has to run.
 
 Each notebook has a process of its own on one core. What was found is recorded in the environment
 that ran it: a notebook that has run without an error is not run again while it, the package and the
@@ -26,6 +28,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -60,6 +63,7 @@ READ = (
     "tools/run_notebooks.py",
 )
 RECORD = Path(sys.prefix) / "notebooks.json"
+PROCESSORS = ROOT / "tools" / "processors.json"
 
 
 # ---- What a notebook says
@@ -123,6 +127,39 @@ def differences(kept, new):
             ]
             if far:
                 yield f"cell {before['id']}: {'; '.join(far[:5])} (tolerance {share:.0%})"
+
+
+# ---- On which processor
+
+
+# Libraries choose by these how they add and multiply, and so how results are rounded.
+VECTORS = re.compile(r"(?:avx|amx|fma|sve|asimd)\w*")
+
+
+def processor(info="/proc/cpuinfo"):
+    "The kind of this machine's processor: its architecture, and what it has for vectors."
+    try:
+        text = Path(info).read_text(encoding="utf-8")
+    except OSError:
+        return platform.machine()
+    flags = re.search(r"^(?:flags|Features)\s*:(.*)", text, re.M)
+    return " ".join([platform.machine(), *sorted(set(VECTORS.findall(flags[1] if flags else "")))])
+
+
+def seen_on():
+    "The kinds of processor on which outputs were seen, a dict of lists by the notebooks' names."
+    return json.loads(PROCESSORS.read_text(encoding="utf-8")) if PROCESSORS.exists() else {}
+
+
+def write_seen_here(same, new):
+    "Record that here the outputs of some notebooks are the same, and those of others new."
+    kinds = seen_on()
+    for name in same:
+        kinds[name] = sorted({*kinds.get(name, ()), processor()})
+    for name in new:
+        kinds[name] = [processor()]
+    text = json.dumps(kinds, indent=1, sort_keys=True)
+    PROCESSORS.write_text(text + "\n", encoding="utf-8")
 
 
 # ---- Running it
@@ -396,6 +433,9 @@ def arguments():
         "--strict", action="store_true", help="fail where outputs are not those that are kept"
     )
     parser.add_argument(
+        "--seen", action="store_true", help="record the processor where outputs are the same"
+    )
+    parser.add_argument(
         "--again", action="store_true", help="run also what has run in the same state"
     )
     parser.add_argument(
@@ -439,6 +479,15 @@ def main():
     )
     broken = [r.name for r in told if r.error]
     changed = [r.name for r in told if r.wrong and not chosen.update]
+    if chosen.seen or chosen.update:
+        fine = [r for r in told if not r.error]
+        write_seen_here(
+            [r.name for r in fine if not r.wrong],
+            [r.name for r in fine if r.wrong and chosen.update],
+        )
+    elsewhere = {name for name in changed if processor() not in seen_on().get(name, ())}
+    if elsewhere:
+        print(f"made on another kind of processor: {', '.join(sorted(elsewhere))}")
     if changed:
         print(
             f"not what is kept: {', '.join(changed)}; look at the lines above, and keep the new"
@@ -446,7 +495,7 @@ def main():
         )
     if broken:
         sys.exit(f"stopped by an error: {', '.join(broken)}")
-    if changed and chosen.strict:
+    if chosen.strict and not elsewhere.issuperset(changed):
         sys.exit(1)
 
 

@@ -309,8 +309,31 @@ def _grown(weights, shape, n_batches):
     more = np.repeat(weights[-n_batches:].mean(0, keepdims=True), shape[0] - len(weights), axis=0)
     return np.concatenate([weights, more])
 
+# %% ../nbs/13_models.ipynb #other-packages-methods
+class _Elsewhere:
+    "A method that users of other packages type: its AttributeError says what does the same here."
+
+    def __init__(self, remedy):
+        self.remedy = remedy
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, model, owner):
+        raise AttributeError(
+            f"{owner.__name__} has no {self.name}: {self.remedy.format(owner.__name__)}."
+        )
+
+
+class _OtherPackagesMethods:
+    "Methods of scvi-tools that are not methods here."
+
+    setup_anndata = _Elsewhere("give batch_key=, layer= and the like to {}(adata, ...) itself")
+    load = _Elsewhere("vampsc.load(path, adata) reads a saved model of any kind")
+    load_query_data = _Elsewhere("vampsc.load(path).transfer(new_cells) does the same")
+
 # %% ../nbs/13_models.ipynb #count-autoencoder
-class CountAutoencoder(Groups, Transferable, Persistence):
+class CountAutoencoder(Groups, Transferable, Persistence, _OtherPackagesMethods):
     """An autoencoder of single-cell RNA counts, assembled from a posterior and a prior.
 
     Parameters

@@ -230,9 +230,8 @@ class Progress(keras.callbacks.Callback):
         self.every = every
 
     def on_train_begin(self, logs=None):
-        self.start = time.time()
         self.first = None
-        self.printed_at = self.start
+        self.printed_at = time.time()
         self.bar = tqdm(
             total=self.params["epochs"] * (self.params["steps"] or 1),
             desc=self.label,
@@ -254,14 +253,23 @@ class Progress(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         now = time.time()
-        done = epoch + 1
         total = self.params["epochs"]
-        text = f"epoch {done}/{total}, loss {logs['loss']:.1f}, validation {logs['val_loss']:.1f}"
+        if epoch == self.first:
+            self.compiled_at = now
+        text = (
+            f"epoch {epoch + 1}/{total}, loss {logs['loss']:.1f}, validation {logs['val_loss']:.1f}"
+        )
         self.bar.set_postfix_str(text)
         if self.bar.disable and now - self.printed_at > self.every:
-            left = (now - self.start) / (done - self.first) * (total - done)
-            print(f"{self.label}: {text}, at most {left:.0f} s left", flush=True)
+            print(f"{self.label}: {text}{self._left(now, epoch, total)}", flush=True)
             self.printed_at = now
+
+    def _left(self, now, epoch, total):
+        "The time left, by the epochs after the first, which contains the compiling of the steps."
+        if epoch == self.first:
+            return ""
+        of_an_epoch = (now - self.compiled_at) / (epoch - self.first)
+        return f", at most {of_an_epoch * (total - epoch - 1):.0f} s left"
 
     def on_train_end(self, logs=None):
         self.bar.close()
