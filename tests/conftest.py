@@ -105,12 +105,6 @@ OF_STUDIES = (
 )
 
 
-# Where a test needs a model that has been trained for some epochs, and not the compiled training
-# itself, TensorFlow's operations are run one by one: to compile two steps takes longer than to run
-# twenty. The numbers are the same.
-NOT_COMPILED = os.environ.get("NOTC", "").split(",")
-
-
 def pytest_addoption(parser):
     parser.addoption(
         "--libraries",
@@ -173,21 +167,6 @@ UNTIL = float(os.environ.get("TESTS_UNTIL", "inf"))
 def pytest_runtest_setup(item):
     if time.time() > UNTIL:
         pytest.skip("it would have begun after the moment in TESTS_UNTIL")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def not_compiled(request):
-    "Within the files of NOT_COMPILED: TensorFlow's operations one by one."
-    if request.path.stem not in NOT_COMPILED or os.environ.get("KERAS_BACKEND") == "jax":
-        yield
-        return
-    import tensorflow as tf
-
-    tf.config.run_functions_eagerly(True)
-    try:
-        yield
-    finally:
-        tf.config.run_functions_eagerly(False)
 
 
 @pytest.fixture(scope="session")
