@@ -128,6 +128,14 @@ def test_without_a_folder_to_store_it_umap_is_compiled_all_the_same(tmp_path, mo
     assert module.double(2.0) == 4 and not list(tmp_path.glob("__pycache__/*.nbi"))
 
 
+def test_umap_is_imported_and_numba_is_as_before():
+    njit = numba.njit
+    figures.import_umap()
+    module = sys.modules["umap"]
+    figures.import_umap()
+    assert sys.modules["umap"] is module and numba.njit is njit
+
+
 COUNTED = """import numpy as np
 from numba.core import event
 from vampsc import figures

@@ -20,6 +20,7 @@ from vampsc.genes import (
     GeneSpaceError,
     bare_ids,
     cells_with,
+    check_layer,
     layer_names,
     listed,
     mapping,
@@ -147,6 +148,15 @@ def test_real_data_against_the_loop(gencode, shared_data):
     data = ad.read_h5ad(shared_data / "blood_zheng_facs.h5ad")[:20]
     data = ad.AnnData(data.X.toarray(), var=data.var)
     assert np.array_equal(gencode.map(data)[0].toarray(), slow_map(gencode, data, ["ensembl"]))
+
+
+def test_a_missing_layer_is_named_with_those_that_are_there():
+    adata = ad.AnnData(np.ones((2, 3), "float32"), layers={"counts": np.ones((2, 3))})
+    check_layer(adata, None)
+    check_layer(adata, "counts")
+    words = "no layer 'raw' in adata.layers; it has: counts; look there$"
+    with pytest.raises(GeneSpaceError, match=words):
+        check_layer(adata, "raw", "; look there")
 
 
 def test_order_and_layer(gencode):

@@ -30,6 +30,7 @@ from vampsc.genes import (
     DamagedError,
     GeneSpaceError,
     check_indices,
+    check_layer,
     check_places,
     compressed,
     csr_float32,
@@ -707,11 +708,8 @@ def checked_counts(adata, space, layer=None, use_raw=False, of_model=None):
 # %% ../nbs/01_counts.ipynb #check-layer-of-model
 def _check_layer_of_model(adata, layer):
     "GeneSpaceError where adata lacks the layer that the model reads."
-    if layer is not None and layer not in layer_names(adata):
-        raise GeneSpaceError(
-            f"no layer {layer!r} in adata.layers; it has: {listed(layer_names(adata))}. The model"
-            f" reads this layer: adata.layers[{layer!r}] = adata.X, if the counts are in X"
-        )
+    where = f"adata.layers[{layer!r}] = adata.X, if the counts are in X"
+    check_layer(adata, layer, f". The model reads this layer: {where}")
 
 
 def _place_of_model(layer, use_raw):

@@ -8,8 +8,8 @@ __all__ = ['MISSING_WORDS', 'UNLABELLED_WORDS', 'MIN_RECOGNISED', 'KNOWN', 'ENSE
            'unlabelled_words', 'missing_labels', 'check_words', 'bare_ids', 'GeneSpace', 'protein_coding',
            'other_features', 'positions', 'DamagedError', 'check_pointers', 'check_indices', 'check_sparse',
            'check_matrix', 'pointers_of', 'native', 'native_sparse', 'sparse_of', 'compressed', 'csr_float32',
-           'matrix_of', 'layer_names', 'values_of', 'some_cells', 'check_adata', 'raw_of', 'check_places',
-           'MappingReport', 'cells_with', 'with_counts', 'project', 'mapping', 'OwnNames', 'resolve']
+           'matrix_of', 'layer_names', 'check_layer', 'values_of', 'some_cells', 'check_adata', 'raw_of',
+           'check_places', 'MappingReport', 'cells_with', 'with_counts', 'project', 'mapping', 'OwnNames', 'resolve']
 
 # %% ../nbs/00_genes.ipynb #imports
 import dataclasses
@@ -965,6 +965,13 @@ def layer_names(adata):
     "The layers of an AnnData beside X, as a list: from anndata 0.13 on X is the layer None."
     return [name for name in adata.layers if name is not None]
 
+
+def check_layer(adata, layer, remedy=""):
+    "GeneSpaceError where an AnnData has no such layer; None is X. remedy : what to do about it."
+    names = layer_names(adata)
+    if layer is not None and layer not in names:
+        raise GeneSpaceError(f"no layer {layer!r} in adata.layers; it has: {listed(names)}{remedy}")
+
 # %% ../nbs/00_genes.ipynb #values-of
 def values_of(adata, layer=None):
     """X of an AnnData, or the named layer, (cells, genes), as it is: X of a backed one is still in
@@ -973,10 +980,7 @@ def values_of(adata, layer=None):
     Raises GeneSpaceError where X is empty or there is no such layer; DamagedError, as
     `check_sparse`, where some of its cells would be taken out of a damaged matrix.
     """
-    if layer is not None and layer not in adata.layers:
-        raise GeneSpaceError(
-            f"no layer '{layer}' in adata.layers; it has: {listed(layer_names(adata))}"
-        )
+    check_layer(adata, layer)
     _check_source(adata, layer)
     # once: a view makes a new matrix each time
     try:
