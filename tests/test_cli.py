@@ -110,6 +110,34 @@ def test_fit_as_json_is_one_object(few, run):
     )
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["fit", "none.h5ad"],
+        ["transfer", "run", "none.zarr"],
+        ["embed", "run", "none.h5ad", "--out", "a.h5ad"],
+        ["label", "run", "pancreas", "--reference", "none.h5ad"],
+        ["differences", "run", "none.h5ad", "--group1", "alpha"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_missing_file_is_named_before_tensorflow_starts(words, tmp_path):
+    lines = [
+        "import sys",
+        "from vampsc import cli",
+        f"sys.argv = {['vampsc', *words]!r}",
+        "try:",
+        "    cli.main()",
+        "finally:",
+        "    print('tensorflow' in sys.modules, 'anndata' in sys.modules)",
+    ]
+    ran = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert ran.returncode == 1 and ran.stdout.split() == ["False", "False"]
+    assert ran.stderr.startswith("vampsc: no file 'none.")
+
+
 @pytest.mark.slow
 def test_fit_writes_a_picture_and_an_h5ad_and_says_what_is_there(few, tmp_path):
     words = ["fit", few, "--model", "mog", "--out", tmp_path, "--n-latent", 3, "--h5ad"]

@@ -100,6 +100,16 @@ def new_file(path, overwrite=False):
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
+# %% ../nbs/23_command_line.ipynb #check-there
+def _check_there(*files):
+    """FileNotFoundError where a data file is missing, before TensorFlow starts, which takes some
+    seconds. Names of organs are looked up later.
+    """
+    for file in files:
+        is_file = str(file).endswith((".h5ad", ".zarr"))
+        if is_file and not Path(file).expanduser().exists():
+            raise FileNotFoundError(f"no file '{file}'")
+
 # %% ../nbs/23_command_line.ipynb #command-line
 app = typer.Typer(
     add_completion=False,
@@ -293,6 +303,7 @@ def fit(
     the history and the metrics. A run that has finished is reused; one that was killed goes on with
     the same command. A run of other settings or data is not replaced without --overwrite.
     """
+    _check_there(data)
     from vampsc import organs, study, training
 
     settings = {
@@ -426,6 +437,7 @@ def transfer(
     know are added, and only their weights are trained, so that the embedding of the first cells
     stays. With --unfrozen all weights are trained. The first run stays as it is.
     """
+    _check_there(data)
     from vampsc import organs, study, training
 
     with printing(as_json) as results:
@@ -494,6 +506,7 @@ def embed(
     """
     if out.suffix not in KINDS:
         raise ValueError(f"--out {out}: its ending must be one of {', '.join(KINDS)}.")
+    _check_there(data)
     from vampsc import organs
 
     with printing(as_json) as results, new_file(out, overwrite) as path:
@@ -681,6 +694,7 @@ def label(
     _only_csv(out)
     if reference is None:
         raise ValueError("--reference: which cells have labels? Name their file, or an organ.")
+    _check_there(data, reference)
     from vampsc import organs
 
     with printing(as_json) as results, new_file(out, overwrite) as path:
@@ -726,6 +740,7 @@ def differences(
     vampsc differences runs/vamp-seed0 my.h5ad --group1 alpha --group2 beta
     """
     _only_csv(out)
+    _check_there(data)
     from vampsc import organs
 
     with printing(as_json) as results, new_file(out, overwrite) as path:
