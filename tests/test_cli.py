@@ -215,8 +215,11 @@ def test_labels_and_differences_are_tables(few, run, tmp_path):
     assert list(table.index) == list(cells.obs_names[:20])
     said = json.loads(done.stdout)
     assert said["labels"] == table["label"].value_counts().to_dict() and said["n_cells"] == 20
+    accuracy = models.load(run / "model").label_accuracy("cell_type", cells)["accuracy"]
+    assert said["accuracy_of_reference"] == pytest.approx(accuracy.to_dict())
     again = invoke(*line)
     assert again.exit_code == 1 and "--overwrite" in again.output
+    assert "are right\n" in invoke(*line, "--overwrite").output
 
     kinds = cells.obs["cell_type"].value_counts().index[:2]
     out = tmp_path / "differences.csv"

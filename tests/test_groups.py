@@ -450,3 +450,40 @@ def test_few_labelled_cells_all_vote(model, cells):
     with pytest.warns(UserWarning, match="more than the 8 cells"):
         found = model.predict_labels(cells[100:110], "kind", cells[:8])
     assert found["probability"].between(0.5, 1).all()
+
+
+def test_accuracy_is_that_of_a_classifier_that_leaves_each_cell_out():
+    from sklearn.model_selection import LeaveOneOut, cross_val_predict
+    from sklearn.neighbors import KNeighborsClassifier
+
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(60, 3))
+    labels = np.where(z[:, 0] + rng.normal(0, 0.5, 60) > 0, "b", "a")
+    given = cross_val_predict(KNeighborsClassifier(5), z, labels, cv=LeaveOneOut())
+    table = groups.label_accuracy(z, labels, n_neighbors=5)
+    for name in "ab":
+        assert table.loc[name, "accuracy"] == pytest.approx((given == name)[labels == name].mean())
+        assert table.loc[name, "share"] == pytest.approx(1 - table.loc[name, "accuracy"])
+    assert table["cells"].sum() == 60 and table["accuracy"].is_monotonic_increasing
+    assert set(table["mistaken_for"]) == {"a", "b"}
+
+
+def test_accuracy_of_labels_that_are_far_apart_and_of_too_few():
+    z = np.repeat([[0.0], [9.0]], 8, axis=0) + np.linspace(0, 1, 16)[:, None]
+    table = groups.label_accuracy(z, ["a"] * 8 + ["b"] * 8, n_neighbors=5)
+    assert (table["accuracy"] == 1).all() and (table["mistaken_for"] == "").all()
+    # one cell of c cannot be found by others of c
+    table = groups.label_accuracy(z, ["c"] + ["a"] * 7 + ["b"] * 8, n_neighbors=100)
+    assert table.loc["c", "accuracy"] == 0
+    with pytest.raises(ValueError, match="two labelled cells"):
+        groups.label_accuracy(z[:1], ["a"])
+
+
+def test_a_model_judges_the_labels_of_a_reference(model, cells):
+    labels = cells.obs["kind"].astype(object).copy()
+    labels.iloc[:5] = None
+    some = cells.copy()
+    some.obs["kind"] = labels
+    table = model.label_accuracy("kind", some)
+    z = model.get_latent_representation(some)[5:]
+    pd.testing.assert_frame_equal(table, groups.label_accuracy(z, labels[5:]))

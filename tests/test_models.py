@@ -620,3 +620,15 @@ def test_methods_of_scvi_tools_are_named_by_what_does_the_same(name, remedy):
     with pytest.raises(AttributeError, match=remedy):
         getattr(models.VAMP, name)
     assert not hasattr(models.VAMP, name)
+
+
+def test_the_folder_of_a_run_is_as_good_as_that_of_its_model(tmp_path):
+    adata = ad.AnnData(np.random.default_rng(0).poisson(1.0, (40, 12)).astype("float32"))
+    model = models.AE(adata, gene_space=None, hidden=(4,), n_latent=2)
+    model.save(tmp_path / "run" / "model")
+    with pytest.raises(FileNotFoundError, match="holds no model"):
+        models.load(tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text("{}")
+    again = models.load(tmp_path / "run")
+    for one, other in zip(model.network.get_weights(), again.network.get_weights()):
+        assert np.array_equal(one, other)

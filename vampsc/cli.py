@@ -211,7 +211,7 @@ def _done(results, run, reused=False, draw=True, embedded=None):
     reused : it was there before. draw : draw umap.png where it is missing. embedded : the path of
         its embedded.h5ad, if that was written.
     """
-    from vampsc import study
+    from vampsc import study, tables
 
     picture = run.folder / study.UMAP_FILE
     if draw and not picture.exists():
@@ -226,7 +226,12 @@ def _done(results, run, reused=False, draw=True, embedded=None):
     where = f"already there: {run.folder}" if reused else f"written to {run.folder}"
     paths = {"picture": picture if picture.exists() else None, "h5ad": embedded}
     result = {"folder": run.folder, "model": run.name, "metrics": run.metrics, "reused": reused}
-    lines = [numbers, "", judged, where, *(str(path) for path in paths.values() if path)]
+    kept = f"weights of epoch {run.metrics['best_epoch']}, the best on the validation cells"
+    unfinished = tables.why_not_at_its_end(run)
+    lines = [numbers, "", kept]
+    if unfinished:
+        lines.append(f"not trained to its end ({unfinished}): its numbers still change")
+    lines += [judged, where, *(str(path) for path in paths.values() if path)]
     results.append(({**result, **paths}, "\n".join(lines)))
 
 # %% ../nbs/23_command_line.ipynb #with-embedding
@@ -435,7 +440,8 @@ def transfer(
 
     Genes are matched by name. Donors or studies (the model's batch key) that the model does not
     know are added, and only their weights are trained, so that the embedding of the first cells
-    stays. With --unfrozen all weights are trained. The first run stays as it is.
+    stays. With --unfrozen all weights are trained. The first run stays as it is. To embed or label
+    cells of new donors (vampsc embed, vampsc label) this is not needed.
     """
     _check_there(data)
     from vampsc import organs, study, training
@@ -474,8 +480,7 @@ def transfer(
 def _model_in(folder, adata=None):
     from vampsc import models
 
-    folder = folder.expanduser()
-    return models.load(folder / "model" if (folder / "model").exists() else folder)
+    return models.load(folder)
 
 # %% ../nbs/23_command_line.ipynb #embed
 KINDS = (".h5ad", ".csv", ".npy")
@@ -666,6 +671,18 @@ def _only_csv(out):
         raise ValueError(f"--out {out}: its ending must be .csv.")
 
 
+def _accuracy_in_words(table, good=0.8, most=3):
+    "Of a table of `label_accuracy`: the whole, and the labels that are found again least often."
+    right = (table["cells"] * table["accuracy"]).sum() / table["cells"].sum()
+    words = [f"of the reference's own cells, each labelled by the others, {right:.0%} are right"]
+    for name, row in table[table["accuracy"] < good].head(most).iterrows():
+        words.append(
+            f"  {name}: {row['accuracy']:.0%} of {row['cells']:,}; {row['share']:.0%} are taken for"
+            f" {row['mistaken_for']}"
+        )
+    return "\n".join(words)
+
+
 @app.command()
 @ends_well
 def label(
@@ -714,8 +731,15 @@ def label(
         table.to_csv(path)
         counted = table["label"].value_counts()
         text = "\n".join(f"{n:7,d}  {name}" for name, n in counted.items())
-        result = {"out": out, "n_cells": len(table), "labels": counted.to_dict()}
-        results.append((result, f"{text}\n{len(table):,} cells labelled in {out}"))
+        of_reference = model.label_accuracy(label_key, known, n_neighbors, unlabelled)
+        result = {
+            "out": out,
+            "n_cells": len(table),
+            "labels": counted.to_dict(),
+            "accuracy_of_reference": of_reference["accuracy"].to_dict(),
+        }
+        text += f"\n{len(table):,} cells labelled in {out}\n{_accuracy_in_words(of_reference)}"
+        results.append((result, text))
 
 # %% ../nbs/23_command_line.ipynb #command-differences
 @app.command()

@@ -812,9 +812,11 @@ def _warn_of_missing(space, X, known):
         return
     of = int(known.sum())
     first = listed(space.symbols[lost][:3])
+    share = lost.sum() / of
+    but = "; with so many missing, what the model returns is not to be used" * (share > 0.5)
     warnings.warn(
-        f"the data lack {lost.sum():,} of the model's {of:,} genes, {lost.sum() / of:.1%} (first:"
-        f" {first}): they count as 0, which is not what the model has learnt",
+        f"the data lack {lost.sum():,} of the model's {of:,} genes, {share:.1%} (first:"
+        f" {first}): they count as 0, which is not what the model has learnt{but}",
         stacklevel=4,
     )
 

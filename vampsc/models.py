@@ -664,7 +664,7 @@ def load(path, adata=None):
 
     Parameters
     ----------
-    path : the folder that `save` wrote.
+    path : the folder that `save` wrote, or that of a run of `vampsc fit`, which has it as "model".
     adata : the cells that it was trained on, in any order; with them the verbs' defaults work as
         before saving, and `split` has their positions in adata. Without, pass cells to the verbs.
 
@@ -678,4 +678,8 @@ def load(path, adata=None):
     ValueError : a file of it is missing, was altered or cut short, or was written by a newer
         version; adata holds other cells than those that the model was trained on.
     """
-    return CountAutoencoder._from_folder(path, adata, _class_named)
+    folder = user_path(path)
+    # a run's folder has its settings in it
+    if (folder / "config.json").exists():
+        folder = folder / "model"
+    return CountAutoencoder._from_folder(folder, adata, _class_named)

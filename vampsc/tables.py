@@ -7,11 +7,11 @@ __all__ = ['PAPER_MODELS', 'GENERATIVE', 'IN_TABLE_1', 'IN_TABLE_2', 'METRICS', 
            'PAPER_GENES', 'PAPERS_DATA', 'CAVEATS', 'AS_IT_IS', 'INTERVAL', 'NOISE', 'BESIDE', 'ORDERS', 'VAE_AND_IAF',
            'FEWER', 'CLAIMS', 'HOLDS', 'FAILS', 'OPEN', 'NOT_HERE', 'UNTESTED', 'EITHER_WAY', 'OF_THE_PAPER',
            'TEMPLATE', 'WRITTEN', 'printed', 'paper_tables', 'co_variation', 'profile_of', 'unlike_the_paper',
-           'paper_organ', 'training_end', 'gather', 'tested_otherwise', 'missing', 'overview', 'caveats', 'interval',
-           'test_ratio', 'summarise', 'marks', 'table_1', 'table_2', 'Html', 'show_words', 'in_markdown', 'show',
-           'noise_said', 'beside_the_paper', 'why_nothing_beside', 'orders', 'show_beside', 'Claim', 'decide',
-           'p_value', 'holm', 'verdicts', 'over_organs', 'why_no_verdict', 'without_the_paper', 'seeds_to_decide',
-           'what_it_would_take', 'figure_1', 'figure_2', 'make']
+           'paper_organ', 'training_end', 'why_not_at_its_end', 'gather', 'tested_otherwise', 'missing', 'overview',
+           'caveats', 'interval', 'test_ratio', 'summarise', 'marks', 'table_1', 'table_2', 'Html', 'show_words',
+           'in_markdown', 'show', 'noise_said', 'beside_the_paper', 'why_nothing_beside', 'orders', 'show_beside',
+           'Claim', 'decide', 'p_value', 'holm', 'verdicts', 'over_organs', 'why_no_verdict', 'without_the_paper',
+           'seeds_to_decide', 'what_it_would_take', 'figure_1', 'figure_2', 'make']
 
 # %% ../nbs/19_tables.ipynb #imports
 import dataclasses
@@ -248,7 +248,7 @@ def _row(folder):
     numbers = _numbers_of(run.metrics)
     labels = run.cells["label"] if "label" in run.cells else pd.Series(dtype=str)
     units = _of_the_units(run.embedding, numbers, run.metrics.get("co_variation_split_half"))
-    why_not = _why_not_at_its_end(run)
+    why_not = why_not_at_its_end(run)
     return {
         "model": run.name.upper(),
         "seed": int(config["seed"]),
@@ -265,11 +265,11 @@ def _row(folder):
     }
 
 # %% ../nbs/19_tables.ipynb #why-not-at-its-end
-def _why_not_at_its_end(run):
-    """The words of `training_end`.
-
-    The widest hidden layer is that of the saved model, or the default.
+def why_not_at_its_end(run):
+    """Why the training of a finished run, a study.Run, was not at its end; an empty text where it
+    was: `training_end` of what is recorded.
     """
+    # the widest hidden layer is that of the saved model, or the default
     saved = run.folder / "model" / "model.json"
     settings = run.config.get("settings") or {}
     if saved.is_file():
