@@ -60,6 +60,7 @@ def run(few, tmp_path_factory):
     assert (
         done.exit_code == 0 and "test loss per gene" in done.stdout and "written to" in done.stdout
     ), done.output
+    assert "not trained to its end (ended by max_epochs 2 after 2 of" in done.stdout
     return out / "vae-seed0"
 
 
@@ -156,6 +157,9 @@ def test_fit_writes_a_picture_and_an_h5ad_and_says_what_is_there(few, tmp_path):
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
     assert "judged by obs['cell_type']" in lines and f"written to {folder}" in lines
+    best = json.loads((folder / "metrics.json").read_text())["best_epoch"]
+    assert f"weights of epoch {best}, the best on the validation cells" in lines
+    assert any(line.startswith("not trained to its end (ended by max_epochs ") for line in lines)
     for picture in ("umap.png", "umap_batches.png"):
         assert plt.imread(folder / picture).std() > 0.01
     assert study.read_run(folder).cells["batch"].tolist() == ["a", "b"] * 50
@@ -202,6 +206,16 @@ def test_fit_takes_covariates(few, tmp_path):
 def test_without_labels_it_is_said(few, run, tmp_path):
     words = ["fit", few, "--model", "ae", "--out", tmp_path, "--label-key", "none", *TINY]
     assert "not judged by cell types; --label-key names their column" in invoke(*words).stdout
+
+
+def test_one_labelled_cell_labels_all(few, run, tmp_path):
+    cells = ad.read_h5ad(few)
+    cells.obs["cell_type"] = ["beta", *[None] * (cells.n_obs - 1)]
+    cells.write_h5ad(tmp_path / "one.h5ad")
+    line = ["label", run, few, "--reference", tmp_path / "one.h5ad", "--out", tmp_path / "t.csv"]
+    done = invoke(*line, "--json")
+    assert done.exit_code == 0, done.output
+    assert "accuracy_of_reference" not in json.loads(done.stdout)
 
 
 def test_labels_and_differences_are_tables(few, run, tmp_path):

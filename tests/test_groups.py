@@ -475,7 +475,7 @@ def test_accuracy_of_labels_that_are_far_apart_and_of_too_few():
     # one cell of c cannot be found by others of c
     table = groups.label_accuracy(z, ["c"] + ["a"] * 7 + ["b"] * 8, n_neighbors=100)
     assert table.loc["c", "accuracy"] == 0
-    with pytest.raises(ValueError, match="two labelled cells"):
+    with pytest.raises(ValueError, match="two labelled cells or more, not 1"):
         groups.label_accuracy(z[:1], ["a"])
 
 

@@ -211,7 +211,7 @@ def _done(results, run, reused=False, draw=True, embedded=None):
     reused : it was there before. draw : draw umap.png where it is missing. embedded : the path of
         its embedded.h5ad, if that was written.
     """
-    from vampsc import study, tables
+    from vampsc import study
 
     picture = run.folder / study.UMAP_FILE
     if draw and not picture.exists():
@@ -226,13 +226,20 @@ def _done(results, run, reused=False, draw=True, embedded=None):
     where = f"already there: {run.folder}" if reused else f"written to {run.folder}"
     paths = {"picture": picture if picture.exists() else None, "h5ad": embedded}
     result = {"folder": run.folder, "model": run.name, "metrics": run.metrics, "reused": reused}
-    kept = f"weights of epoch {run.metrics['best_epoch']}, the best on the validation cells"
-    unfinished = tables.why_not_at_its_end(run)
-    lines = [numbers, "", kept]
-    if unfinished:
-        lines.append(f"not trained to its end ({unfinished}): its numbers still change")
-    lines += [judged, where, *(str(path) for path in paths.values() if path)]
+    lines = [numbers, "", *_of_training(run), judged, where]
+    lines += [str(path) for path in paths.values() if path]
     results.append(({**result, **paths}, "\n".join(lines)))
+
+# %% ../nbs/23_command_line.ipynb #of-training
+def _of_training(run):
+    "Lines about a run's training: whose weights were kept, and whether it was at its end."
+    from vampsc import tables
+
+    if not len(run.history):  # a transfer that had nothing to train
+        return
+    yield f"weights of epoch {run.metrics['best_epoch']}, the best on the validation cells"
+    if unfinished := tables.why_not_at_its_end(run):
+        yield f"not trained to its end ({unfinished}): its numbers still change"
 
 # %% ../nbs/23_command_line.ipynb #with-embedding
 def _with_embedding(run, adata, data):
@@ -731,14 +738,13 @@ def label(
         table.to_csv(path)
         counted = table["label"].value_counts()
         text = "\n".join(f"{n:7,d}  {name}" for name, n in counted.items())
-        of_reference = model.label_accuracy(label_key, known, n_neighbors, unlabelled)
-        result = {
-            "out": out,
-            "n_cells": len(table),
-            "labels": counted.to_dict(),
-            "accuracy_of_reference": of_reference["accuracy"].to_dict(),
-        }
-        text += f"\n{len(table):,} cells labelled in {out}\n{_accuracy_in_words(of_reference)}"
+        result = {"out": out, "n_cells": len(table), "labels": counted.to_dict()}
+        text += f"\n{len(table):,} cells labelled in {out}"
+        # of a single labelled cell there is nothing to leave out
+        with contextlib.suppress(ValueError):
+            of_reference = model.label_accuracy(label_key, known, n_neighbors, unlabelled)
+            result["accuracy_of_reference"] = of_reference["accuracy"].to_dict()
+            text += f"\n{_accuracy_in_words(of_reference)}"
         results.append((result, text))
 
 # %% ../nbs/23_command_line.ipynb #command-differences

@@ -117,10 +117,10 @@ def label_accuracy(z, labels, n_neighbors=15):
 
     Raises
     ------
-    ValueError : fewer than two cells.
+    ValueError : fewer than two cells: one is left out, and another must vote.
     """
     if len(z) < 2:
-        raise ValueError("accuracy needs at least two labelled cells, of which one is left out.")
+        raise ValueError(f"accuracy needs two labelled cells or more, not {len(z)}.")
     codes, names = pd.factorize(np.asarray(labels, object).astype(str), sort=True)
     search = NearestNeighbors(n_neighbors=min(n_neighbors, len(z) - 1)).fit(z)
     neighbours = search.kneighbors(return_distance=False)  # a cell is not its own
