@@ -442,7 +442,7 @@ QUERIES = {
     "most genes missing": Case(
         lambda f: data(COUNTS[:, :8], GENES[:8]),
         edited(0, slice(None), slice(8, None)),
-        "lack 32 of the model's 40 genes, 80.0%",
+        "lack 32 of the model's 40 genes, 80.0%.*what the model returns is not to be used",
     ),
     "more genes": Case(lambda f: data(more, [*GENES, "novel"]), COUNTS),
     "all genes unknown": Case(

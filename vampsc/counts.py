@@ -813,7 +813,7 @@ def _warn_of_missing(space, X, known):
     of = int(known.sum())
     first = listed(space.symbols[lost][:3])
     share = lost.sum() / of
-    but = "; with so many missing, what the model returns is not to be used" * (share > 0.5)
+    but = "; with so many missing, what the model returns is not to be used" if share > 0.5 else ""
     warnings.warn(
         f"the data lack {lost.sum():,} of the model's {of:,} genes, {share:.1%} (first:"
         f" {first}): they count as 0, which is not what the model has learnt{but}",
