@@ -43,6 +43,16 @@ def _relative_distances(z, best, reference, codes, n_neighbors):
     usual[~(usual > 0)] = np.nanmedian(usual) if (usual > 0).any() else 1.0
     return of_cells / usual[best], of_reference / usual[codes]
 
+# %% ../nbs/11_groups.ipynb #votes
+def _votes(z, reference, codes, n_neighbors):
+    """How many of the nearest reference cells have each label: (cells, labels).
+
+    z : (cells, units); None: the reference cells themselves, each without its own vote.
+    """
+    search = NearestNeighbors(n_neighbors=n_neighbors).fit(reference)
+    neighbours = search.kneighbors(z, return_distance=False)
+    return np.apply_along_axis(np.bincount, 1, codes[neighbours], minlength=codes.max() + 1)
+
 # %% ../nbs/11_groups.ipynb #carried-labels
 def carried_labels(z, reference, labels, n_neighbors=15):
     """Labels of reference cells, carried to cells by their nearest neighbours.
@@ -74,9 +84,7 @@ def carried_labels(z, reference, labels, n_neighbors=15):
             " label."
         )
     codes, names = pd.factorize(np.asarray(labels, object).astype(str), sort=True)
-    search = NearestNeighbors(n_neighbors=n_neighbors).fit(reference)
-    neighbours = search.kneighbors(z, return_distance=False)
-    votes = np.apply_along_axis(np.bincount, 1, codes[neighbours], minlength=len(names))
+    votes = _votes(z, reference, codes, n_neighbors)
     best = votes.argmax(1)
     own, of_reference = _relative_distances(z, best, reference, codes, n_neighbors)
     as_far = n - np.searchsorted(np.sort(of_reference), own)
@@ -122,9 +130,7 @@ def label_accuracy(z, labels, n_neighbors=15):
     if len(z) < 2:
         raise ValueError(f"accuracy needs two labelled cells or more, not {len(z)}.")
     codes, names = pd.factorize(np.asarray(labels, object).astype(str), sort=True)
-    search = NearestNeighbors(n_neighbors=min(n_neighbors, len(z) - 1)).fit(z)
-    neighbours = search.kneighbors(return_distance=False)  # a cell is not its own
-    votes = np.apply_along_axis(np.bincount, 1, codes[neighbours], minlength=len(names))
+    votes = _votes(None, z, codes, min(n_neighbors, len(z) - 1))
     counted = pd.crosstab(codes, votes.argmax(1)).reindex(columns=range(len(names)), fill_value=0)
     given = counted.to_numpy() / counted.sum(axis=1).to_numpy()[:, None]
     others = given.copy()
