@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['carried_labels', 'is_named', 'label_accuracy', 'bootstrap_weights', 'shrunk', 'expected_fdr', 'Comparison',
-           'mean_change', 'Responses', 'Groups']
+           'mean_change', 'Responses', 'Labelling', 'Groups']
 
 # %% ../nbs/11_groups.ipynb #imports
 import dataclasses
@@ -722,8 +722,8 @@ class Responses(Generative):
         return response
 
 # %% ../nbs/11_groups.ipynb #groups
-class Groups(Responses):
-    "Verbs about groups of cells: mixed into CountAutoencoder."
+class Labelling(Responses):
+    "The verbs that carry labels over: mixed into CountAutoencoder."
 
     @verb
     def predict_labels(
@@ -827,6 +827,10 @@ class Groups(Responses):
             batch_size=batch_size,
         )
         return label_accuracy(z, labels[known], n_neighbors)
+
+# %% ../nbs/11_groups.ipynb #groups-differences
+class Groups(Labelling):
+    "The verb that compares groups of cells: mixed into CountAutoencoder."
 
     @verb
     def differential_expression(
