@@ -291,5 +291,6 @@ def test_ask_and_claim(tmp_path):
 
 def test_embed_and_sample_ask_first(finished, tmp_path, no_work, monkeypatch):
     monkeypatch.setattr(models, "load", None)
-    for words in (("embed", finished, "my.h5ad"), ("sample", finished)):
+    data = put(tmp_path / "my.h5ad")
+    for words in (("embed", finished, data), ("sample", finished)):
         refused(put(tmp_path / "e.h5ad"), invoke(*words, "--out", tmp_path / "e.h5ad"))
