@@ -21,6 +21,8 @@ BIN := .venv/bin
 READY := .venv/installed
 RENDERER := smalldocs
 STATISTICS := $(patsubst %,tests/test_%.py,likelihood networks posteriors flows priors bounds rows traced precision steps)
+# What `make test` takes of the tests: all but these marks of pytest.ini.
+QUICK := not slow and not study and not other_model and not long
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 export TF_CPP_MIN_LOG_LEVEL := 3
 
@@ -41,13 +43,13 @@ test: $(READY)
 	$(BIN)/ruff format --check --quiet || (echo 'not formatted: $(BIN)/ruff format, then $(BIN)/nbdev_export' >&2; exit 1)
 	$(BIN)/python tools/check_notebooks.py
 	$(BIN)/python tools/run_notebooks.py
-	$(BIN)/python -m pytest tests -m "not slow and not study" -rs $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest tests -m "$(QUICK)" -rs $(SIDE_BY_SIDE)
 
 # What `make test` leaves out. The chapters that it has executed are not executed again. Slow tests often wait for processes that they
 # have started, so that there is room for a third one.
 test-all: $(READY)
 	$(BIN)/python tools/run_notebooks.py --strict
-	$(BIN)/python -m pytest tests -m "slow or study" -rs $(SIDE_BY_SIDE) -n 3
+	$(BIN)/python -m pytest tests -m "not ($(QUICK))" -rs $(SIDE_BY_SIDE) -n 3
 	KERAS_BACKEND=jax $(BIN)/python -m pytest $(STATISTICS) -m "not slow" -rs $(SIDE_BY_SIDE)
 	$(MAKE) test-oldest
 	$(BIN)/python tools/build_site.py

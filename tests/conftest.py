@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -81,27 +82,32 @@ AT_THE_LIBRARIES = (
 )
 
 
-# What is built upon the models. A change of a chapter up to 14 seldom breaks it, and it takes
-# nearly as long as all the rest, so `make test` leaves it to `make test-all`.
+# What is built upon the models, and what surrounds them. A change of a chapter up to 14 seldom
+# breaks it, and it takes longer than all the rest, so `make test` leaves it to `make test-all`.
 OF_STUDIES = (
     "test_beyond",
     "test_damaged",
     "test_downloads_hostile",
+    "test_environment",
     "test_names_in_pages",
     "test_names_with_braces",
     "test_overwriting",
     "test_own_data",
     "test_peers",
     "test_pipeline",
+    "test_precision",
     "test_read_only",
     "test_registry",
     "test_registry_hostile",
+    "test_responses",
+    "test_study",
     "test_tables",
     "test_tools",
     "test_transfer_command",
     "test_two_processes",
     "test_unlabelled",
     "test_uses",
+    "test_warned_in_time",
 )
 
 
@@ -117,7 +123,14 @@ def pytest_addoption(parser):
 # libraries. At the oldest versions these stand for all; where a case is a file of another kind,
 # every case is tested.
 MODELS_OF_ALL_PARTS = ("VAE", "VAMPIAF")
+OTHER_MODELS = {"AE", "IAF", "VAMP", "MOG", "HVAMP"}
 KINDS_OF_FILES = ("test_readers", "test_counts", "test_intake", "test_genes", "test_organs")
+
+
+def is_of_another_model(item):
+    "Is this a test's case of a model that has no part which VAE and VAMPIAF have not?"
+    case = item.callspec.id if hasattr(item, "callspec") else ""
+    return not OTHER_MODELS.isdisjoint(case.split("-"))
 
 
 def for_the_oldest(items):
@@ -140,6 +153,8 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.path.stem in OF_STUDIES:
             item.add_marker("study")
+        if is_of_another_model(item):
+            item.add_marker("other_model")
     if config.getoption("--libraries"):
         wanted = list(for_the_oldest(items))
         chosen = set(wanted)
@@ -153,9 +168,37 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_collection_finish(session):
-    "What was imported stays: the collector need not look through it again and again."
+    """What was imported stays: the collector need not look through it again and again.
+
+    To trace a function makes many objects that live for a while. With Python's own thresholds a
+    tenth of the tests' time goes into looking for garbage among them.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
+
+
+# Tests of the compiled functions themselves: these are compiled as for users.
+OF_COMPILED_FUNCTIONS = (
+    "test_kernels",
+    "test_precision",
+    "test_resume",
+    "test_steps",
+    "test_traced",
+    "test_training",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly(request):
+    """Elsewhere TensorFlow does not rearrange the functions that it compiles. That takes a tenth of
+    the tests' time, and changes results in the last digits only.
+    """
+    tensorflow = sys.modules.get("tensorflow")
+    if tensorflow is not None:
+        quickly = request.path.stem not in OF_COMPILED_FUNCTIONS
+        options = {"disable_meta_optimizer": quickly}
+        tensorflow.config.optimizer.set_experimental_options(options)
 
 
 # A server ends what takes too long, and then nothing is known at all. On a slow machine tests that

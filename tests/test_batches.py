@@ -286,6 +286,7 @@ def test_transfer_adds_batches(adata, trained, name):
     assert trained_on.transfer(query, max_epochs=0).batches == ["north", "south", "west"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["decoder", "both"])
 def test_only_rows_of_new_batches_are_trained(adata, trained, name, tmp_path):
     model = trained[name]
@@ -371,6 +372,7 @@ SENT = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "way, kind, more, n_weights",
     [
@@ -429,6 +431,7 @@ def test_new_rows_that_save_did_not_write_are_refused(wrong, tmp_path):
         models.load(tmp_path / "m")
 
 
+@pytest.mark.long
 def test_a_transfer_of_new_batches_goes_on(adata, trained, tmp_path):
     model = trained["decoder"]
     query = adata[:200].copy()

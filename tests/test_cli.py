@@ -607,6 +607,7 @@ def test_beyond_hands_its_options_to_the_notebook(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "words, said",
     [

@@ -77,6 +77,7 @@ def test_a_covariate_alone_without_a_batch(adata):
     assert model.sample_prior(5).shape == (5, 20)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backed", [False, True])
 def test_one_call_of_many_steps_trains_as_one_call_a_step(adata, backed, tmp_path):
     "A reading inside of the compiled call, or rows from a file: the same losses."
@@ -90,6 +91,7 @@ def test_one_call_of_many_steps_trains_as_one_call_a_step(adata, backed, tmp_pat
     assert np.allclose(here.history["val_loss"], there.history["val_loss"], rtol=1e-5)
 
 
+@pytest.mark.long
 def test_the_decoder_learns_what_belongs_to_a_covariate(adata):
     model = models.VAE(adata, **KEYS, **TINY)
     model.train(progress=False, max_epochs=60, learning_rate=1e-2, batch_size=32)
@@ -174,6 +176,7 @@ def test_saved_copied_and_pickled(adata, trained, tmp_path):
         models.load(tmp_path / "model", changed)
 
 
+@pytest.mark.long
 def test_a_run_goes_on_only_with_the_same_covariates(adata, tmp_path):
     path = tmp_path / "run.checkpoint"
     models.VAE(adata, **KEYS, **TINY).train("paper", **HOW, checkpoint=path)

@@ -268,6 +268,7 @@ def test_matplotlib_is_left_alone():
     assert dict(matplotlib.rcParams) == before and not plt.get_fignums()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("n_models", [1, 4, 6])
 def test_sixty_long_names_stay_readable(n_models):
     figure = grid(
@@ -339,6 +340,7 @@ def test_a_late_rise_is_not_cut_off():
     assert figures.training_curves({"m": late}).axes[0].get_ylim()[1] > 5e4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("n", range(1, 7))
 def test_up_to_six_models_fit_a_page(n):
     names = [f"m{i}" for i in range(n)]

@@ -349,6 +349,7 @@ def test_masks_travel_with_the_weights():
     assert all(map(np.array_equal, one(z, context), other(z, context)))
 
 
+@pytest.mark.long
 def test_masked_weights_stay_zero_in_training():
     network = build_network(
         Architecture("iaf", n_latent=6, hidden=(12,), n_flow_steps=2, flow_hidden=(16, 16)), 10

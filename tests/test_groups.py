@@ -107,6 +107,7 @@ def test_one_seed_one_answer_and_a_mask_is_as_good_as_positions(model, cells):
     pd.testing.assert_frame_equal(one, again)
 
 
+@pytest.mark.long
 def test_what_batches_do_is_not_a_difference():
     "The second type is mostly from the south, where thirty genes are caught otherwise."
     cells = made_up(np.random.default_rng(1), 600, labs=True)
@@ -128,6 +129,7 @@ def test_groups_without_a_batch_in_common_are_refused():
         model.differential_expression(cells, "lab", "north", "south")
 
 
+@pytest.mark.long
 def test_donors_that_were_drawn_make_it_less_sure(model, cells):
     "One donor of eight has ten genes at four times the rate: a matter of who was drawn."
     cells = cells.copy()
@@ -321,6 +323,7 @@ def test_alpha_and_beta_cells_differ_in_their_hormones():
 # ---- what users hand in
 
 
+@pytest.mark.long
 def test_a_few_cells_of_one_kind_do_not_differ(model, cells):
     "Of the bootstrap alone a dozen genes would be called."
     first = np.flatnonzero(cells.obs["kind"] == "first")

@@ -181,6 +181,7 @@ def test_it_is_saved_copied_and_loaded(trained, cells, tmp_path):
         )
 
 
+@pytest.mark.long
 def test_a_run_in_two_parts_equals_one(trained, cells, tmp_path):
     kind = trained.architecture.likelihood
     whole, parts = (models.VAE(cells, likelihood=kind, **SMALL) for _ in range(2))

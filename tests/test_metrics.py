@@ -518,6 +518,7 @@ def poisson_cells(n=400, genes=40, seed=0, types=2):
     return rng.poisson(rates[kind] * np.exp(rng.normal(0, 0.3, (n, 1)))).astype("float32"), kind
 
 
+@pytest.mark.long
 def test_equal_distributions_give_chance_level_and_distance_zero():
     covered = 0
     distances = []

@@ -242,6 +242,7 @@ def test_an_autoencoder_has_no_prior(trained):
         trained["AE"].sample_prior()
 
 
+@pytest.mark.long
 def test_one_seed_one_history(adata):
     runs = [
         models.VAMP(adata, **SMALL).train(max_epochs=2, progress=False).history for _ in range(2)
@@ -288,6 +289,7 @@ for name in sys.argv[2:]:
 """
 
 
+@pytest.mark.long
 def test_saved_models_give_bit_equal_results_in_a_fresh_process(trained, tmp_path):
     "Embeddings, and the log-densities of prior, posterior and counts together, cell by cell."
     for name, model in trained.items():

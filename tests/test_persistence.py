@@ -153,6 +153,7 @@ def small(tmp_path_factory):
     return path
 
 
+@pytest.mark.long
 def test_a_full_disk_leaves_what_was_there_and_the_model(small, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", ON_A_FULL_DISK, tmp_path, small], capture_output=True, text=True
@@ -278,6 +279,7 @@ def test_absurd_sizes_take_no_memory(small, tmp_path, field, value):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
 
 
+@pytest.mark.long
 def test_sizes_that_fit_every_kind_of_model(tmp_path):
     "All lengths differ, so that no array stands in for another."
     adata = organs.load("pancreas")[:60].copy()

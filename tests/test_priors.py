@@ -620,6 +620,7 @@ def test_gradient_reaches_encoder_and_pseudo_inputs():
         v.assign(start)
 
 
+@pytest.mark.long
 def test_training_moves_pseudo_inputs_and_keeps_them_at_least_zero():
     made = network()
     x = counts(32)

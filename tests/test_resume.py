@@ -110,6 +110,7 @@ def test_a_run_in_two_parts_equals_one(adata, tmp_path, kind):
     same(again, whole)
 
 
+@pytest.mark.long
 def test_a_rising_weight_of_the_kl_term_goes_on(adata, tmp_path):
     "Interrupted while it rises, and again in the first epoch at the whole weight."
     how = dict(HOW, kl_warmup=3, max_epochs=6)
@@ -139,6 +140,7 @@ def test_the_counters_and_the_learning_rate_go_on(adata, tmp_path):
     same(new(adata).train(**how, checkpoint=path, resume=True), whole)
 
 
+@pytest.mark.long
 def test_a_falling_learning_rate_goes_on(adata, tmp_path):
     "The rate of an epoch follows from its number, also where the run is interrupted twice."
     how = dict(steps=84, batch_size=32, progress=False)
@@ -154,6 +156,7 @@ def test_a_falling_learning_rate_goes_on(adata, tmp_path):
     assert len(whole.history) == 28 and whole.history["learning_rate"].is_monotonic_decreasing
 
 
+@pytest.mark.long
 def test_a_second_training_goes_on_too(adata, tmp_path):
     def keep(model):
         shutil.copy(tmp_path / "c", tmp_path / "kept")
@@ -164,6 +167,7 @@ def test_a_second_training_goes_on_too(adata, tmp_path):
     assert len(whole.history) == 4
 
 
+@pytest.mark.long
 def test_with_batches_of_cells(adata, tmp_path):
     cells = adata.copy()
     cells.obs["donor"] = np.arange(len(cells)) % 3
@@ -307,6 +311,7 @@ def test_what_is_there_is_not_written_over(adata, begun, tmp_path):
             new(adata).train(max_epochs=1, checkpoint=tmp_path, resume=resume, **HOW)
 
 
+@pytest.mark.long
 def test_other_cells_labels_of_batches_and_origins_are_noticed(adata, tmp_path):
     cells = adata.copy()
     cells.obs["lab"] = np.where(np.arange(cells.n_obs) % 2, "a", "b")
@@ -334,6 +339,7 @@ def test_other_cells_labels_of_batches_and_origins_are_noticed(adata, tmp_path):
         )
 
 
+@pytest.mark.long
 def test_a_time_limit_is_not_the_end(adata, tmp_path):
     "A callback that stops training, unlike early stopping, leaves a run that goes on."
 
@@ -448,6 +454,7 @@ OTHER_CONTENTS += [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("change, words", OTHER_CONTENTS)
 def test_a_whole_file_of_another_content_is_refused(adata, begun, change, words):
     notes, arrays = training.read_checkpoint(begun)
@@ -565,6 +572,7 @@ def test_after_one_nan_the_run_goes_on_at_half_the_rate(adata, tmp_path):
     assert notes["retried"] and len(notes["rows"]) == 5
 
 
+@pytest.mark.long
 def test_a_jump_is_noticed(adata):
     def jump(model):
         model.decoder.log_rate.kernel.assign(model.decoder.log_rate.kernel * 500)

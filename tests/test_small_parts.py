@@ -319,6 +319,7 @@ def test_rows_of_a_copy_on_the_device(cells):
     assert np.array_equal(np.asarray(read(np.array([1, 0, 1]))), cells.X[[1, 0, 1]].toarray())
 
 
+@pytest.mark.long
 def test_variances_of_residuals_are_scanpys():
     "Also of a gene that no cell has, and of cells of which some have the same sum."
     X = organs.load("pancreas").X[:300, :2000]

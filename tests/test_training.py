@@ -33,6 +33,7 @@ def test_the_paper_profile_has_the_papers_numbers():
     )
 
 
+@pytest.mark.long
 def test_fused_adam_makes_the_steps_of_adam_on_a_real_model(adata):
     weights = []
     for optimizer in (training.FusedAdam(1e-3), keras.optimizers.Adam(1e-3)):
@@ -227,6 +228,7 @@ def test_each_epoch_is_trained_at_its_weight_and_validated_at_the_whole(adata, b
     )
 
 
+@pytest.mark.long
 def test_it_trains_as_with_a_weight_that_is_set_by_hand(adata):
     """Reference: a variable in the place of the network's beta, set before each epoch and, for the
     validation, to 1.
@@ -281,6 +283,7 @@ def test_halving_and_stopping_wait_until_the_weight_is_whole(adata):
     )
 
 
+@pytest.mark.long
 def test_the_best_weights_are_of_an_epoch_with_the_whole_weight(adata):
     """A model that knows its cells already is at its best in the first epoch, and made worse on
     purpose; that epoch is not the one that counts.
@@ -405,6 +408,7 @@ def test_patience_may_end_a_fixed_number_of_steps_before_its_time(adata):
     assert 3 < len(history) < 50
 
 
+@pytest.mark.long
 def test_after_a_loss_that_is_not_finite_the_curve_is_half_as_high_also_after_a_pause(
     adata, tmp_path
 ):

@@ -117,6 +117,7 @@ def model(known):
     return model
 
 
+@pytest.mark.long
 def test_the_bound_of_a_model_is_just_below_its_log_p_on_a_grid(known, model):
     cells = known.draw(30, seed=7)
     z = np.linspace(-8, 8, 4001, dtype="float32")[:, None]

@@ -978,7 +978,7 @@ def traced(network, names):
         # As a partial, each network's function is one of its own; TensorFlow takes methods for one
         # that is traced anew.
         own = {
-            name: tf.function(functools.partial(f), reduce_retracing=True)
+            name: tf.function(functools.partial(f), reduce_retracing=True, autograph=False)
             for name, f in functions.items()
         }
         return types.SimpleNamespace(**own)
