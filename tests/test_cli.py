@@ -613,6 +613,10 @@ def test_beyond_hands_its_options_to_the_notebook(tmp_path, monkeypatch):
     [
         (["why"], "question 'why' is not known"),
         (["both", "--set", "n_latent"], "--set n_latent: a value is missing"),
+        (
+            ["both", "--set", "seeds=0,1"],
+            "--set seeds: this has an option of its own, --seeds 0,1.",
+        ),
         (["kl_weight", "--set", "wieghts=1"], "parameter 'wieghts' is not known"),
         (["both", "--organs", "pancras"], "did you mean pancreas"),
     ],

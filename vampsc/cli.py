@@ -1000,6 +1000,19 @@ def beyond(
     more = dict(text.split("=", 1) if "=" in text else (text, None) for text in settings)
     if empty := [name for name, value in more.items() if value is None]:
         raise ValueError(f"--set {empty[0]}: a value is missing, as in --set weights=1,1e-3.")
+    for name in more:
+        if name in (
+            "organs",
+            "out",
+            "seeds",
+            "profile",
+            "label_key",
+            "n_genes",
+            "max_epochs",
+            "jobs",
+        ):
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"--set {name}: this has an option of its own, {option} {more[name]}.")
     given = {
         name: value
         for name, value in dict(
