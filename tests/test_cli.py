@@ -242,6 +242,7 @@ def test_labels_and_differences_are_tables(few, run, tmp_path):
     assert done.exit_code == 0 and f"{kinds[0]} vs {kinds[1]}: " in done.stdout, done.output
     table = pd.read_csv(out, index_col=0)
     assert len(table) == 200 and {"lfc_mean", "proba_de", "is_de_fdr_0.1"} <= {*table}
+    assert table["is_de_fdr_0.1"].any() or "0 genes; nearest" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -244,6 +244,79 @@ def test_strata_have_equal_weights_on_average_and_samples_vary():
     assert abs(shares.mean() - 0.5) < 0.06 and shares.std() > 0.1
 
 
+def test_the_spread_over_donors_is_the_error_of_the_mean():
+    "Six donors of five cells: where donors differ, and where only their cells do."
+    rng = np.random.default_rng(0)
+    donors = np.repeat(np.arange(6), 5)
+    one = np.zeros(30, int)
+    for of_donors in (0.0, 1.0):
+        means, variances = [], []
+        for _ in range(300):
+            x = rng.normal(size=30) + of_donors * rng.normal(size=6)[donors]
+            drawn = [
+                groups.bootstrap_weights(rng, one, donors, rng.exponential(size=6)) @ x
+                for _ in range(60)
+            ]
+            means.append(x.mean())
+            variances.append(np.var(drawn, ddof=1) * 7 / 5)
+        assert np.mean(variances) == pytest.approx(np.var(means), rel=0.2)
+
+
+def test_variances_of_few_samples_are_moderated_as_by_limma():
+    "Variances from a scaled inverse chi-squared prior of 8 degrees of freedom, around a trend."
+    rng = np.random.default_rng(0)
+    level = rng.uniform(-2, 5, 4000)
+    trend = np.exp(0.3 * level - 1)
+    variance = trend * 8 / rng.chisquare(8, 4000)
+    spread = np.sqrt(variance * rng.chisquare(5, 4000) / 5)
+    error, degrees = groups.moderated(spread, 5, level)
+    assert degrees == pytest.approx(13, abs=2)
+    assert np.mean((error**2 / variance - 1) ** 2) < 0.5 * np.mean((spread**2 / variance - 1) ** 2)
+    # estimate / error follows Student's t with those degrees
+    t = rng.normal(size=4000) * np.sqrt(variance) / error
+    assert stats.kstest(t, stats.t(degrees).cdf).pvalue > 0.01
+    # all genes alike: the trend says all
+    error, degrees = groups.moderated(np.sqrt(trend * rng.chisquare(5, 4000) / 5), 5, level)
+    assert degrees > 60 and np.corrcoef(np.log(error), level)[0, 1] > 0.99
+    # nothing counted, and too few genes
+    zeros = np.r_[0.0, spread]
+    assert groups.moderated(zeros, 5, np.r_[0.0, level])[0][0] == 0
+    few, degrees = groups.moderated(spread[:5], 5, level[:5])
+    assert degrees == 5 and (few == spread[:5]).all()
+
+
+def test_the_trend_counts_for_no_more_than_it_may():
+    rng = np.random.default_rng(0)
+    level = rng.uniform(-2, 5, 1000)
+    spread = np.sqrt(rng.chisquare(5, 1000) / 5)
+    spread[0] = 3
+    error, degrees = groups.moderated(spread, 5, level, most=5)
+    assert degrees == 10
+    # a gene that varies far more than others of its expression stays unsure
+    assert error[0] == pytest.approx(np.sqrt((9 + 1) / 2), rel=0.1)
+
+
+@pytest.mark.long
+def test_donors_show_what_a_test_by_donor_shows_and_nothing_where_nothing_is(shared_data):
+    "Cytotoxic T cells and CD4 T cells of eight donors; then halves of each donor's CD4 T cells."
+    cells = ad.read_h5ad(shared_data / "blood_kang_12k_1287g.h5ad")[::3].copy()
+    model = models.VAE(cells, n_genes=300, hidden=(32,), n_latent=8, seed=0)
+    model.train(max_epochs=15, progress=False)
+    how = dict(sample_key="donor", n_samples=60)
+    table = model.differential_expression(cells, "cell_type", "CD8 T cells", "CD4 T cells", **how)
+    called = table.index[table["is_de_fdr_0.05"]]
+    assert {"NKG7", "CCL5"} <= set(called) and table.loc["CCL5", "lfc_mean"] > 1
+    rng = np.random.default_rng(0)
+    cd4 = rng.permutation(np.flatnonzero(cells.obs["cell_type"] == "CD4 T cells"))
+    half = len(cd4) // 2
+    nothing = model.differential_expression(cells, idx1=cd4[:half], idx2=cd4[half:], **how)
+    assert nothing["is_de_fdr_0.05"].sum() == 0
+    in_errors = nothing["lfc_raw"] / nothing["lfc_error"]
+    assert 0.7 < in_errors.std() < 1.2
+    # where nothing is called, first what came nearest
+    assert in_errors.abs().iloc[0] > in_errors.abs().median()
+
+
 # ---- labels
 
 
@@ -467,6 +540,8 @@ def test_accuracy_is_that_of_a_classifier_that_leaves_each_cell_out():
     for name in "ab":
         assert table.loc[name, "accuracy"] == pytest.approx((given == name)[labels == name].mean())
         assert table.loc[name, "share"] == pytest.approx(1 - table.loc[name, "accuracy"])
+        precision = (labels == name)[given == name].mean()
+        assert table.loc[name, "precision"] == pytest.approx(precision)
     assert table["cells"].sum() == 60 and table["accuracy"].is_monotonic_increasing
     assert set(table["mistaken_for"]) == {"a", "b"}
 
@@ -477,7 +552,7 @@ def test_accuracy_of_labels_that_are_far_apart_and_of_too_few():
     assert (table["accuracy"] == 1).all() and (table["mistaken_for"] == "").all()
     # one cell of c cannot be found by others of c
     table = groups.label_accuracy(z, ["c"] + ["a"] * 7 + ["b"] * 8, n_neighbors=100)
-    assert table.loc["c", "accuracy"] == 0
+    assert table.loc["c", "accuracy"] == 0 and np.isnan(table.loc["c", "precision"])
     with pytest.raises(ValueError, match="two labelled cells or more, not 1"):
         groups.label_accuracy(z[:1], ["a"])
 

@@ -687,6 +687,10 @@ def _accuracy_in_words(table, good=0.8, most=3):
             f"  {name}: {row['accuracy']:.0%} of {row['cells']:,}; {row['share']:.0%} are taken for"
             f" {row['mistaken_for']}"
         )
+    imprecise = table[table["precision"] < good].sort_values("precision")
+    for name, share in imprecise["precision"].head(most).items():
+        words.append(f"  called {name}: {share:.0%} are {name}")
+    words.append("  cells of new donors are labelled less well than that")
     return "\n".join(words)
 
 
@@ -747,6 +751,17 @@ def label(
             text += f"\n{_accuracy_in_words(of_reference)}"
         results.append((result, text))
 
+# %% ../nbs/23_command_line.ipynb #called-in-words
+def _called_in_words(name, rows, called, most=5):
+    "Of one comparison: how many genes are called, and the surest; or what came nearest to it."
+    if called.any():
+        return f"{name}: {called.sum()} genes; {', '.join(rows.index[called][:most])}"
+    first = rows.iloc[0]
+    return (
+        f"{name}: 0 genes; nearest {rows.index[0]}, log2 difference {first['lfc_raw']:+.1f}"
+        f" ± {first['lfc_error']:.1f}, probability {first['proba_de']:.2f}"
+    )
+
 # %% ../nbs/23_command_line.ipynb #command-differences
 @app.command()
 @ends_well
@@ -786,14 +801,11 @@ def differences(
             unlabelled=unlabelled,
         )
         table.to_csv(path)
-        called = table[table[f"is_de_fdr_{fdr:g}"]].groupby("comparison", sort=False)
-        named = {name: list(rows.index) for name, rows in called}
-        named = {name: named.get(name, []) for name in table["comparison"].unique()}
-        lines = [
-            f"{name}: {len(genes)} genes; {', '.join(genes[:5]) or '-'}"
-            for name, genes in named.items()
-        ]
-        result = {"out": out, "called": {name: len(genes) for name, genes in named.items()}}
+        tables = dict(list(table.groupby("comparison", sort=False)))
+        column = f"is_de_fdr_{fdr:g}"
+        lines = [_called_in_words(name, rows, rows[column]) for name, rows in tables.items()]
+        called = {name: int(rows[column].sum()) for name, rows in tables.items()}
+        result = {"out": out, "called": called}
         results.append((result, "\n".join([*lines, f"written to {out}"])))
 
 # %% ../nbs/23_command_line.ipynb #command-sample

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['carried_labels', 'is_named', 'label_accuracy', 'bootstrap_weights', 'shrunk', 'expected_fdr', 'Comparison',
-           'mean_change', 'Responses', 'Labelling', 'Groups']
+           'moderated', 'mean_change', 'Responses', 'Labelling', 'Groups']
 
 # %% ../nbs/11_groups.ipynb #imports
 import dataclasses
@@ -13,7 +13,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from scipy import stats
+from scipy import optimize, special, stats
 from sklearn.neighbors import NearestNeighbors
 
 from . import genes
@@ -120,7 +120,8 @@ def label_accuracy(z, labels, n_neighbors=15):
     Returns
     -------
     DataFrame, a row for each label, the least accurate first: `cells`; `accuracy`, the share of
-    them that get their own label; `mistaken_for`, the label that the others get most often, and
+    them that get their own label; `precision`, of the cells that get this label the share that are
+    of it, NaN where none does; `mistaken_for`, the label that the others get most often, and
     `share`, of how many of all the label's cells.
 
     Raises
@@ -133,6 +134,7 @@ def label_accuracy(z, labels, n_neighbors=15):
     votes = _votes(None, z, codes, min(n_neighbors, len(z) - 1))
     counted = pd.crosstab(codes, votes.argmax(1)).reindex(columns=range(len(names)), fill_value=0)
     given = counted.to_numpy() / counted.sum(axis=1).to_numpy()[:, None]
+    with_label = counted.sum(axis=0).to_numpy()
     others = given.copy()
     np.fill_diagonal(others, 0)
     share = others.max(1)
@@ -140,6 +142,7 @@ def label_accuracy(z, labels, n_neighbors=15):
         {
             "cells": counted.sum(axis=1).to_numpy(),
             "accuracy": given.diagonal(),
+            "precision": counted.to_numpy().diagonal() / np.where(with_label, with_label, np.nan),
             "mistaken_for": np.where(share > 0, names[others.argmax(1)], ""),
             "share": share,
         },
@@ -156,8 +159,8 @@ def bootstrap_weights(rng, strata, samples=None, of_samples=None):
     ----------
     rng : NumPy's generator.
     strata : (cells,) codes from 0, such as batches, which have equal weights on average.
-    samples : (cells,) codes from 0, such as donors: these were drawn from the population, and from
-        each its cells. None: cells were.
+    samples : (cells,) codes from 0, such as donors: these were drawn from the population, and
+        their weights vary; the cells of one have equal weights. None: cells were drawn.
     of_samples : (samples,) random weights of the samples, exponential, needed with `samples`; the
         same for two groups, since a donor that is drawn again brings its cells of both.
 
@@ -165,15 +168,15 @@ def bootstrap_weights(rng, strata, samples=None, of_samples=None):
     -------
     float64 array (cells,), with the sum 1.
     """
-    weights = rng.exponential(size=len(strata))
     if samples is None:
+        weights = rng.exponential(size=len(strata))
         weights /= np.bincount(strata, weights)[strata]
         return weights / weights.sum()
     # a unit is a sample within a stratum
     units, unit = np.unique(strata * (samples.max() + 1) + samples, return_inverse=True)
     units_of_stratum = np.bincount(units // (samples.max() + 1))
-    weights /= np.bincount(unit, weights)[unit]
-    weights *= of_samples[samples] / units_of_stratum[strata]
+    # the cells of a unit have equal weights: how far their mean is off shows between the units
+    weights = of_samples[samples] / units_of_stratum[strata] / np.bincount(unit)[unit]
     return weights / weights.sum()
 
 # %% ../nbs/11_groups.ipynb #shrunk
@@ -399,19 +402,67 @@ def _check_sizes(pair, sides, samples):
             raise ValueError(f"{name!r} has {n} cells in batches that both groups have.")
     return min(sizes)
 
+# %% ../nbs/11_groups.ipynb #moderated
+def moderated(spread, degrees, level, most=np.inf):
+    """Standard deviations of many genes, each estimated from few samples, seen together: equation
+    (3), of Smyth (2004).
+
+    Parameters
+    ----------
+    spread : (genes,) standard deviations. degrees : their degrees of freedom, a number.
+    level : (genes,) mean log expression, on which variances depend; the trend is a cubic.
+    most : degrees of freedom that the trend counts for at most.
+
+    Returns
+    -------
+    float64 array (genes,) of standard deviations, and their degrees of freedom: infinite where the
+    genes scatter around the trend no more than chance does, and `most` is infinite. Genes without
+    any spread keep none, and fewer than 10 others are left as they are.
+    """
+    spread = np.asarray(spread, "float64")
+    varies = spread > 0
+    if varies.sum() < 10:
+        return spread, degrees
+    # an unbiased estimate of each gene's log variance
+    log_variance = 2 * np.log(spread[varies]) - special.digamma(degrees / 2) + np.log(degrees / 2)
+    level = np.asarray(level, "float64")[varies]
+    cubic = np.polynomial.Polynomial.fit(level, log_variance, 3 if np.ptp(level) > 0 else 0)
+    trend = cubic(level)
+    scatter = np.sum((log_variance - trend) ** 2) / (len(trend) - 4)
+    beyond_chance = scatter - special.polygamma(1, degrees / 2)
+    prior_degrees = 2 * _inverse_trigamma(beyond_chance) if beyond_chance > 0 else np.inf
+    prior = np.exp(trend)
+    if np.isfinite(prior_degrees):
+        prior *= np.exp(special.digamma(prior_degrees / 2)) / (prior_degrees / 2)
+    prior_degrees = min(prior_degrees, most)
+    total = prior_degrees + degrees
+    share = 1.0 if np.isinf(prior_degrees) else prior_degrees / total
+    result = spread.copy()
+    result[varies] = np.sqrt(share * prior + (1 - share) * spread[varies] ** 2)
+    return result, total
+
+
+def _inverse_trigamma(y):
+    "x with trigamma(x) = y > 0: between 1/y and 1/y + 1/sqrt(y) + 1."
+    ends = np.log([0.5 / y, 2 / y + 2 / np.sqrt(y) + 1])
+    return np.exp(optimize.brentq(lambda u: special.polygamma(1, np.exp(u)) - y, *ends))
+
 # %% ../nbs/11_groups.ipynb #error-of
-def _error_of(difference, spread, of_a_count, n):
+def _error_of(difference, spread, of_a_count, n, level=None):
     """The error of differences (genes,) by their spread over bootstrap samples.
 
     of_a_count : of both groups, (genes,), what one count more would change. n : cells, or donors,
-        of the smaller group.
+        of the smaller group. level : of donors, (genes,), the genes' mean log expression.
     """
     error = spread * np.sqrt((n + 1) / (n - 1))
+    degrees = n - 1
+    if level is not None:
+        error, degrees = moderated(error, degrees, level, most=degrees)
     error = np.sqrt(error**2 + sum(np.square(change) for change in of_a_count))
     size = np.abs(difference) / np.maximum(error, 1e-12)
     # with many, what counts is near the usual limits, and not how improbable 80 errors are
     size = size if n <= 30 else np.minimum(size, 6)
-    as_normal = stats.norm.isf(stats.t.sf(size, n - 1))
+    as_normal = stats.norm.isf(stats.t.sf(size, degrees))
     # beyond what the tails can tell apart, and at 0, nothing is widened
     widened = (as_normal > 0) & np.isfinite(as_normal) & (size > 0)
     factor = np.ones_like(error)
@@ -553,7 +604,8 @@ def _difference(model, X, pair, samples, how):
     )
     lfc = means[0] - means[1]
     difference = lfc.mean(0)
-    error = _error_of(difference, lfc.std(0, ddof=1), of_a_count, n)
+    level = None if samples is None else (means[0] + means[1]).mean(0) / 2
+    error = _error_of(difference, lfc.std(0, ddof=1), of_a_count, n, level)
     posterior_mean, posterior_std, probability = shrunk(difference, error, how.delta)
     expected = expected_fdr(probability)
     columns = {
@@ -580,12 +632,15 @@ def _difference(model, X, pair, samples, how):
     frame["group2"] = pair.second
     frame["n_cells1"] = len(sides[0])
     frame["n_cells2"] = len(sides[1])
-    size = frame["lfc_mean"].abs().to_numpy()
-    return frame.iloc[np.lexsort((-size, -frame["proba_de"].round(4).to_numpy()))]
+    size = frame["lfc_mean"].abs().round(4).to_numpy()
+    in_errors = (frame["lfc_raw"] / frame["lfc_error"]).abs().to_numpy()
+    # where no gene differs, first what came nearest to it
+    order = np.lexsort((-in_errors, -size, -frame["proba_de"].round(4).to_numpy()))
+    return frame.iloc[order]
 
 # %% ../nbs/11_groups.ipynb #mean-change
 def mean_change(values, perturbed, groups=None, at_least=20):
-    """The change from control to perturbed cells, the mean over groups: equation (3).
+    """The change from control to perturbed cells, the mean over groups: equation (4).
 
     values : (cells, features). perturbed : mask of cells. groups : (cells,) labels, of which each
         with at_least cells in either condition counts once; None: all cells are one group.
