@@ -266,9 +266,11 @@ def test_ctrl_c_gives_a_usable_model(adata, whole, tmp_path, capsys):
     same(model, whole(4))
 
 
-def test_ctrl_c_in_the_first_epoch_leaves_the_start(adata):
+def test_ctrl_c_in_the_first_epoch_leaves_the_start(adata, capsys):
     start = weights(new(adata))
     model = new(adata).train(max_epochs=2, callbacks=[At(0, 2, interrupt)], **HOW)
+    said = capsys.readouterr().out
+    assert "interrupted in the first epoch, the weights are as they were" in said
     assert (
         model.interrupted
         and model.history.empty

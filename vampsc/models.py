@@ -138,11 +138,12 @@ class Trainable(Inference):
                 if checkpoint
                 else ""
             )
-            print(
-                f"{type(self).__name__}: interrupted after epoch {len(self.history)}, the best"
-                f" weights so far are kept{goes_on}.",
-                flush=True,
+            done = (
+                f"interrupted after epoch {len(self.history)}, the best weights so far are kept"
+                if len(self.history)
+                else "interrupted in the first epoch, the weights are as they were"
             )
+            print(f"{type(self).__name__}: {done}{goes_on}.", flush=True)
         return self
 
     def _identity(self, profile, X):
