@@ -706,9 +706,9 @@ def label(
     unknown_below: float = option(0.5, "Unknown where fewer neighbours agree than this share."),
     untypical_below: float = option(
         0.01,
-        "Call a cell unknown if its typicality is below this. Typicality is the share of labelled"
-        " cells whose distance from the cells of their own label is at least as large as that of"
-        " the new cell.",
+        "Call a cell unknown if its typicality is below this. Of all labelled cells, the"
+        " typicality is the share that lie at least as far from other cells of their label as"
+        " the new cell does: near 0, the new cell lies outside.",
     ),
     out: Path = option(Path("labels.csv"), "The table: a row for each cell."),
     overwrite: bool = flag("--overwrite", "Replace the file if it exists."),

@@ -216,8 +216,8 @@ class Transferable(Trainable):
         unfrozen : train all weights. The model then follows the new cells, and its embedding of the
             old ones changes: few cells, or a long training, can make it worse for both.
         encoder_rows : with encode_batch train the encoder's rows of new batches, too, as scArches
-            does. New cells may then be embedded better or worse: of two runs on left-out donors one
-            gained and one lost.
+            does. New cells may then be embedded better or worse, so this is off unless asked for;
+            `label_accuracy` of labelled cells shows which it is for yours.
         profile, progress, **settings : as in `train`; max_epochs=0 leaves the weights as they are.
 
         Returns
@@ -291,8 +291,8 @@ class Transferable(Trainable):
             warn_if_alike(self.batch_key, name, self.batches)
         if new:
             print(
-                f"{type(self).__name__}: {self.batch_key} {', '.join(new)} is added to those that"
-                " the model knows.",
+                f"{type(self).__name__}: {self.batch_key} {', '.join(new)}"
+                f" {'is' if len(new) == 1 else 'are'} added to those that the model knows.",
                 flush=True,
             )
         return new
