@@ -28,8 +28,8 @@ export TF_CPP_MIN_LOG_LEVEL := 3
 
 help:
 	@echo "make demo    train the models on the embedded pancreas data; tables and figures in runs/demo"
-	@echo "make test    what a change must pass: the chapters, the package, its commands; some half an hour"
-	@echo "make test-all  the rest: outputs as kept, long processes, JAX, the oldest libraries, the site; as long again"
+	@echo "make test    what a change must pass: the chapters, the package, its commands; some 12 minutes"
+	@echo "make test-all  the rest: outputs as kept, long processes, JAX, the oldest libraries, the site; most of an hour"
 	@echo "make slips   put slips into the formulas, one at a time, and see that the tests catch each; some 5 minutes"
 	@echo "make docs    build the documentation in _docs"
 	@echo "make bench   measure speed beside scvi-tools and plain Keras, in an environment of its own; takes about 2 hours"

@@ -376,7 +376,7 @@ def test_nothing_is_left_of_a_question_that_is_ended(moment, to, tmp_path):
         else:
             process.send_signal(getattr(signal, to))
         # where three tests share two cores
-        until(lambda: process.poll() is not None and not marked(mark), seconds=40)
+        until(lambda: process.poll() is not None and not marked(mark), seconds=120)
         said = process.communicate()[1]
     finally:
         for left in marked(mark):

@@ -23,6 +23,7 @@ settings.
 """
 
 import argparse
+import gc
 import hashlib
 import importlib
 import json
@@ -221,6 +222,10 @@ def load_libraries(notebooks):
     draws = sum("umap" in notebook.read_text(encoding="utf-8") for notebook in notebooks)
     if draws > 1:
         vampsc.figures.import_umap()
+    # what was imported stays, and what a training makes need not be looked through so often
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
 
 def how_to_start():
