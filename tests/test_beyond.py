@@ -547,6 +547,7 @@ OWN = {
     "active_units": {"samples": "2,10", "heavier": "10"},
     "pseudo_inputs": {"sizes": "10,20"},
     "differences": {"repetitions": 2},
+    "denoise": {"others": "plain_ae", "python": sys.executable},
     "perturbation": {"types": "beta,alpha"},
     "peers": {"methods": "vae,vamp", "python": sys.executable},
     "integrate": {"methods": "pca,vae_batch", "python": sys.executable},

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from vampsc import counts, metrics, organs, peers
+from vampsc import counts, metrics, organs, peers, uses
 
 SHAPE = dict(hidden=(8,), n_latent=6, n_pseudo_inputs=10, max_epochs=2)
 THEIRS = Path(__file__).parents[1] / ".venv-benchmarks" / "bin" / "python"
@@ -93,6 +93,36 @@ def test_methods_that_need_nothing_else(method, task):
     assert ("test_marginal_ll" in said) == ("accuracy" in said) == method.startswith("va") and (
         "test_nats_per_cell" in said
     ) == (method != "pca")
+
+
+def test_rates_predict_held_out_molecules(adata, tmp_path):
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    half = organs.load(uses.write_halves(tmp_path / "cells.h5ad", tmp_path / "half.h5ad"))
+    cells = peers.prepare(half, seed=1, n_genes=60)
+    symbols = list(cells.var["symbol"])
+    of_genes = [half.var_names.get_loc(s) for s in symbols]
+    held_out = cells.layers["held_out"].toarray()
+    np.testing.assert_array_equal(held_out, half.layers["held_out"].toarray()[:, of_genes])
+    task = peers.Task(cells, seed=1, **{**SHAPE, "max_epochs": 30})
+    fit = peers.plain_autoencoder(task)
+    mu, theta = fit.rates
+    predicted = peers.cells_to_predict(task)
+    # a softmax: the rates of a cell add up to its counts
+    np.testing.assert_allclose(mu.sum(1), cells.X[predicted].sum(1).A1, rtol=1e-3)
+    numbers = peers.judge(fit, task)
+    test = task.split.test
+    x = cells.X[test].toarray()
+    of_test = slice(len(task.split.validation), None)
+    mu, theta = mu[of_test], theta[of_test]
+    expected = -stats.poisson.logpmf(held_out[test], mu).sum(1).mean()
+    assert numbers["poisson"] == pytest.approx(expected)
+    given = mu * (theta + x) / (theta + mu)
+    expected = -stats.poisson.logpmf(held_out[test], given).sum(1).mean()
+    assert numbers["poisson_with_counts"] == pytest.approx(expected)
+    assert numbers["poisson_few"] < numbers["poisson"]
+    # without held-out molecules nothing of the kind
+    whole = peers.Task(peers.prepare(adata, seed=1, n_genes=60), seed=1, **SHAPE)
+    assert peers.plain_autoencoder(whole).rates is None
 
 
 def test_axes_of_pca_are_those_of_training_cells(task):
@@ -369,6 +399,21 @@ def test_methods_of_other_packages(method, in_batches, tmp_path):
         and found.accuracy > 0.5
         and found.test_marginal_ll >= found.test_elbo
     )
+
+
+@needs_theirs
+@pytest.mark.slow
+def test_scvi_predicts_held_out_molecules(adata, tmp_path):
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    half = uses.write_halves(tmp_path / "cells.h5ad", tmp_path / "half.h5ad")
+    how = dict(seeds="0", python=str(THEIRS), n_genes=60, progress=False, **SHAPE)
+    frame = peers.gather(str(half), "scvi,scvi_shape", tmp_path / "out", **how)
+    frame = frame.set_index("method")
+    assert (frame["poisson"] > 0).all() and (frame["poisson_few"] < frame["poisson"]).all()
+    # hardly trained, the cell's own counts predict better
+    assert frame.loc["scvi_shape", "poisson_with_counts"] < frame.loc["scvi_shape", "poisson"]
+    # of a zero-inflated likelihood the rate given the counts is another one
+    assert np.isnan(frame.loc["scvi", "poisson_with_counts"])
 
 
 COMPARED = """

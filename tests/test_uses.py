@@ -119,6 +119,20 @@ def test_poisson_loss_is_that_of_scipy():
     np.testing.assert_allclose(uses.poisson_loss(x, mu), expected, rtol=1e-10)
 
 
+def test_losses_of_rates_are_those_of_test_cells():
+    rng = np.random.default_rng(0)
+    mu = rng.gamma(2, 2, (4000, 3)) * [0.1, 1, 5]
+    # of 3,000 cells the dispersion is found, which is 2 for all genes; 1,000 are judged
+    x = rng.negative_binomial(2, 2 / (2 + mu))
+    few = np.array([True, False, False])
+    losses = uses.losses_of_rates(mu, x, few, 3000)
+    expected = -stats.poisson.logpmf(x, mu)[3000:]
+    assert losses["poisson"] == pytest.approx(expected.sum(1).mean())
+    assert losses["poisson_few"] == pytest.approx(expected[:, 0].mean())
+    expected = -stats.nbinom.logpmf(x, 2, 2 / (2 + mu))[3000:].sum(1).mean()
+    assert losses["negative_binomial"] == pytest.approx(expected, rel=0.01)
+
+
 def test_denoising_is_judged_by_molecules_that_no_method_has_seen(half):
     judged = uses.judge_denoising(*half)
     assert set(judged) == {

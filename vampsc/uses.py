@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PROBABILITY_BINS', 'SHIFTS', 'MOST_OF_COUNTS', 'N_NEIGHBOURS', 'N_COMPONENTS', 'MIXED_IN', 'HIGH_CORRELATION',
            'LEAST_OF_TYPE', 'judge_labels', 'thinned', 'judge_differences', 'write_halves', 'poisson_loss',
-           'judge_denoising', 'write_permuted', 'judge_correlations', 'share_correlated', 'write_labelled',
-           'write_without', 'frequent_types', 'energy_of', 'judge_perturbation', 'write_part', 'write_made_up_batches',
-           'write_type_in_one_batch']
+           'judge_denoising', 'losses_of_rates', 'write_permuted', 'judge_correlations', 'share_correlated',
+           'write_labelled', 'write_without', 'frequent_types', 'energy_of', 'judge_perturbation', 'write_part',
+           'write_made_up_batches', 'write_type_in_one_batch']
 
 # %% ../nbs/21_uses.ipynb #imports
 import hashlib
@@ -404,7 +404,7 @@ def judge_denoising(name, folder, n_samples=25):
         rates["model and counts"] = _rates_of(model, cells, n_samples, use_counts=True)
         few = held_out.mean(0) < 1
         return {
-            method: _losses(mu, held_out[cells], few, len(model.split.validation))
+            method: losses_of_rates(mu, held_out[cells], few, len(model.split.validation))
             for method, mu in rates.items()
         }
 
@@ -469,8 +469,21 @@ def _rates_without(model, labels, held_out, cells):
     return rates
 
 # %% ../nbs/21_uses.ipynb #losses
-def _losses(mu, x, few, n_validation):
-    "Nats per test cell; the first n_validation cells fit the dispersion."
+def losses_of_rates(mu, x, few, n_validation):
+    """The nats of held-out counts, per test cell.
+
+    Parameters
+    ----------
+    mu : rates > 0 (cells, genes) of validation cells, followed by test cells.
+    x : their counts (cells, genes) that the rates should predict.
+    few : bool (genes,), those with few molecules.
+    n_validation : how many of the cells are for validation; they fit the dispersion.
+
+    Returns
+    -------
+    dict : "poisson", equation (1); "poisson_few", over the genes with few molecules; and
+        "negative_binomial".
+    """
     theta = _dispersion(x[:n_validation], mu[:n_validation])
     x = x[n_validation:]
     mu = mu[n_validation:]
