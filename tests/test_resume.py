@@ -606,3 +606,24 @@ def test_the_first_bad_stage_is_named(adata, layer, name):
     ]
     assert stages[0] == f"the {name}"
     assert training.not_finite(new(adata).network, cells, training=True) is None
+
+
+def test_a_run_that_max_epochs_ended_says_so(adata, capsys):
+    model = models.VAE(adata, n_genes=30, hidden=(8,), n_latent=4).train(max_epochs=2)
+    needed = training.get_profile("quick").needed_epochs(len(model.split.train), 8)
+    words = f"VAE: ended by max_epochs after 2 of {needed} epochs, its numbers still change."
+    assert needed > 2 and capsys.readouterr().out.splitlines()[-1] == words
+    model.train(max_epochs=2, progress=False)
+    model.train(steps=2)
+    model.train(max_epochs=0)
+    assert "ended by" not in capsys.readouterr().out
+    # with patience nobody knows how many epochs it takes
+    model.train("paper", max_epochs=1, learning_rate=1e-3)
+    assert "before the validation loss stopped falling" in capsys.readouterr().out
+
+
+def test_run_training_leaves_words_to_its_caller(adata, capsys):
+    model = models.VAE(adata, n_genes=30, hidden=(8,), n_latent=4)
+    run = models.run_training(model, training.get_profile("quick", max_epochs=1))
+    assert run.ending().startswith("ended by max_epochs after 1 of") and len(model.history) == 1
+    assert "ended by" not in capsys.readouterr().out

@@ -583,7 +583,7 @@ def _train_and_record(net, folder, config, profile, labels, progress, overwrite)
     for name in ("metrics.json", UMAP_FILE, UMAP_OF_BATCHES_FILE, EMBEDDED_FILE):
         (folder / name).unlink(missing_ok=True)
     files.write_whole(folder / "config.json", json.dumps(config, indent=1))
-    net.train(profile, progress=progress, checkpoint=checkpoint, resume=True)
+    models.run_training(net, profile, progress, checkpoint=checkpoint, resume=True)
     if net.interrupted:
         raise KeyboardInterrupt(f"stopped after epoch {len(net.history)}; the same call goes on")
     result, z = judge(net, labels, "")  # which labels are none was settled before

@@ -158,13 +158,8 @@ def training_end(settings, history, n_train, width=128, has_kl=True):
 
 # %% ../nbs/19_tables.ipynb #end-of-steps
 def _end_of_steps(profile, done, n_train, width, has_kl):
-    def epochs(steps):
-        return dataclasses.replace(profile, steps=steps, max_epochs=None, kl_warmup=0).epochs(
-            n_train, width, has_kl
-        )
-
-    own = epochs(profile.steps)
-    rule = epochs("auto")
+    own = profile.needed_epochs(n_train, width, has_kl)
+    rule = dataclasses.replace(profile, steps="auto").needed_epochs(n_train, width, has_kl)
     cut = f" by max_epochs {profile.max_epochs}" if profile.max_epochs == done else ""
     if done < own:
         return f"ended{cut} after {done} of {own} epochs"

@@ -95,8 +95,8 @@ class Profile:
                 f" weight; it must be below the number of epochs, {epochs}."
             )
 
-    def epochs(self, n_cells, width=128, has_kl=True):
-        """How many epochs training takes at most.
+    def needed_epochs(self, n_cells, width=128, has_kl=True):
+        """How many epochs the steps take, whatever max_epochs is; None without steps.
 
         steps="auto" stands for 150 times the root of the number of cells. A network that is wider
         than 128 units fits, and overfits, in fewer: its steps are divided by width / 128; those of
@@ -105,17 +105,25 @@ class Profile:
 
         n_cells : training cells. width : units of the widest hidden layer. has_kl : the loss has a
             KL term.
-        ValueError where kl_warmup takes all epochs.
         """
         if self.steps is None:
-            return self.max_epochs
+            return None
         wider = max(1, width / 128)
         if self.steps == "auto":
             needed = 150 * 128 / math.sqrt(n_cells) / (wider if has_kl else wider**2)
         else:
             needed = self.steps / math.ceil(n_cells / self.batch_size)
-        needed = max(1, round(needed))
-        epochs = needed if self.max_epochs is None else min(needed, self.max_epochs)
+        return max(1, round(needed))
+
+    def epochs(self, n_cells, width=128, has_kl=True):
+        """How many epochs training takes at most: those of `needed_epochs`, with its arguments, and
+        no more than max_epochs.
+
+        ValueError where kl_warmup takes all epochs.
+        """
+        needed = self.needed_epochs(n_cells, width, has_kl)
+        bounds = [bound for bound in (needed, self.max_epochs) if bound is not None]
+        epochs = min(bounds)
         self._check_warmup(epochs)
         return epochs
 
@@ -1097,7 +1105,7 @@ class _Retried(_Prepared):
         warnings.warn(
             f"{self.label}: {cause}; going on from epoch {len(self.state.rows)} at half the"
             f" learning rate, {rate:.2g}.",
-            stacklevel=6,
+            stacklevel=8,
         )
         self._go_or_try_again()
 
@@ -1164,6 +1172,28 @@ class Run(_Retried):
             for batches in self.inputs:
                 batches.let_go()
         return self
+
+    def ending(self):
+        "How the run ended, in words, where it was not at its end; else an empty text."
+        done = len(self.state.rows)
+        if self.interrupted:
+            best = "the best weights so far are kept"
+            return (
+                f"interrupted after epoch {len(self.history)}, {best}"
+                if len(self.history)
+                else "interrupted in the first epoch, the weights are as they were"
+            )
+        if self.state.notes["stopped"] or not done or done != self.profile.max_epochs:
+            return ""
+        network = self.network
+        needed = self.profile.needed_epochs(
+            len(self.split.train), widest_hidden(network), network.prior is not None
+        )
+        if needed is None:
+            return f"ended by max_epochs={done}, before the validation loss stopped falling"
+        if done < needed:
+            return f"ended by max_epochs after {done} of {needed} epochs, its numbers still change"
+        return ""
 
     @property
     def recorded(self):
