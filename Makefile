@@ -20,7 +20,7 @@ first = for python in $(1); do \
 BIN := .venv/bin
 READY := .venv/installed
 RENDERER := smalldocs
-STATISTICS := $(patsubst %,tests/test_%.py,likelihood networks posteriors flows priors bounds rows traced precision steps)
+STATISTICS := $(foreach name,likelihood networks posteriors flows priors bounds rows traced precision steps,$(wildcard tests/*/test_$(name).py))
 # What `make test` takes of the tests: all but these marks of pytest.ini.
 QUICK := not slow and not study and not other_model and not long
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
