@@ -441,10 +441,11 @@ def sysvi(task, conditioned=False):
     )
 
 # %% ../nbs/22_peers.ipynb #harmony
-def harmony(task, n_components=50):
+def harmony(task, n_components=50, iterations=None):
     """Harmony (Korsunsky et al. 2019) on the principal components of `pca`, with its defaults.
 
-    task : Task with batches. Returns a Fitted: latent (cells, n_components), train_seconds, those
+    task : Task with batches. iterations : as many, however little they change; None: until its own
+        rule ends it. Returns a Fitted: latent (cells, n_components), train_seconds, those
         of the components included. ModuleNotFoundError : without harmonypy.
     """
     import harmonypy
@@ -452,9 +453,10 @@ def harmony(task, n_components=50):
     fit = pca(task, n_components)
     start = time.perf_counter()
     batches = task.cells.obs[["batch"]].astype(str)
-    harmony_run = harmonypy.run_harmony(
-        fit.latent, batches, "batch", random_state=task.seed, verbose=False
-    )
+    how = dict(random_state=task.seed, verbose=False)
+    if iterations is not None:
+        how.update(max_iter_harmony=iterations, epsilon_harmony=-np.inf)
+    harmony_run = harmonypy.run_harmony(fit.latent, batches, "batch", **how)
     corrected = np.asarray(harmony_run.Z_corr)
     # older versions have cells in columns
     latent = corrected if corrected.shape == fit.latent.shape else corrected.T
@@ -482,6 +484,7 @@ BATCH_METHODS = {
     "scvi_batch": ("SCVI, batch", functools.partial(scvi, conditioned=True)),
     "sysvi_batch": ("SysVI, batch", functools.partial(sysvi, conditioned=True)),
     "harmony": ("Harmony", harmony),
+    "harmony_10": ("Harmony, 10 iterations", functools.partial(harmony, iterations=10)),
 }
 ALL_METHODS = {**METHODS, **BATCH_METHODS}
 SCVI_METHODS = ("scvi", "scvi_shape", "sysvi", "scvi_batch", "sysvi_batch")  # need scvi-tools
@@ -678,7 +681,7 @@ def environment(python="auto", methods=tuple(METHODS)):
     ValueError : no such file, or a package that is missing there, by name, with what to do.
     """
     needed = ["vampsc", *(["scvi", "scib_metrics"] if {*methods} & {*SCVI_METHODS} else [])]
-    if "harmony" in methods:
+    if {"harmony", "harmony_10"} & {*methods}:
         needed.append("harmonypy")
     if python == "auto":
         of_project = Path(".venv-benchmarks/bin/python")
@@ -706,7 +709,7 @@ def environment(python="auto", methods=tuple(METHODS)):
         raise ValueError(f"python={str(python)!r} cannot be run; {HOW}")
     if missing := process.stdout.split():
         name = missing[0].replace("scvi", "scvi-tools").replace("_", "-")
-        needing = ["harmony"] if name == "harmonypy" else SCVI_METHODS
+        needing = ["harmony", "harmony_10"] if name == "harmonypy" else SCVI_METHODS
         raise ValueError(
             f"{name} is not installed for {str(python)!r}; {HOW}; or leave out"
             f" {', '.join(m for m in needing if m in methods) or 'what needs it'}."

@@ -361,7 +361,7 @@ def test_better_and_worse_by_the_paired_interval():
 
 @needs_theirs
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [*peers.SCVI_METHODS, "harmony"])
+@pytest.mark.parametrize("method", [*peers.SCVI_METHODS, "harmony", "harmony_10"])
 def test_methods_of_other_packages(method, in_batches, tmp_path):
     in_batches.write_h5ad(tmp_path / "cells.h5ad")
     more = {**SHAPE, "batch_key": "lab" if method in peers.BATCH_METHODS else None}
@@ -375,7 +375,7 @@ def test_methods_of_other_packages(method, in_batches, tmp_path):
         progress=False,
         **more,
     ).iloc[0]
-    assert method == "harmony" or found.epochs == SHAPE["max_epochs"]
+    assert method.startswith("harmony") or found.epochs == SHAPE["max_epochs"]
     assert 0 <= found.scib_mean <= 1 and found.memory_mb > 0
     (run := next((tmp_path / "out").glob("cells/peers/*/*-seed0")) / "scib.json").write_text(
         '{"scib_mean": 7}'
@@ -392,13 +392,13 @@ def test_methods_of_other_packages(method, in_batches, tmp_path):
     ).iloc[0]
     # read, not made again
     assert run.exists() and again.scib_mean == 7 and again.asw == found.asw
-    if method == "sysvi":
+    # no likelihood of counts
+    if method.startswith(("sysvi", "harmony")):
         return
-    assert (
-        -2000 < found.test_marginal_ll < -50 < 50 < found.test_nats_per_cell < 2000
-        and found.accuracy > 0.5
-        and found.test_marginal_ll >= found.test_elbo
-    )
+    assert -2000 < found.test_marginal_ll < -50 < 50 < found.test_nats_per_cell < 2000
+    assert found.test_marginal_ll >= found.test_elbo
+    # with batches no cells are invented
+    assert found.get("accuracy", 1) > 0.5 and ("accuracy" in found) == (method in peers.METHODS)
 
 
 @needs_theirs
