@@ -592,7 +592,7 @@ def summary(notebook):
         for o in c.get("outputs", [])
         if "text/markdown" in o.get("data", {})
     ]
-    first = next(i for i, text in enumerate(said) if text.startswith("- **Asked:**"))
+    first = next(i for i, text in enumerate(said) if text.startswith("- **Question:**"))
     return said[first], said[first + 1]
 
 

@@ -116,7 +116,7 @@ def test_a_table_without_heads_of_rows():
     assert "pancreas" not in tables.show_words(pd.DataFrame({"a": [1]}, index=["pancreas"]))
 
 
-@pytest.mark.parametrize("around", ["{}", "**{}**", "- **Asked:** on {}?", "*{}*"])
+@pytest.mark.parametrize("around", ["{}", "**{}**", "- **Question:** on {}?", "*{}*"])
 def test_a_sentence(around, tmp_path):
     names = [
         *NAMES,
