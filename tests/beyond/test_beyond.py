@@ -605,11 +605,11 @@ def lines_of(text, width=88):
 
 
 @pytest.mark.parametrize("question", beyond.QUESTIONS)
-def test_pages_say_in_ten_lines_what_was_asked_and_found_and_how_sure(question):
+def test_pages_say_in_ten_lines_question_result_and_how_sure(question):
     short, _ = summary(nbformat.read(study.TEMPLATE.with_name(f"{question}.ipynb"), 4))
     assert [line.split(":")[0] for line in short.splitlines()] == [
-        "- **Asked",
-        "- **Found",
+        "- **Question",
+        "- **Result",
         "- **How sure",
     ] and lines_of(short) <= 10
     assert SHOWN_FOR.get(question, "pancreas") in html.unescape(short)
@@ -671,6 +671,15 @@ def test_notebook_of_a_question(question, folder, files):
     }
     if question in tables:
         assert set(pd.read_csv(folder / "some-cells" / f"{tables[question]}.csv").seed) == seeds
+
+
+@pytest.mark.slow
+def test_batches_without_a_type_in_one_batch(files, tmp_path):
+    given = {**SMALL, "methods": "pca", "python": sys.executable, "one_batch": False}
+    page = beyond.make("integrate", tmp_path, organs=str(files / "some cells.h5ad"), **given)
+    raw = pd.read_csv(tmp_path / "some-cells" / "integrate.csv")
+    assert len(raw) == 5 and not raw["type_in_one_batch"].any()
+    assert "one_batch is False" in page.read_text()
 
 
 @pytest.mark.slow
