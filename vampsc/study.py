@@ -951,6 +951,19 @@ def report(out, overwrite=False, **parameters):
         overwrite=overwrite,
     )
 
+# %% ../nbs/18_study.ipynb #like-the-default
+def _like_the_default(name, value, default):
+    """A parameter that is given as text, as on a command line, where the notebook's default, its
+    source, is True, False or None.
+    """
+    if not isinstance(value, str):
+        return value
+    if default in ("True", "False"):
+        if value.lower() not in ("true", "false"):
+            raise ValueError(f"{name}={value} must be True or False.")
+        return value.lower() == "true"
+    return None if (default, value) == ("None", "None") else value
+
 # %% ../nbs/18_study.ipynb #fill-in
 def fill_in(template, target, parameters, leave_out=(), others=(), overwrite=False):
     """Run a notebook with these parameters, a dict, into target, an .ipynb, and the page beside it,
@@ -962,7 +975,12 @@ def fill_in(template, target, parameters, leave_out=(), others=(), overwrite=Fal
     """
     import papermill
 
-    refuse_unknown(parameters, papermill.inspect_notebook(str(template)))
+    known = papermill.inspect_notebook(str(template))
+    refuse_unknown(parameters, known)
+    parameters = {
+        name: _like_the_default(name, value, known[name]["default"])
+        for name, value in parameters.items()
+    }
     names = (target.name, target.with_suffix(".html").name, *others)
     files.claim(target.parent, target.stem, names, overwrite, ours=_is_of(template, target))
     try:

@@ -675,7 +675,7 @@ def test_notebook_of_a_question(question, folder, files):
 
 @pytest.mark.slow
 def test_batches_without_a_type_in_one_batch(files, tmp_path):
-    given = {**SMALL, "methods": "pca", "python": sys.executable, "one_batch": False}
+    given = {**SMALL, "methods": "pca", "python": sys.executable, "one_batch": "False"}
     page = beyond.make("integrate", tmp_path, organs=str(files / "some cells.h5ad"), **given)
     raw = pd.read_csv(tmp_path / "some-cells" / "integrate.csv")
     assert len(raw) == 5 and not raw["type_in_one_batch"].any()
@@ -718,6 +718,8 @@ def test_wrong_questions_and_parameters_are_named(tmp_path):
         beyond.make("why", tmp_path)
     with pytest.raises(ValueError, match="parameter 'weihgts' is not known"):
         beyond.make("kl_weight", tmp_path, weihgts="1")
+    with pytest.raises(ValueError, match="one_batch=no must be True or False"):
+        beyond.make("integrate", tmp_path, one_batch="no")
     with pytest.raises(ValueError, match="-1 is below 0"):
         beyond.make("kl_weight", tmp_path, weights="1,-1")
     checked("kl_weight")
