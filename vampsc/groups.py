@@ -516,20 +516,33 @@ def _comparisons(model, adata, groupby, group1, group2, idx1, idx2, unlabelled):
     return [Comparison("idx1", "rest" if idx2 is None else "idx2", first, second)]
 
 # %% ../nbs/11_groups.ipynb #sides
-def _sides(model, X, pair, max_cells, rng):
+def _are_of_one_sample(batches, samples):
+    "Is each batch, codes of some cells, of one sample? Then a batch's effect is its sample's."
+    return samples is not None and pd.Series(samples).groupby(batches).nunique().max() == 1
+
+
+def _sides(model, X, pair, max_cells, rng, samples=None):
     """Of each group the cells that are compared, and the stratum of each: the batches that both
     groups have, so that what they have of them is the same.
+
+    Groups of different samples, such as donors, whose batches they are, have none in common. They
+    are compared as they are: how samples differ is then known from within the groups.
     """
     sides = [pair.in_first, pair.in_second]
     strata = [np.zeros(len(cells), int) for cells in sides]
-    if model.batches:
-        batches = [X.batch[0][cells] for cells in sides]
-        common = np.intersect1d(*batches)
-        if not len(common):
+    batches = [X.batch[0][cells] for cells in sides] if model.batches else [[], []]
+    common = np.intersect1d(*batches)
+    if model.batches and not len(common):
+        compared = np.concatenate(sides)
+        of_samples = None if samples is None else samples[compared]
+        if not _are_of_one_sample(X.batch[0][compared], of_samples):
             raise ValueError(
                 f"{pair.first!r} and {pair.second!r} have no {model.batch_key} in common, so"
-                " that their difference may be that of the batches."
+                " that their difference may be that of the batches. Where each batch is one"
+                f" donor's, name the donors: sample_key={model.batch_key!r}, --sample-key"
+                f" {model.batch_key}; else compare them by a model without batch_key=."
             )
+    if len(common):
         strata = [np.searchsorted(common, codes) for codes in batches]
         masks = [np.isin(codes, common) for codes in batches]
         sides = [cells[keep] for cells, keep in zip(sides, masks)]
@@ -588,7 +601,7 @@ def _mean_log_expression(model, rng, X, cells, strata, samples, of_samples, pseu
 def _difference(model, X, pair, samples, how):
     "The rows of one Comparison, whose cells are positions in Counts X."
     rng = np.random.default_rng(how.seed)
-    sides, strata = _sides(model, X, pair, how.max_cells, rng)
+    sides, strata = _sides(model, X, pair, how.max_cells, rng, samples)
     n = _check_sizes(pair, sides, samples)
     pseudocount = how.pseudocount
     if pseudocount is None:
@@ -909,7 +922,8 @@ class Groups(Labelling):
         """Which genes differ in expression between two groups of cells, how much, and how surely.
 
         Cells are decoded as of their own batch and covariates. Batches are in equal parts in both
-        groups; covariates are as they are, and where the groups differ in them, so may the genes.
+        groups, unless these are groups of different samples that are the batches; covariates are as
+        they are, and where the groups differ in them, so may the genes.
 
         Compared is the mean log2 expression of the groups: what the decoder expects, corrected by
         what the group's counts are of that. A sample is a draw of z for each cell, and new weights
@@ -948,7 +962,8 @@ class Groups(Labelling):
         Raises
         ------
         ValueError : a group that is not there, of fewer than two cells or samples, or that shares
-            cells with the other; groups that have no batch in common, if the model knows batches.
+            cells with the other; groups that have no batch in common, if the model knows batches
+            and sample_key is not given, or has several samples in a batch.
         """
         delta = real_number("delta", delta, least=0)
         fdr = real_number("fdr", fdr, above=0, below=1)

@@ -337,6 +337,11 @@ class Inference(_Passes):
             raise ValueError(
                 f"key must be the name of an entry of obsm, such as 'X_vae', not {key!r}."
             )
+        if isinstance(adata, ad.AnnData) and adata.isbacked and adata.is_view:
+            raise ValueError(
+                "embed writes into adata, which a part of a backed file does not allow:"
+                " z = model.get_latent_representation(adata) returns the embedding."
+            )
         adata.obsm[key] = self.get_latent_representation(adata, **settings)
         return key
 

@@ -484,7 +484,7 @@ BATCH_METHODS = {
     "scvi_batch": ("SCVI, batch", functools.partial(scvi, conditioned=True)),
     "sysvi_batch": ("SysVI, batch", functools.partial(sysvi, conditioned=True)),
     "harmony": ("Harmony", harmony),
-    "harmony_10": ("Harmony, 10 iterations", functools.partial(harmony, iterations=10)),
+    "harmony_10": ("Harmony (10 iterations)", functools.partial(harmony, iterations=10)),
 }
 ALL_METHODS = {**METHODS, **BATCH_METHODS}
 SCVI_METHODS = ("scvi", "scvi_shape", "sysvi", "scvi_batch", "sysvi_batch")  # need scvi-tools

@@ -914,7 +914,7 @@ ERROR_KINDS = {
 }
 # The kernel keeps what libraries write to the error stream out of the notebook, and its own advice
 # to itself.
-KERNEL = ["--IPKernelApp.capture_fd_output=False", "--IPKernelApp.log_level=40"]
+KERNEL = ["--IPKernelApp.capture_fd_output=False", "--IPKernelApp.log_level=50"]
 
 IN_A_REPORT = (
     "table.csv",

@@ -170,3 +170,13 @@ def test_a_backed_file_gives_the_model_that_memory_gives(tmp_path):
         # a library may have others about itself
         warnings.simplefilter("error", UserWarning)
         counts_of(backed, GeneSpace.load("gencode-48"))
+
+
+def test_a_part_of_a_file_is_embedded_but_not_written_into(tmp_path):
+    cells = organs.load("pancreas")[:60].copy()
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    part = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")[np.arange(60) % 2 == 0]
+    model = models.VAE(part, n_genes=30, hidden=(4,), n_latent=2).train(steps=2, progress=False)
+    with pytest.raises(ValueError, match="z = model.get_latent_representation"):
+        model.embed(part)
+    assert model.get_latent_representation(part).shape == (30, 2)

@@ -129,6 +129,48 @@ def test_groups_without_a_batch_in_common_are_refused():
         model.differential_expression(cells, "lab", "north", "south")
 
 
+@pytest.fixture(scope="module")
+def patients():
+    "Twelve donors, each different from the others by chance; in six ten genes are at four times."
+    rng = np.random.default_rng(3)
+    cells = made_up(rng, 720)
+    donor = np.arange(720) % 12
+    cells.obs["donor"] = [f"d{i}" for i in donor]
+    cells.obs["group"] = np.where(donor < 6, "patient", "control")
+    factor = rng.lognormal(0, 0.3, (12, N_GENES))
+    factor[:6, 50:60] *= 4
+    cells.X = sparse.csr_matrix(rng.poisson(factor[donor] * cells.X.toarray()).astype("float32"))
+    return cells
+
+
+def test_groups_of_different_donors_that_are_the_batches(patients):
+    model = models.VAE(patients, batch_key="donor", **SMALL).train(max_epochs=60, progress=False)
+    how = dict(groupby="group", group1="patient", group2="control")
+    with pytest.raises(ValueError, match="have no donor in common.*sample_key='donor'"):
+        model.differential_expression(patients, **how)
+    found = model.differential_expression(patients, **how, sample_key="donor")
+    called = set(found.index[found["is_de_fdr_0.05"]])
+    changed = set(named(range(50, 60)))
+    assert len(called & changed) >= 9 and len(called - changed) <= 1
+    # donors of one group only, by the toss of a coin: nothing differs
+    controls = patients[patients.obs["group"] == "control"].copy()
+    coin = np.where(controls.obs["donor"].isin(["d6", "d7", "d8"]), "one", "other")
+    controls.obs["group"] = coin
+    how.update(group1="one", group2="other", sample_key="donor")
+    found = model.differential_expression(controls, **how)
+    assert found["is_de_fdr_0.05"].sum() <= 1
+
+
+def test_batches_of_several_donors_are_no_donors(patients):
+    cells = patients.copy()
+    cells.obs["lab"] = cells.obs["group"].map({"patient": "clinic", "control": "city"})
+    model = models.VAE(cells, batch_key="lab", **SMALL).train(max_epochs=1, progress=False)
+    with pytest.raises(ValueError, match="have no lab in common"):
+        model.differential_expression(
+            cells, "group", "patient", "control", sample_key="donor", n_samples=2
+        )
+
+
 @pytest.mark.long
 def test_donors_that_were_drawn_make_it_less_sure(model, cells):
     "One donor of eight has ten genes at four times the rate: a matter of who was drawn."
