@@ -501,7 +501,8 @@ def _check_whole(X, broken, nonzero, high, elsewhere):
     if scale == "log":
         raise CountsError(
             f"the values look log-transformed ({reason}, the largest is {high:.4g}); "
-            f"pass raw counts, {elsewhere()} (if these are estimates of counts, round them)"
+            f"pass raw counts, {elsewhere()} (rounding does not undo a logarithm; round only"
+            " what you know to be estimates of counts)"
         )
     hint = (
         f"normalised counts; raw counts are better, {elsewhere()}"
