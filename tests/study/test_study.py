@@ -1,6 +1,7 @@
 """Runs, tables, the page of a run and the organ notebook."""
 
 import dataclasses
+import functools
 import json
 import re
 import resource
@@ -301,10 +302,8 @@ def test_a_stopped_run_goes_on(adata, tmp_path, monkeypatch):
             if epoch == 1:
                 raise KeyboardInterrupt
 
-    train = models.VAE.train
-    monkeypatch.setattr(
-        models.VAE, "train", lambda self, *a, **k: train(self, *a, callbacks=[CtrlC()], **k)
-    )
+    train = functools.partial(models.run_training, callbacks=[CtrlC()])
+    monkeypatch.setattr(models, "run_training", train)
     with pytest.raises(KeyboardInterrupt, match="stopped after epoch 1"):
         study.run(adata[:200], "vae", tmp_path, profile, progress=False)
     assert {p.name for p in (tmp_path / "vae-seed0").iterdir()} == {"checkpoint", "config.json"}
