@@ -451,7 +451,8 @@ class Elbo(Inference):
         Returns
         -------
         dict of floats: `elbo` = -(`reconstruction` + `kl`), and `standard_error` of elbo over cells
-        (NaN for one cell).
+        (NaN for one cell). Most of that error is how much cells differ, which two models of the
+        same cells share: the error of their difference is much smaller.
 
         Raises
         ------

@@ -1,5 +1,7 @@
 """Labels carried to new cells, and differences between groups: against truths that are known."""
 
+import warnings
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -184,6 +186,21 @@ def test_donors_that_were_drawn_make_it_less_sure(model, cells):
     by_cells = model.differential_expression(**how).loc[odd]
     by_donors = model.differential_expression(**how, sample_key="donor").loc[odd]
     assert by_donors["lfc_error"].mean() > 1.5 * by_cells["lfc_error"].mean()
+
+
+def test_comparing_cells_of_known_donors_warns(model, cells):
+    how = dict(groupby="kind", group1="second", n_samples=2)
+    with pytest.warns(UserWarning, match=r"sample_key='donor' \(--sample-key donor\)"):
+        model.differential_expression(cells, **how)
+    unnamed = cells.copy()
+    del unnamed.obs["donor"]
+    of_one_each = cells.copy()
+    of_one_each.obs["donor"] = cells.obs["kind"].astype(str)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model.differential_expression(cells, **how, sample_key="donor")
+        model.differential_expression(unnamed, **how)
+        model.differential_expression(of_one_each, **how)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 "Metrics against scikit-learn, closed forms and simulation."
 
 import tracemalloc
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -577,6 +578,16 @@ def test_two_samples_dense_sparse_and_of_other_sizes():
         two_sample_accuracy(a, b)["n_cells"] == 240
         and two_sample_accuracy(a, b, most=50)["n_cells"] == 100
     )
+
+
+def test_a_forest_of_few_cells_warns_that_it_learns_little():
+    a = poisson_cells(250, seed=0)[0]
+    b = poisson_cells(250, seed=1)[0]
+    with pytest.warns(UserWarning, match="learns from 150 cells of a kind"):
+        two_sample_accuracy(a, b[:150])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        two_sample_accuracy(a, b)
 
 
 def test_wrong_samples_are_named():
