@@ -509,7 +509,7 @@ def judge(fit, task):
         numbers.update(_of_batches(fit.latent, task.cells))
     if fit.invented is not None:
         numbers["accuracy"] = metrics.two_sample_accuracy(
-            task.cells.X[task.split.test], fit.invented, task.seed
+            task.cells.X[task.split.test], fit.invented, task.seed, enough=0
         )["accuracy"]
     if fit.rates is not None:
         numbers.update(_of_held_out(*fit.rates, task))
