@@ -34,7 +34,8 @@ class Network(keras.Model):
     of the loss.
 
     prior is None for a point posterior. beta weighs the KL term in the loss, of training and of
-    validation; get_elbo and its like always take it at 1.
+    validation; get_elbo and similar methods
+        always use 1.
     n_conditions : number of columns, of covariates and batches, that the decoder is conditioned on;
         above 0, the argument `cells` of every method is a pair of the counts and these columns,
         (cells, n_conditions).
@@ -52,7 +53,7 @@ class Network(keras.Model):
         n_conditions=0,
         encode_batch=False,
     ):
-        # counts, densities and the loss, whatever the layers compute in
+        # counts, densities and the loss are float32, also if the layers compute in half precision
         super().__init__(dtype="float32")
         self.encoder = encoder
         self.posterior = posterior
@@ -162,7 +163,7 @@ class Network(keras.Model):
         )
 
     def terms_at(self, cells, parameters, noise, components, training=False):
-        "The same for cells that are encoded already."
+        "As `terms`, for cells whose posterior parameters are given."
         z, log_q = self.posterior.sample(parameters, noise)
         return self.reconstruction(cells, z, training), self.kl(parameters, z, log_q, components)
 
@@ -186,7 +187,7 @@ class Network(keras.Model):
         return log_p - self.reconstruction(cells, z) - log_draws
 
     def noise(self, n):
-        "Standard normal, (n, latent), float32 whatever Keras' default is."
+        "Standard normal draws, (n, latent), always float32."
         return keras.random.normal((n, self.n_latent), dtype="float32", seed=self.noise_seed)
 
     def call(self, cells, training=False):
@@ -194,9 +195,9 @@ class Network(keras.Model):
         return self.terms(cells, noise, self.components(), training)
 
     def stages(self, cells, training=False):
-        """What `call` computes of a minibatch, one thing after the other: (name, value).
+        """The steps of `call` for a minibatch, one after the other, as (name, value).
 
-        To see where a number went wrong.
+        They show at which step a number goes wrong.
         """
         counts, batch = counts_and_batch(cells)
         yield "the counts", counts
@@ -236,11 +237,11 @@ class Network(keras.Model):
         )
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        "y : the weight of the KL term, (cells,), while it rises; None: beta."
+        "y : the weight of the KL term, (cells,), while it rises (kl_warmup); None: beta."
         for tracker, term in zip(self.trackers, y_pred):
             tracker.update_state(term)
         reconstruction, kl = y_pred
-        # which Keras sums
+        # Keras adds up the losses of all devices, so each is divided by their number
         return (
             ops.mean(reconstruction + (self.beta if y is None else y) * kl) + self.penalty()
         ) / devices.replicas()
@@ -294,7 +295,7 @@ class Architecture:
     linear_decoder: bool = False
     beta: float = 1.0  # weight of the KL term while training
     n_pseudo_inputs: int = 500  # K, the number of components of a mixture or VAMP prior
-    learn_weights: bool = False  # of its components; else 1/K each
+    learn_weights: bool = False  # learn the shares of the K components; False: 1/K each
     n_flow_steps: int = 5
     flow_hidden: tuple = (320, 320)
     # set by batch_key: the decoder is conditioned on each cell's batch
@@ -355,7 +356,7 @@ class Architecture:
 # %% ../nbs/07_assembly.ipynb #build-network
 @contextlib.contextmanager
 def _layers_in(precision):
-    "Layers made within compute in this precision."
+    "A context: layers that are made inside it compute in this precision."
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
     try:

@@ -49,8 +49,8 @@ from .priors import gaussian_log_densities
 # %% ../nbs/20_beyond.ipynb #variant
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A model with settings of its own: name, for people; model, one of the presets in lower case;
-    settings, a dict, of the model or of training, such as kl_warmup=20.
+    """A model with settings of its own. name : the name that is shown. model : one of the presets,
+    in lower case. settings : a dict, of the model or of training, such as kl_warmup=20.
 
     `folder` is the name of its folder of runs, the same for the same settings.
     """
@@ -71,17 +71,17 @@ class Variant:
         return re.sub(r"[^\w.-]+", "-", "_".join([self.model, *parts]))
 
 # %% ../nbs/20_beyond.ipynb #judge-cells
-# cells, for the marginals and the types; the two-sample judges take as many as there are test cells
+# cells, for marginals and types; the two-sample tests take as many cells as there are test cells
 N_INVENTED = 1000
 
 
 def judge_cells(model, cells, labels=None, seed=0):
-    """What the judges say of a set of cells beside the test cells of a model.
+    """The numbers that compare a set of cells with the test cells of a model.
 
     Parameters
     ----------
     model : trained, with its cells. cells : counts (cells, genes) on the model's genes. labels :
-        (all cells of the model,), missing where there is none; None: nothing is said about types.
+        (all cells of the model,), missing where a cell has none; None: types are not compared.
 
     Returns
     -------
@@ -90,7 +90,7 @@ def judge_cells(model, cells, labels=None, seed=0):
         another type for the types to be as in the test cells.
     """
     test = model.X[model.split.test]
-    # the page sets two halves of the real cells beside it, so that few cells are no trap
+    # few cells need no warning here: pages show the same number of real cells for comparison
     accuracy = metrics.two_sample_accuracy(test, cells, seed, enough=0)
     energy = metrics.energy_distance(test, cells, seed=seed)
     numbers = {
@@ -121,14 +121,14 @@ def training_halves(model, seed):
 
 
 def judge_invented(model, labels=None, seed=0):
-    """What the judges say of cells that a model invents, and with a Gaussian posterior how probable
-    the test cells are and the two parts of its KL.
+    """The numbers of `judge_cells` for cells that a model generates. For a Gaussian posterior also
+    a bound on log p(x) of the test cells, and the two parts of the KL.
 
     model : trained, with its cells, and with a prior. labels : as in judge_cells. seed : of the
-        cells invented.
-    Returns the dict of `judge_cells`, with log_p, the bound on log p(x) from 200 draws of posterior
-    and prior; aggregate_kl; and mutual_information, all
-    of the test cells, in nats. ValueError : an AE.
+        generated cells.
+    Returns the dict of `judge_cells`. For a Gaussian posterior it also has log_p, the bound on
+    log p(x) from 200 draws of posterior and prior, aggregate_kl and mutual_information, all of the
+    test cells, in nats. ValueError : an AE.
     """
     numbers = judge_cells(
         model, model.genes.map(model.sample_prior(N_INVENTED, seed=seed))[0], labels, seed
@@ -143,8 +143,8 @@ def judge_invented(model, labels=None, seed=0):
 
 # %% ../nbs/20_beyond.ipynb #judge-real
 def judge_real(model, labels=None, seed=0):
-    """What the judges say of training cells, drawn at random from the half that no types were
-    learnt from: the dict of `judge_cells`.
+    """The dict of `judge_cells` for real training cells. They are drawn at random from the half of
+    the training cells that cell types are not learnt from.
     """
     return judge_cells(model, model.X[training_halves(model, seed)[1][:N_INVENTED]], labels, seed)
 
@@ -152,8 +152,8 @@ def judge_real(model, labels=None, seed=0):
 def refit_posterior(model, profile="quick", seed=0, **changes):
     """The same decoder and prior with a new encoder and posterior, trained at a KL weight of 1.
 
-    p(x) stays as it is, so that bounds of the new model are bounds of the old one, without what a
-    posterior that was trained otherwise misses.
+    p(x) stays as it is, so a bound of the new model is also a bound of the old one. It is higher
+    where the old posterior was trained at another weight, and so was far from the true one.
 
     Parameters
     ----------
@@ -163,7 +163,7 @@ def refit_posterior(model, profile="quick", seed=0, **changes):
     Returns
     -------
     A model; `model` stays as it is. A VAMP prior has become a plain mixture of the same Gaussians,
-    since its own would move with the encoder.
+    since the components of a VAMP prior would move with the encoder.
 
     Raises
     ------
@@ -203,13 +203,13 @@ TRAINING = {f.name for f in dataclasses.fields(training.Profile)} - {"n_genes"}
 def run(
     adata, variant, out, profile="quick", seed=0, label_key=None, test=0.2, invent=True, **settings
 ):
-    """One run of a variant, with its invented cells judged; read back if it is there already.
+    """One run of a variant, with its generated cells judged; a finished run is read.
 
     Parameters
     ----------
     adata : AnnData of raw counts. variant : a Variant. out : the folder of the sweep. test : share
         of the cells to test on.
-    profile, seed, label_key : as in study.run. invent : judge invented cells too, where the model
+    profile, seed, label_key : as in study.run. invent : also judge generated cells, where the model
         has a prior.
     **settings : of the model or of training, unless the variant has its own.
 
@@ -257,8 +257,8 @@ def run(
 
 # %% ../nbs/20_beyond.ipynb #of-real-cells
 def _of_real_cells(config):
-    """A short hash of all that decides what is said of real cells: not the model, so that all
-    variants share it.
+    """A short hash of all that decides the numbers of `judge_real`. The model is not part of it, so
+    all variants share these numbers.
     """
     settings = config["settings"]
     return study.hash_of(
@@ -270,8 +270,8 @@ def _of_real_cells(config):
 
 
 def made_once(path, how):
-    """What a file of JSON holds; where there is none, it is made, by one process of those that want
-    it.
+    """The content of a JSON file. Where there is no file, `how` computes the content, and it is
+    written; of several processes that need it, only one does this.
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -291,7 +291,7 @@ def listed(value):
 
 
 def distinct(values, what):
-    "The values, a list; ValueError where there are none, or one is there twice."
+    "The values, a list; ValueError where the list is empty, or has a value twice."
     if not values:
         raise ValueError(f"{what}: none is named.")
     if twice := [v for v in values if values.count(v) > 1]:
@@ -324,7 +324,7 @@ ONE_CORE = dict.fromkeys(
 
 @contextlib.contextmanager
 def _environment(**variables):
-    "These environment variables, for processes that are started within."
+    "Within: processes that are started have these environment variables."
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -357,12 +357,14 @@ def in_processes(function, tasks, names, jobs=None, progress=True):
     Parameters
     ----------
     function : defined in a module, or in a notebook. tasks : list of dicts, its arguments. names :
-        of the tasks, for people.
-    jobs : processes; None: as many as cores; 1: none but this one. progress : a line for each task.
+        of the tasks, as they are shown.
+    jobs : number of processes; None: as many as cores; 1: only this process. progress : print a
+        line for each task.
 
     Returns
     -------
-    (list of what it returned, None for a task that failed; list of sentences about those).
+    (list of what the function returned, None for a task that failed; list of sentences, one about
+    each task that failed).
 
     Raises
     ------
@@ -374,8 +376,8 @@ def in_processes(function, tasks, names, jobs=None, progress=True):
     with contextlib.ExitStack() as within:
         if jobs > 1:
             within.enter_context(_environment(**ONE_CORE, TF_CPP_MIN_LOG_LEVEL="3"))
-        # A worker is to end with this process; that is arranged before it starts TensorFlow, which
-        # takes long.
+        # A worker must end when this process ends. This is arranged before the worker starts
+        # TensorFlow, which takes long.
         ends = {"initializer": files.end_with, "initargs": (os.getpid(),)}
         pool = within.enter_context(
             Parallel(
@@ -425,8 +427,8 @@ def sweep(
     ----------
     adata : AnnData of raw counts. variants : list of Variant. out : the folder; a run is in
         out/<variant>/<model>-seed<k>.
-    profile : name or training.Profile. label_key : as in study.run. jobs : processes of one core
-        each; None: as many as cores; 1: none but this one.
+    profile : name or training.Profile. label_key : as in study.run. jobs : number of processes,
+        of one core each; None: as many as cores; 1: only this process.
     progress : a line for each run. **settings : of `run` and of all models, such as hidden=(128,).
 
     Returns
@@ -447,7 +449,7 @@ def sweep(
 
 # %% ../nbs/20_beyond.ipynb #sweep-2
 def _sweep(adata, variants, out, seeds, profile, label_key, jobs, progress=True, **settings):
-    "(rows of the runs that ended well, sentences about those that did not, the number of all)."
+    "(rows of the runs that ended well, sentences about the runs that failed, number of all runs)."
     label_key = organs.label_key(adata, label_key)
     same = dict(adata=adata, out=out, profile=profile, label_key=label_key, **settings)
     tasks = [{**same, "variant": v, "seed": s} for v in variants for s in listed_seeds(seeds)]
@@ -459,13 +461,14 @@ def _sweep(adata, variants, out, seeds, profile, label_key, jobs, progress=True,
 
 
 def failures_in_words(failed, n):
-    """What to say of runs that failed.
+    """The error message about runs that failed.
 
-    failed : a sentence for each. n : how many runs there were.
+    failed : a sentence for each of them. n : the number of all runs.
     """
     return (
         f"{len(failed)} of {n} runs failed: {'; '.join(failed[:3])}{'; ...' * (len(failed) > 3)}."
-        " The others are kept; the same call tries these again, other seeds may do without them."
+        " The other runs are kept. The same call tries the failed runs again; with other seeds they"
+        " may not fail."
     )
 
 # %% ../nbs/20_beyond.ipynb #units-by-step
@@ -473,7 +476,7 @@ class CountUnits(keras.callbacks.Callback):
     """Counts the active units of a model while it trains: after the first epoch, and then after
     each `every` optimiser steps.
 
-    model : of the package, in training; at most 4,000 of its cells are looked at. steps_per_epoch,
+    model : of the package, in training; at most 4,000 of its cells are used. steps_per_epoch,
         every : optimiser steps.
     rows : a dict for each count: step, active_units, pcs95, and the validation loss and its KL in
         nats.
@@ -503,15 +506,15 @@ class CountUnits(keras.callbacks.Callback):
 def units_by_step(
     adata, variant, out, steps, seed=0, learning_rate=4e-3, counts_made=25, **settings
 ):
-    """The active units of a model by the number of optimiser steps, at a learning rate that stays
-    as it is; read back if it is there.
+    """The active units of a model by the number of optimiser steps, at a constant learning rate. If
+    the file of the numbers is there, it is read.
 
     Parameters
     ----------
     adata : AnnData of raw counts. variant : a Variant. out : the folder; the numbers are in
         out/<variant>/units-<hash>-seed<k>.csv.
-    steps : of the optimiser, rounded up to whole epochs. counts_made : how often the units are
-        counted.
+    steps : of the optimiser, rounded up to whole epochs. counts_made : how many times the units
+        are counted.
     **settings : of the model, unless the variant has its own.
 
     Returns
@@ -544,7 +547,7 @@ def compare(frame, more, less, metric):
 
     frame : of `sweep`. more, less : names of variants. metric : a column.
     Returns a dict: mean, low, high (95 % t interval for seeds that divide the same cells anew,
-    tables.interval), seeds, p (of no difference), clear (True where the interval leaves 0 out).
+    tables.interval), seeds, p (of no difference), clear (True where 0 lies outside the interval).
     ValueError : a name that is not in the frame; variants that were tested on other cells with the
     same seed.
     """
@@ -583,8 +586,8 @@ def over_seeds(runs, column):
 
 
 def in_words(value, digits=3, signed=False):
-    """A difference, or an interval (mean, low, high), in words: '0.05 [0.02, 0.08]', with '(not
-    clear)' where a difference is not clear; '-1 in every seed' where all are the same.
+    """A difference, or an interval (mean, low, high), as text: '0.05 [0.02, 0.08]', with '(not
+    clear)' where a difference is not clear; '-1 in every seed' where it is the same in all seeds.
     """
     mean, low, high = (
         (value[k] for k in ("mean", "low", "high")) if isinstance(value, dict) else value
@@ -593,7 +596,8 @@ def in_words(value, digits=3, signed=False):
     def form(v):
         return f"{v:{'+' if signed or isinstance(value, dict) else ''}.{digits}f}"
 
-    # whole numbers can be, and an interval would say too much
+    # differences of whole numbers can be equal in all seeds; an interval of no width would claim
+    # too much
     if isinstance(value, dict) and low == high:
         return f"{form(mean) if mean else '0'} in every seed"
     text = form(mean) + ("" if np.isnan(low) else f" [{form(low)}, {form(high)}]")
@@ -622,10 +626,10 @@ def summary(frame, metrics_, digits=3, by="variant"):
 
 # %% ../nbs/20_beyond.ipynb #data-sets
 def data_sets_of(names, label_key):
-    """Organs and files, a list or with commas, as a dict from the name of a folder to each.
+    """Organs and files, a list or a text with commas, as a dict from the name of a folder to each.
 
-    Where there are several, all are loaded and their labels looked at first: an error in the last
-    is told before anything is trained.
+    Where there are several, all are loaded and their labels are checked, so that an error in the
+    last one is raised before anything is trained.
     """
     names = listed(names)
     data_sets = dict(
@@ -689,17 +693,17 @@ def gather(
     Parameters
     ----------
     question : its name; the runs' numbers are written into out/<data set>/<question>.csv. names :
-        organs or files, a list or with commas.
-    variants : list of Variant, or a function of the AnnData that returns one. seeds : a list or
-        with commas.
+        organs or files, a list or a text with commas.
+    variants : list of Variant, or a function of the AnnData that returns such a list. seeds : a
+        list or a text with commas.
     out, profile, label_key, jobs, **settings : as in `sweep`; n_genes, max_epochs : instead of the
         profile's.
 
     Returns
     -------
     DataFrame : the rows of all sweeps, with a column `data`, the data set. Raises what organs.load
-        and `sweep` raise; where runs failed, it does so after all data sets, and the csv
-        has the others.
+        and `sweep` raise. An error about failed runs is raised after all data sets, and the csv has
+        the other runs.
     """
     profile = training.get_profile(profile, n_genes=n_genes, max_epochs=max_epochs)
     frames = []
@@ -731,11 +735,11 @@ def gather(
 
 # %% ../nbs/20_beyond.ipynb #check-replaceable
 def check_replaceable(out, question, names, overwrite=False):
-    """Stop where the numbers of a question, out/<data set>/<question>.csv, would replace somebody
-    else's file.
+    """Stop where the numbers of a question, out/<data set>/<question>.csv, would replace a file
+    that vampsc has not written.
 
-    out, question, names : as in `gather`. overwrite : they may replace it, and the file is noted as
-        one of this question's. FileExistsError : names the file.
+    out, question, names : as in `gather`. overwrite : the file may be replaced, and is then noted
+        as one of this question. FileExistsError : names the file.
     """
     file = f"{question}.csv"
     for folder in (Path(out) / plain(name) for name in listed(names)):
@@ -745,18 +749,18 @@ def check_replaceable(out, question, names, overwrite=False):
 
 
 def part_of(frame, data):
-    """The runs of one data set, with those columns of the frame that say something of it: of cells
-    without labels, none about types.
+    """The runs of one data set, without the columns that are empty for it: without labels, for
+    example, there is no ASW.
     """
     return frame[frame["data"] == data].dropna(axis=1, how="all")
 
 # %% ../nbs/20_beyond.ipynb #changes
 def changes(frame, more, less, judged):
-    """What a variant is clearly better in than another, and what worse, in words; in brackets the
-    mean differences, data set by data set, a dash where one is not clear.
+    """In which metrics one variant is clearly better, and in which clearly worse, than another, in
+    words. In brackets are the mean differences, data set by data set; a dash: not clear.
 
-    What is clear is so after Holm's correction (tables.holm), whose family is the sentence: all
-    columns of `judged` in all data sets.
+    A difference is clear if it is so after Holm's correction (tables.holm) over all columns of
+    `judged` in all data sets.
 
     frame : of `gather`. more, less : names of variants. judged : dict from a column to its name,
         digits, and 1 or -1: higher, or lower, is better.
@@ -821,7 +825,7 @@ def programmes(model, labels, at_least=5):
 
 # %% ../nbs/20_beyond.ipynb #marker-agreement
 def marker_agreement(table, known):
-    """How high known markers stand in the programme of their type, and in those of the others.
+    """How high known markers stand in the programme of their type, and in those of other types.
 
     table : of `programmes`, (genes, types). known : of `marker_genes`.
     Returns a DataFrame with a row for each type with a marker among the genes: cell_type,
@@ -851,9 +855,9 @@ def component_use(model, labels=None):
     model : VAMP, VAMPIAF or MOG, with its cells. labels : (cells,) of the model's cells, missing
         where there is none.
     Returns a dict: effective, the exponential of the entropy of the components' shares, from 1 to
-    K; used, how many have a tenth of an equal share and more; and, with labels, types, the number
-    of cell types for which a used
-    component stands, and n_types, that of all. ValueError : a model without such a prior.
+    K; used, the number of components with at least a tenth of an equal share; and, with labels,
+    types, the number of cell types for which a used component stands, and n_types, the number of
+    all cell types. ValueError : a model without such a prior.
     """
     if model.architecture.prior not in ("vamp", "mixture"):
         raise ValueError(
@@ -910,9 +914,9 @@ def make(question, out="runs/beyond", overwrite=False, **parameters):
     Parameters
     ----------
     question : one of QUESTIONS. out : the folder for runs, tables and pages. **parameters : of the
-        notebook, such as organs="pancreas,my.h5ad", seeds="0,1,2". What the notebook says of the
-        data sets that it is shown for is left out.
-    overwrite : replace files of these names that were not written here before.
+        notebook, such as organs="pancreas,my.h5ad", seeds="0,1,2". Its paragraphs about the results
+        on this site's data sets are left out.
+    overwrite : replace files of these names that vampsc has not written.
 
     Returns
     -------
@@ -920,8 +924,8 @@ def make(question, out="runs/beyond", overwrite=False, **parameters):
 
     Raises
     ------
-    ValueError : an unknown question or parameter, or whatever the notebook could not do, in one
-        line. FileExistsError : a file that is somebody else's.
+    ValueError : an unknown question or parameter, or an error of the notebook, in one line.
+        FileExistsError : a file that vampsc has not written.
     """
     if question not in QUESTIONS:
         raise ValueError(f"question {question!r} is not known; there are {', '.join(QUESTIONS)}.")

@@ -29,8 +29,8 @@ CODES = (
 
 
 def ends_well(command):
-    """Decorates a command: errors that a user can mend become one line and an exit code, without a
-    traceback.
+    """Decorates a command: errors that a user can correct become one line and an exit code, without
+    a traceback.
 
     ValueError, TypeError and OSError end with 1, FloatingPointError (training diverged) with 3,
     KeyboardInterrupt with 130.
@@ -45,7 +45,7 @@ def ends_well(command):
         try:
             command(*args, **kwargs)
         except KeyboardInterrupt as error:
-            # or it would tell, page by page, what a notebook left undone
+            # without this, asyncio logs a long list of the tasks that a notebook has not finished
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             stop(130, str(error) or "interrupted; the same command goes on")
         except FloatingPointError as error:
@@ -58,9 +58,10 @@ def ends_well(command):
 # %% ../nbs/23_command_line.ipynb #printing
 @contextlib.contextmanager
 def printing(as_json):
-    """Yields a list for (result, text): at the end the result as JSON, or the text.
+    """Yields a list for pairs (result, text). At the end, the results are printed as JSON, or the
+    texts.
 
-    With as_json, all else goes to the error stream.
+    With as_json, all other output goes to the error stream.
     """
     results = []
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
@@ -86,8 +87,8 @@ def _plain(value):
 def new_file(path, overwrite=False):
     """A path to write to, which becomes `path` at the end; if anything fails, what was there stays.
 
-    Raises FileExistsError where there is a file and it may not be replaced, OSError where the
-    folder cannot be written.
+    Raises FileExistsError where the file exists and may not be replaced, OSError where its folder
+    cannot be written.
     """
     path = Path(path).expanduser()
     if path.exists() and not overwrite:
@@ -102,8 +103,8 @@ def new_file(path, overwrite=False):
 
 # %% ../nbs/23_command_line.ipynb #check-there
 def _check_there(*files):
-    """FileNotFoundError where a data file is missing, before TensorFlow starts, which takes some
-    seconds. Names of organs are looked up later.
+    """FileNotFoundError where a data file is missing. This is checked before TensorFlow
+    starts, which takes some seconds. Names of organs are looked up later.
     """
     for file in files:
         is_file = str(file).endswith((".h5ad", ".zarr"))
@@ -168,7 +169,7 @@ def _or_none(word):
 
 
 def _number_or_name(text):
-    "Of an option that takes either: a number where it is one."
+    "The value of an option that takes a number or a name."
     return int(text) if text is not None and text.strip().lstrip("-").isdigit() else text
 
 
@@ -206,10 +207,10 @@ def _folder(out):
 
 # %% ../nbs/23_command_line.ipynb #done
 def _done(results, run, reused=False, draw=True, embedded=None):
-    """Report a finished run: its numbers, what they were judged by, and where its files are.
+    """Report a finished run: its numbers, the labels it was judged by, and where its files are.
 
-    reused : it was there before. draw : draw umap.png where it is missing. embedded : the path of
-        its embedded.h5ad, if that was written.
+    reused : the run was there before. draw : draw umap.png where it is missing. embedded : the path
+        of embedded.h5ad, if it was written.
     """
     from vampsc import study
 
@@ -243,9 +244,10 @@ def _of_training(run):
 
 # %% ../nbs/23_command_line.ipynb #with-embedding
 def _with_embedding(run, adata, data):
-    """Write embedded.h5ad into a run's folder: its cells, with the embedding in obsm.
+    """Write embedded.h5ad into a run's folder: the run's cells, with the embedding in obsm.
 
-    data : where adata comes from; None where it is a part of that. Returns the path.
+    data : the file or name that adata was loaded from; None where some of its cells were left out.
+        Returns the path.
     """
     from vampsc import study
 
@@ -388,8 +390,8 @@ def fit(
 
 # %% ../nbs/23_command_line.ipynb #without-empty
 def _without_empty(adata, train):
-    """(train(adata), adata), again without the cells for which it says that they have no count,
-    until there are none.
+    """(train(adata), adata). While `train` raises an EmptyCellsError, the cells that it names are
+    left out of adata, and it is called again.
     """
     import numpy as np
 
@@ -410,7 +412,7 @@ def _without_empty(adata, train):
 
 
 def _some_cells(names):
-    "How many cells these are, and the first, for a message."
+    "The number of these cells and the name of the first, for a message."
     return f"{len(names):,} {'cell' if len(names) == 1 else 'cells'} (first: {names[0]})"
 
 # %% ../nbs/23_command_line.ipynb #transfer
@@ -572,8 +574,8 @@ def _embedding(model, adata, drop_empty):
 
 # %% ../nbs/23_command_line.ipynb #write-embedding
 def _write_embedding(path, adata, z, key, source):
-    """z as .npy, as .csv with the cells' names, or in obsm of a copy of the source file or folder,
-    or of adata where there is none.
+    """Write z as .npy, as .csv with the cells' names, or in obsm of a copy of the source file or
+    folder; where source is None, in obsm of adata.
     """
     import h5py
     import numpy as np
@@ -591,7 +593,7 @@ def _write_embedding(path, adata, z, key, source):
         return adata.write_h5ad(path, compression="gzip")
     if source.suffix == ".zarr":
         _copy_zarr(source, path)
-    # all that is in it stays as it is
+    # an .h5ad: the copy keeps all that is in it
     else:
         shutil.copyfile(source, path)
     with h5py.File(path, "r+") as file:
@@ -630,7 +632,7 @@ def _copy_zarr(folder, path):
     with h5py.File(path, "w") as file:
         file.attrs.update(source.attrs)
         for name in source:
-            # nothing, as if it were not there
+            # an entry without a value is left out
             if source[name].attrs.get("encoding-type") == "null":
                 continue
             if name == "X":
@@ -642,7 +644,7 @@ def _copy_zarr(folder, path):
 
 # %% ../nbs/23_command_line.ipynb #copy-group
 def _copy_group(source, file, name):
-    "Layers, or raw: of its entries those that are tables are read."
+    "Copy layers or raw. Matrices are copied in parts, but the tables of raw as a whole."
     import anndata as ad
 
     group = file.create_group(name)
@@ -655,7 +657,7 @@ def _copy_group(source, file, name):
 
 # %% ../nbs/23_command_line.ipynb #copy-matrix
 def _copy_matrix(source, group, name, most=1 << 22):
-    "A dense array, or the three of a sparse matrix, so many values at a time."
+    "Copy a dense array, or the three arrays of a sparse matrix, at most `most` values at a time."
     if not hasattr(source, "shape"):
         parts = group.create_group(name)
         parts.attrs.update(source.attrs)
@@ -679,18 +681,20 @@ def _only_csv(out):
 
 
 def _accuracy_in_words(table, good=0.8, most=3):
-    "Of a table of `label_accuracy`: the whole, and the labels that are found again least often."
+    """A table of `label_accuracy` in words: the accuracy over all cells, and the labels with the
+    lowest accuracy and the lowest precision.
+    """
     right = (table["cells"] * table["accuracy"]).sum() / table["cells"].sum()
-    words = [f"of the reference's own cells, each labelled by the others, {right:.0%} are right"]
+    words = [f"check: labelled by the reference's other cells, {right:.0%} of its cells are right"]
     for name, row in table[table["accuracy"] < good].head(most).iterrows():
         words.append(
-            f"  {name}: {row['accuracy']:.0%} of {row['cells']:,}; {row['share']:.0%} are taken for"
-            f" {row['mistaken_for']}"
+            f"  {name}: {row['accuracy']:.0%} of {row['cells']:,}; {row['share']:.0%} are labelled"
+            f" as {row['mistaken_for']}"
         )
     imprecise = table[table["precision"] < good].sort_values("precision")
     for name, share in imprecise["precision"].head(most).items():
-        words.append(f"  called {name}: {share:.0%} are {name}")
-    words.append("  cells of new donors are labelled less well than that")
+        words.append(f"  labelled as {name}: only {share:.0%} of these are {name}")
+    words.append("  for cells of new donors the accuracy is lower")
     return "\n".join(words)
 
 
@@ -703,7 +707,9 @@ def label(
     label_key: str = option("cell_type", "The column of the reference's obs with the labels."),
     unlabelled: str = option(None, UNLABELLED),
     n_neighbors: int = option(15, "Labelled cells that vote on each new one."),
-    unknown_below: float = option(0.5, "Unknown where fewer neighbours agree than this share."),
+    unknown_below: float = option(
+        0.5, "Call a cell unknown if a smaller share of its neighbours agrees."
+    ),
     untypical_below: float = option(
         0.01,
         "Call a cell unknown if its typicality is below this. Of all labelled cells, the"
@@ -744,7 +750,7 @@ def label(
         text = "\n".join(f"{n:7,d}  {name}" for name, n in counted.items())
         result = {"out": out, "n_cells": len(table), "labels": counted.to_dict()}
         text += f"\n{len(table):,} cells labelled in {out}"
-        # of a single labelled cell there is nothing to leave out
+        # with a single labelled cell there are no others to label it by
         with contextlib.suppress(ValueError):
             of_reference = model.label_accuracy(label_key, known, n_neighbors, unlabelled)
             result["accuracy_of_reference"] = of_reference["accuracy"].to_dict()
@@ -753,7 +759,9 @@ def label(
 
 # %% ../nbs/23_command_line.ipynb #called-in-words
 def _called_in_words(name, rows, called, most=5):
-    "Of one comparison: how many genes are called, and the surest; or what came nearest to it."
+    """One comparison in words: the number of genes that are called, and the first of them; if there
+    are none, the gene that came nearest to being called.
+    """
     if called.any():
         return f"{name}: {called.sum()} genes; {', '.join(rows.index[called][:most])}"
     first = rows.iloc[0]

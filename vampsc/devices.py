@@ -21,8 +21,7 @@ _meant = None  # the Keras distribution that training on JAX puts in force
 
 @contextlib.contextmanager
 def all_devices():
-    """Within `with all_devices():`, models are made on, loaded to and trained on all devices that
-    there are.
+    """Within `with all_devices():`, models are made, loaded and trained on all available devices.
 
     TensorFlow: the GPUs of this machine, or without any its logical CPUs, by
     `tf.distribute.MirroredStrategy`. JAX: the devices of this process, or after
@@ -65,9 +64,9 @@ _process = None  # the process in which the first network was made
 def check_ready():
     """Raise RuntimeError unless networks can be made, trained and used here.
 
-    That needs a backend that trains and that the models are tested on, and the process in which the
-    first network was made: a forked child has none of the threads of TensorFlow and JAX, and would
-    wait for them for ever.
+    The backend must be one that trains and that the models are tested on. The process must be the
+    one in which the first network was made: a forked child has none of the threads of TensorFlow
+    and JAX, and would wait for them for ever.
     """
     global _process
     if backend.backend() not in BACKENDS:
@@ -89,7 +88,7 @@ def check_ready():
 def is_first():
     """Is this the process that reports and writes files?
 
-    True in one of them, however many machines train together.
+    True in one process, however many processes and machines train together.
     """
     if backend.backend() != "jax":
         return True
@@ -99,8 +98,8 @@ def is_first():
 
 # %% ../nbs/a3_devices.ipynb #replicas
 def replicas():
-    """How many replicas of the loss are summed here, an int: those of the tf.distribute strategy in
-    force, else 1.
+    """The number of replicas whose gradients are added, an int: that of the tf.distribute strategy
+    in force, or 1.
     """
     if backend.backend() != "tensorflow":
         return 1
@@ -125,11 +124,11 @@ class Sharing:
     process: int = 0
 
     def part(self, cells):
-        """Of a batch's cells those of this process: as many for each device; up to n - 1 that are
-        over are left out.
+        """The part of a batch's cells that belongs to this process. Each device gets the same
+        number of cells; up to n - 1 cells that cannot be divided are left out.
 
-        cells : array or list (cells,), the same in all processes. Returns a stretch of it, n /
-            processes times as long as a device's part.
+        cells : array or list (cells,), the same in all processes. Returns a slice of it with the
+            cells of the n / processes devices of this process.
         """
         size = len(cells) // self.n * (self.n // self.processes)
         return cells[self.process * size :][:size]
@@ -157,12 +156,11 @@ def sharing():
 
 # %% ../nbs/a3_devices.ipynb #separate-noise
 def separate_noise(network):
-    """Let each replica of a tf.distribute strategy draw noise and dropout of its own; Keras has all
-    draw the same.
+    """Let each replica of a tf.distribute strategy draw noise and dropout of its own; with Keras
+    alone, all replicas draw the same.
 
     network : a built Keras model; the states of its random generators, (seed, counter) each, are
-        changed in place. Without a strategy,
-    nothing is.
+        changed in place. Without a strategy nothing is changed.
     """
     if replicas() == 1:
         return
@@ -178,9 +176,9 @@ def spread(train):
     """Decorates a function train(network, ...): it runs with the network on all devices.
 
     Under TensorFlow these are the devices of the strategy that the network was made in, wherever
-    train is called. On JAX the network lies on the devices only meanwhile: before and after it is
-    whole in each process. Calling it raises ValueError for a network made outside of its TensorFlow
-    strategy.
+    train is called. On JAX the network is distributed over the devices only during the call; before
+    and after it is whole in each process. The decorated function raises ValueError for a network
+    that was made outside of the TensorFlow strategy.
     """
 
     @functools.wraps(train)
@@ -239,9 +237,9 @@ def _lay_out(network, layout):
 def undistributed():
     """Within: no Keras distribution is in force.
 
-    For what one process does by itself during training, such as writing weights: under a
-    distribution, Keras lets the processes compare every variable that is made, and whoever is alone
-    waits for ever.
+    For work that one process does by itself during training, such as writing weights. Under a
+    distribution, all processes compare every new variable, so a process that works alone would wait
+    for ever.
     """
     before = keras.distribution.distribution() if backend.backend() == "jax" else None
     if before is not None:

@@ -60,12 +60,12 @@ def panels(n, size=(3.2, 3.0), extra_width=0.0, min_height=0.0):
 
 # %% ../nbs/15_figures.ipynb #plain-text
 def label_text(name, width=36):
-    "A name as matplotlib should print it: no line longer than width, a dollar is a dollar."
+    "A name for matplotlib: no line is longer than width, and a dollar sign starts no formula."
     return textwrap.fill(str(name), width).replace("$", r"\$")
 
 # %% ../nbs/15_figures.ipynb #checked
 def _checked(data, labels=None):
-    "Refuse an empty dict, and labels that are not one per cell."
+    "Refuse an empty dict, and a number of labels that is not the number of cells."
     if not data:
         raise ValueError("There is nothing to draw: give a dict with at least one model.")
     for name, z in data.items():
@@ -102,13 +102,13 @@ def import_umap():
     """Import umap, so that each of its functions is compiled once for an environment, not once for
     each process.
 
-    Where it has been imported before, nothing happens.
+    Where umap has been imported before, nothing happens.
     """
     if "umap" in sys.modules:
         return
     with _stored_when_compiled():
         from umap import umap_
-    # compiled when they are called, in 4 and 2 seconds
+    # these two are compiled when they are called, in 4 and 2 seconds
     for function in (umap_.smooth_knn_dist, umap_.compute_membership_strengths):
         with contextlib.suppress(AttributeError, RuntimeError):
             function.enable_caching()
@@ -117,9 +117,9 @@ def import_umap():
 def umap_coordinates(z, seed=0, n_neighbors=15):
     """UMAP of an embedding, by scanpy's neighbours (Euclidean) and layout.
 
-    z : (cells, units). seed : decides the layout. n_neighbors : of each cell, itself included;
-        fewer where there are not so many cells.
-    Returns float32 (cells, 2), in units without a meaning.
+    z : (cells, units). seed : decides the layout. n_neighbors : the number of neighbours of each
+        cell, itself included; fewer where there are fewer cells.
+    Returns float32 (cells, 2); the coordinates have no unit.
     """
     cells = ad.AnnData(np.asarray(z, "float32"))
     with warnings.catch_warnings():
@@ -136,7 +136,7 @@ UNLABELLED = "lightgrey"
 
 
 def categorical(labels):
-    "Labels as a categorical in a stable order; blank ones and words for missing ones are missing."
+    "Labels as a categorical in a fixed order; blank labels, and words such as NA, are missing."
     labels = pd.Series(labels).reset_index(drop=True)
     labels = labels.mask(missing_labels(labels))
     if isinstance(labels.dtype, pd.CategoricalDtype):
@@ -151,8 +151,8 @@ def categorical(labels):
 def category_colours(labels):
     """A colour for each category of labels: a dict from category to a hex string, in order.
 
-    labels : one per cell (cells,); cells with NaN, None or an empty string are not among them.
-        Beyond 102 categories colours repeat.
+    labels : one per cell (cells,); NaN, None and an empty string are not categories. With more than
+        102 categories colours repeat.
     """
     categories = list(categorical(labels).cat.categories)
     palettes = (sc.pl.palettes.default_20, sc.pl.palettes.default_28, sc.pl.palettes.default_102)
@@ -198,8 +198,8 @@ def umap_grid(embeddings, labels=None, seed=0, coordinates=None):
     embeddings : dict from model name to (cells, units).
     labels : (cells,) a label for each cell; NaN, None or an empty string where there is none. None
         for a grey picture.
-    seed : of the layout. coordinates : dict from model name to (cells, 2), if they are known
-        already.
+    seed : of the layout. coordinates : dict from model name to UMAP coordinates (cells, 2), if
+        these have been computed already.
 
     Returns
     -------
@@ -207,7 +207,7 @@ def umap_grid(embeddings, labels=None, seed=0, coordinates=None):
 
     Raises
     ------
-    ValueError : no model, or a number of labels that is not that of a model's cells.
+    ValueError : no model, or a number of labels that is not the number of a model's cells.
     """
     _checked(embeddings, labels)
     shown = None if labels is None else categorical(labels)
@@ -232,8 +232,8 @@ def umap_grid(embeddings, labels=None, seed=0, coordinates=None):
 
 # %% ../nbs/15_figures.ipynb #umap-parts
 def scatter_cells(axis, xy, labels):
-    """The cells of one panel: those without a label first, then the others mixed, so that no type
-    hides another.
+    """Draw the cells of one panel: first those without a label, then the others in random order, so
+    that no type hides another.
     """
     size = float(np.clip(6000 / len(xy), 0.3, 12))
     colour = np.full(len(xy), UNLABELLED, dtype=object)
@@ -246,7 +246,7 @@ def scatter_cells(axis, xy, labels):
 # %% ../nbs/15_figures.ipynb #covariance-grid
 def covariance_grid(embeddings, order=None):
     """The covariance matrix of the latent units of each model, each on its own scale centred on
-    zero (Figure 2).
+    zero (the paper's Figure 2).
 
     Parameters
     ----------
@@ -255,7 +255,7 @@ def covariance_grid(embeddings, order=None):
 
     Returns
     -------
-    A matplotlib figure. ValueError for no model or another order.
+    A matplotlib figure. ValueError for no model, or for another value of order.
     """
     _checked(embeddings)
     if order not in (None, "cluster"):
@@ -291,7 +291,7 @@ def training_curves(histories):
     lowered the learning rate.
 
     histories : dict from model name to the history of a model, a DataFrame with a row for each
-        epoch and columns loss, val_loss, kl, val_kl, learning_rate; what a history lacks is not
+        epoch and columns loss, val_loss, kl, val_kl, learning_rate; a missing column is not
         drawn. Losses in nats per cell.
     Returns a matplotlib figure. ValueError for no model.
     """
@@ -358,8 +358,8 @@ def _curve(axis, history, column):
 
 # %% ../nbs/15_figures.ipynb #limits
 def _limits(pair):
-    """Lower and upper limit: of all values, or without a first fifth that stretches the axis over
-    fourfold.
+    """Lower and upper limit of the axis: of all values, or without the first fifth of the epochs,
+    if it stretches the axis more than fourfold.
     """
     low = pair.min().min()
     high = pair.max().max()

@@ -59,8 +59,8 @@ class MaskedDense(layers.Layer):
         super().__init__(name=name)
         glorot = keras.initializers.GlorotUniform(seed)
 
-        # Masked from the start and kept so: what can never act is zero, and the penalty counts only
-        # what can.
+        # Forbidden weights are zero from the start, so that the penalty counts only weights that
+        # are used.
         def start(shape, dtype=None):
             return glorot(shape, dtype) * ops.cast(mask, dtype)
 
@@ -86,8 +86,8 @@ class MADE(layers.Layer):
 
     z (cells, D), context (cells, any); m and g, the gate before the sigmoid, (cells, D) each,
     float32. n_latent: D >= 2. seeds: a stream as of `new_seeds`. l1, l2: penalties on the kernels
-    of the hidden layers. gate_bias: where g starts. Source: Germain et al. (2015); the context as
-    in Kingma et al. (2016).
+    of the hidden layers. gate_bias: the start of the biases of g.
+    Source: Germain et al. (2015); the context as in Kingma et al. (2016).
     """
 
     def __init__(
@@ -150,8 +150,8 @@ class InverseAutoregressiveFlow(layers.Layer):
 
     z and z' (cells, D), context (cells, any), the log-determinant (cells,) in nats. n_steps MADEs
     of widths `hidden`; the order of the units is reversed between them. Source: Kingma et al.
-    (2016), Algorithm 1. `bend` carries a log-density along, (z, log_q) -> (z', log_q'), kept apart
-    by unit: all are (cells, D).
+    (2016), Algorithm 1. `bend` also transforms the log-density, by unit:
+    (z, log_q) -> (z', log_q'), all (cells, D).
     """
 
     def __init__(self, n_latent, seeds, n_steps=5, hidden=(320, 320), l1=5e-4, l2=5e-4, name="iaf"):
@@ -178,14 +178,16 @@ class InverseAutoregressiveFlow(layers.Layer):
         return z, -ops.sum(minus_log_det, axis=-1)
 
     def inverse(self, z, context):
-        """z' -> z, unit by unit (D network passes a step): for checks and for densities of points
-        that the flow can reach.
+        """z' -> z, unit by unit (D network passes per step).
+
+        It serves to check the flow, and to compute the density at a given point z'. In float32 it
+        is exact only where the gates are not nearly shut.
         """
         for i, made in reversed(list(enumerate(self.steps))):
             known = ops.zeros_like(z)
-            for _ in range(z.shape[-1]):  # the d-th round settles unit d
+            for _ in range(z.shape[-1]):  # after round d, unit d is known
                 m, g = made(known, context)
-                # a gate shut tighter is lost in float32
+                # a gate smaller than exp(-80) would make this overflow in float32
                 known = z + (z - m) * ops.exp(ops.minimum(-g, 80.0))
             z = ops.flip(known, axis=-1) if i else known
         return z

@@ -34,13 +34,13 @@ from .files import whole
 
 # %% ../nbs/00_genes.ipynb #gene-space-error
 class GeneSpaceError(ValueError):
-    "A gene space that cannot be had, or data that do not fit it."
+    "A gene space that cannot be read or made, or data that do not fit it."
 
 # %% ../nbs/00_genes.ipynb #listed
 def listed(names, most=None, none="none"):
     """Names of any kind in words for a message: "a, b, 3".
 
-    most : after so many follows "...". none : what to say where there are no names.
+    most : this many names at most, then "...". none : the text for an empty list.
     """
     names = [str(name) for name in names]
     shown = names[:most]
@@ -52,7 +52,7 @@ def listed(names, most=None, none="none"):
 def nearest(name, known):
     """For a message about a name that is not known: " (did you mean 'n_genes'?)".
 
-    known : names. Returns an empty text where none of them is like it.
+    known : names. Returns an empty text where none of them is like the unknown one.
     """
     known = list(map(str, known))
     close = [other for other in known if other.lower() == str(name).lower()]
@@ -66,8 +66,8 @@ MISSING_WORDS = frozenset(
     ("", "nan", "NaN", "NAN", "NaT", "None", "<NA>", "NA", "N/A", "n/a", "#N/A", "NULL", "null")
 )
 
-# What people write for cells that they could not name. It is a label like others, unless one says
-# that it is none.
+# What people write for cells whose type they could not determine. These words count as labels
+# unless the user names them as missing.
 UNLABELLED_WORDS = frozenset(
     (
         "unlabelled",
@@ -96,7 +96,7 @@ def _as_word(label):
 
 
 def unlabelled_words(unlabelled=None):
-    """Words that stand for no label, a list.
+    """Words that mean that a cell has no label, a list.
 
     unlabelled : None, a text with commas between words, or a list of words. TypeError for anything
         else.
@@ -114,11 +114,12 @@ def unlabelled_words(unlabelled=None):
 
 # %% ../nbs/00_genes.ipynb #missing-labels-2
 def missing_labels(labels, unlabelled=None):
-    """Which labels of cells are missing: NaN, None, blank, one of MISSING_WORDS, or one that is
-    said to be none.
+    """Which labels of cells are missing: NaN, None, blank, one of MISSING_WORDS, or one of the
+    words `unlabelled`.
 
     labels : (cells,) of any kind.
-    unlabelled : such words, as in `unlabelled_words`; upper and lower case are alike.
+    unlabelled : words that mean that a cell has no label, as in `unlabelled_words`; upper and lower
+        case are alike.
     Returns a bool array (cells,).
     """
     values = pd.Series(np.asarray(labels, dtype=object))
@@ -132,12 +133,12 @@ def missing_labels(labels, unlabelled=None):
 
 # %% ../nbs/00_genes.ipynb #check-words
 def check_words(labels, unlabelled=None):
-    """Warn of labels that look like none, such as "unknown", and of words for a missing one that no
-    cell has.
+    """Warn of labels that look like missing ones, such as "unknown", and of words in `unlabelled`
+    that no cell has as its label.
 
     labels : (cells,) of any kind.
-    unlabelled : None warns of the first; with words, as in `unlabelled_words`, or without any, ()
-        or "", the user has said which labels are none.
+    unlabelled : None warns of labels that look like missing ones. Words, as in `unlabelled_words`,
+        or none, () or "", are the user's decision which labels are missing: no such warning.
     """
     values = pd.Series(np.asarray(labels, dtype=object))
     counted = values[[isinstance(label, str) for label in values]].value_counts()
@@ -163,8 +164,8 @@ _VERSIONED = re.compile(r"^(ENS[A-Z]*G\d{11})(?:\.\d+)?(?:_PAR_Y)?$")
 
 
 def bare_ids(names):
-    """Ensembl gene identifiers without version (nor `_PAR_Y`, an older mark of the Y copy); others
-    unchanged.
+    """Ensembl gene identifiers without their version and without `_PAR_Y`, an older mark of the
+    copy on the Y chromosome; other names unchanged.
 
     names : sequence of strings (genes,). Returns an object array (genes,).
     """
@@ -191,7 +192,7 @@ def _doubled(names):
     return names[names.duplicated()].unique()
 
 # %% ../nbs/00_genes.ipynb #gene-space
-MIN_RECOGNISED = 0.1  # a smaller share of genes with a place stops a mapping
+MIN_RECOGNISED = 0.1  # a mapping stops if a smaller share of the genes has a place
 
 
 class GeneSpace:
@@ -226,7 +227,7 @@ class GeneSpace:
 
     @cached_property
     def _id_index(self):
-        "Identifiers without version, and whether these are unique; if not, as they are."
+        "Identifiers without version and True; if these are not unique, all as they are and False."
         bare = bare_ids(self.ids)
         unique = len(set(bare)) == len(bare)
         return pd.Index(bare if unique else self.ids.astype(object)), unique
@@ -266,7 +267,7 @@ class GeneSpace:
 
     @classmethod
     def from_dict(cls, d):
-        "The space that `to_dict` wrote down."
+        "The space that `to_dict` stored."
         return cls(
             d["name"], d["ids"], d["symbols"], cls.from_dict(d["whole"]) if d.get("whole") else None
         )
@@ -326,7 +327,7 @@ def protein_coding(path):
     """The protein-coding genes of an Ensembl GTF (gzip): DataFrame (genes; id, symbol), sorted by
     id.
 
-    Raises GeneSpaceError where the file names none.
+    Raises GeneSpaceError where the file has none.
     """
     with gzip.open(path, "rt", encoding="utf-8", errors="replace") as lines:
         genes = [
@@ -396,7 +397,7 @@ def _load(name):
     )
 
 # %% ../nbs/00_genes.ipynb #feature-types
-NO_GENE = -2  # the place of a feature that is no gene
+NO_GENE = -2  # the place of a feature that is not a gene
 TYPE_COLUMNS = ("featuretypes", "featuretype", "featurebiotype", "modality")
 GENE_TYPES = frozenset(
     ("gene expression", "gene", "genes", "gex", "rna", "mrna", "expression", "transcriptome")
@@ -441,9 +442,9 @@ def _plain(name):
 
 # %% ../nbs/00_genes.ipynb #types-in
 def _types_in(values):
-    """Of a column of feature types, the type where it is no gene's, else None.
+    """Of a column of feature types: the type of each feature that is not a gene, None for genes.
 
-    Types of genes, such as protein_coding, are not known by name.
+    There is no list of the biotypes of genes, such as protein_coding.
     """
     codes, types = pd.factorize(np.where(missing_labels(values), None, values))
     plain = pd.Series([_plain(kind) for kind in types], dtype=object)
@@ -454,13 +455,13 @@ def _types_in(values):
 
 # %% ../nbs/00_genes.ipynb #other-features
 def other_features(var):
-    """Which features are said to be no genes, as in CITE-seq or multiome data.
+    """Which features are marked as other than genes, as in CITE-seq or multiome data.
 
     var : DataFrame (features,) of an AnnData, with a column such as "feature_types", as 10x, muon
         and Seurat write it.
 
     Returns an object array (features,): the type, such as "Antibody Capture"; None for genes, and
-    where no column tells.
+    where no column has types.
     """
     feature_types = np.full(len(var), None, dtype=object)
     for k, column in enumerate(var.columns):
@@ -484,7 +485,7 @@ def _is_gene(adata):
     return genes
 
 # %% ../nbs/00_genes.ipynb #names-in
-# Columns of var that by their name hold the feature's own identifier or symbol, in lower case
+# Names of columns of var that hold the feature's own identifier or symbol, in lower case and
 # without separators.
 ID_COLUMNS = (
     "ensembl",
@@ -570,8 +571,8 @@ def _names_in(adata):
     """Lists of candidate identifiers and of candidate symbols (each an array over the data's
     genes), best first.
 
-    Names of peaks have no others; identifiers of another species than the names' are those of
-    orthologs.
+    Peaks have no candidates but their names. Identifiers of another species than that of the
+    names are those of orthologs and are left out.
     """
     names = _stripped(adata.var_names.astype(str))
     ids = [names]
@@ -580,7 +581,7 @@ def _names_in(adata):
         return ids, symbols
     species = _species(names)
     for k, column in enumerate(adata.var.columns):
-        # anndata made gene_ids-0 of columns that differed
+        # anndata's concat renames columns that differ to gene_ids-0, gene_ids-1
         plain = re.sub(r" \d+$", "", _plain(column)).replace(" ", "")
         if plain not in ID_COLUMNS + SYMBOL_COLUMNS:
             continue
@@ -595,8 +596,8 @@ def _names_in(adata):
 
 # %% ../nbs/00_genes.ipynb #positions
 def _look_up(index, candidates, n):
-    """Positions in the index of n genes, or -1: each by the first list of candidates whose name for
-    it is there.
+    """Positions in the index of n genes, or -1. The first list of candidates whose name for a gene
+    is in the index decides.
     """
     positions = np.full(n, -1)
     for values in candidates:
@@ -614,8 +615,9 @@ def _by_ids(space, ids, n):
 
 # %% ../nbs/00_genes.ipynb #by-symbols
 def _by_symbols(space, names, symbols, n):
-    """Positions of n genes by their candidate symbols, or -1; orthologs often share a symbol, so
-    that it must be of the same species.
+    """Positions of n genes by their candidate symbols, or -1.
+
+    Orthologs often share a symbol, so all are -1 if the data are of another species than the space.
     """
     ours = _species(space.ids)
     theirs = _species(names)
@@ -649,8 +651,8 @@ def _place(space, adata):
 
 # %% ../nbs/00_genes.ipynb #check-agreement
 def _check_agreement(space, adata, disagree, both, of_id, of_symbol):
-    """Raise GeneSpaceError where most identifiers are not those of the symbols beside them, as in a
-    table whose rows were mixed up.
+    """Raise GeneSpaceError where most identifiers belong to other genes than the symbols beside
+    them, as in a table whose rows were mixed up.
     """
     n = int(disagree.sum())
     if n < 10 or 2 * n <= both.sum():
@@ -665,7 +667,7 @@ def _check_agreement(space, adata, disagree, both, of_id, of_symbol):
 
 
 def _placed(space, adata):
-    "The same for a space that may be a part of another."
+    "As `_place`, for a space that may be a part of another."
     whole = space if space.whole is None else space.whole
     where, by_id, ambiguous, disagree = _place(whole, adata)
     if whole is not space:
@@ -686,14 +688,14 @@ def positions(space, adata):
     Returns
     -------
     positions : int array (genes of the data,), -1 where the space does not have the gene, NO_GENE
-        for a feature that is no gene.
-    by_id : how many were found by identifier; the others were found by symbol.
+        for a feature that is not a gene.
+    by_id : how many genes were found by identifier; the others were found by symbol.
     ambiguous : sorted symbols of the data that were refused because they stand for several genes.
 
     Raises
     ------
-    GeneSpaceError : no feature is a gene, or most identifiers are not those of the symbols beside
-        them.
+    GeneSpaceError : no feature is a gene, or most identifiers belong to other genes than the
+        symbols beside them.
     """
     where, by_id, ambiguous, _ = _placed(space, adata)
     return where, int(by_id.sum()), ambiguous
@@ -703,7 +705,7 @@ class DamagedError(GeneSpaceError):
     "A sparse matrix whose pointers or indices cannot be right."
 
 # %% ../nbs/00_genes.ipynb #check-pointers
-# what the pointers divide, and the indices count
+# the axis that the pointers divide, and the axis that the indices number
 _AXES = {"csr": ("row", "column"), "csc": ("column", "row")}
 
 
@@ -711,8 +713,8 @@ def check_pointers(indptr, n, entries, kind="csr"):
     """DamagedError unless the pointers of a sparse matrix begin at 0, never fall, and end at the
     number of its entries.
 
-    indptr : (n + 1,). n : number of rows, of "csc" columns. entries : (length of data, length of
-        indices).
+    indptr : (n + 1,). n : number of rows, for "csc" of columns.
+    entries : (length of data, length of indices).
     kind : "csr" or "csc".
     """
     part = _AXES[kind][0]
@@ -736,16 +738,16 @@ def check_pointers(indptr, n, entries, kind="csr"):
 
 # %% ../nbs/00_genes.ipynb #check-indices
 def check_indices(indices, n, kind="csr", start=0):
-    """DamagedError unless the indices of a sparse matrix are from 0 to n - 1; their order is free,
-    repeats are allowed.
+    """DamagedError unless the indices of a sparse matrix are from 0 to n - 1; they may be in any
+    order and may repeat.
 
-    indices : (entries,), perhaps a part that begins at start. n : number of columns, of "csc" rows.
-        kind : "csr" or "csc".
+    indices : (entries,), or a part of them. n : number of columns, for "csc" of rows.
+    kind : "csr" or "csc". start : position of the first of these indices, for the message.
     """
     if not len(indices):
         return
     if indices.dtype.kind in "iu":
-        # a negative one is then the largest: one look at each
+        # as unsigned, a negative index is a large one: a single comparison finds both faults
         unsigned = indices.view(indices.dtype.str.replace("i", "u"))
         if unsigned.max() < n:
             return
@@ -762,10 +764,10 @@ def check_indices(indices, n, kind="csr", start=0):
 
 # %% ../nbs/00_genes.ipynb #check-sparse-2
 def check_sparse(data, indices, indptr, kind, shape):
-    """DamagedError unless scipy and compiled code, which trust these arrays, can use them as a
-    sparse matrix.
+    """DamagedError unless these arrays can be a sparse matrix; scipy and compiled code use them
+    without a check.
 
-    data, indices : (entries,). indptr : (rows + 1,), or of "csc" (columns + 1,). kind : "csr" or
+    data, indices : (entries,). indptr : (rows + 1,), for "csc" (columns + 1,). kind : "csr" or
         "csc".
     shape : (rows, columns).
     """
@@ -775,7 +777,7 @@ def check_sparse(data, indices, indptr, kind, shape):
 
 
 def check_matrix(matrix):
-    "`check_sparse` of a scipy matrix of compressed rows or columns; those of other formats pass."
+    "`check_sparse` of a scipy matrix of compressed rows or columns; other formats are not checked."
     if matrix.format not in _AXES or len(matrix.shape) != 2:
         return
     check_sparse(matrix.data, matrix.indices, matrix.indptr, matrix.format, matrix.shape)
@@ -792,13 +794,13 @@ def pointers_of(dataset):
     return indptr
 
 # %% ../nbs/00_genes.ipynb #check-in-file
-# matrices in files whose indices were seen to be right
+# matrices in files whose indices have been checked
 _LOOKED_THROUGH = set()
 
 
 def _check_in_file(dataset, block=1 << 22):
-    """`check_sparse` of a matrix in a file, so many indices at a time; of an h5ad file once, as
-    long as it is not written to.
+    """`check_sparse` of a matrix in a file, `block` indices at a time. A matrix in an h5ad file is
+    checked once, until the file is written to.
     """
     pointers_of(dataset)
     indices = dataset.group["indices"]
@@ -817,8 +819,8 @@ def _check_in_file(dataset, block=1 << 22):
 
 # %% ../nbs/00_genes.ipynb #mark-of
 def _mark_of(dataset):
-    """What a dataset of an h5ad file is known by until the file is written to; None for one of
-    zarr, or of a file that is gone.
+    """A key for a dataset of an h5ad file that changes when the file is written to; None for a
+    dataset of zarr, or of a file that is gone.
     """
     path = Path(dataset.file.filename) if hasattr(dataset, "file") else None
     if path is None or not path.is_file():
@@ -828,8 +830,8 @@ def _mark_of(dataset):
 
 
 def _check_any(values):
-    """DamagedError unless scipy can take a part out of this matrix, in memory or in a file; it does
-    so without a look.
+    """DamagedError unless scipy can take a part out of this matrix, in memory or in a file; scipy
+    itself does not check it.
     """
     if sparse.issparse(values):
         check_matrix(values)
@@ -841,26 +843,31 @@ def _check_matrix(matrix):
     "The matrix, or a GeneSpaceError if it is not a table of real numbers."
     shape = getattr(matrix, "shape", ())
     kind = getattr(getattr(matrix, "dtype", None), "kind", "?")
-    if len(shape) != 2 or kind not in "buif":
+    if len(shape) != 2:
+        raise GeneSpaceError(
+            f"counts must be a matrix, cells x genes, not {type(matrix).__name__} of shape {shape};"
+            " a single cell needs the shape (1, genes)"
+        )
+    if kind not in "buif":
         raise GeneSpaceError(
             f"counts must be a matrix of real numbers, cells x genes, not {type(matrix).__name__}"
-            f" of shape {shape} and type {getattr(matrix, 'dtype', 'unknown')}; where they are"
-            " numbers all the same, adata.X = adata.X.astype('float32') makes them so"
+            f" of type {getattr(matrix, 'dtype', 'unknown')}; if these are numbers stored as"
+            " another type, convert them with adata.X = adata.X.astype('float32')"
         )
     if np.ma.isMaskedArray(matrix):
         raise GeneSpaceError(
-            f"counts are a masked array with {int(np.ma.count_masked(matrix)):,} values masked: say"
-            " what they are, e.g. 0 with adata.X = adata.X.filled(0)"
+            f"counts are a masked array with {int(np.ma.count_masked(matrix)):,} values masked:"
+            " replace them, e.g. by 0 with adata.X = adata.X.filled(0)"
         )
     return matrix
 
 # %% ../nbs/00_genes.ipynb #native
 def native(values):
-    """Numbers as compiled code knows them: in the machine's byte order, half precision as single,
-    unsigned 64-bit as signed.
+    """Numbers in a type that compiled code can read: in the machine's byte order, half precision as
+    single, unsigned 64-bit as signed.
 
-    values : (n,) array of numbers; the same array where nothing has to change. For values of a
-        matrix and for its indices.
+    values : (n,) array of numbers, the values of a matrix or its indices.
+    Returns the same array where nothing has to change.
     """
     kind = values.dtype.kind
     size = values.dtype.itemsize
@@ -875,7 +882,8 @@ _COMPRESSED = {"csr": sparse.csr_matrix, "csc": sparse.csc_matrix}
 
 
 def native_sparse(matrix):
-    """A sparse matrix whose values and indices are `native`, the matrix itself where they are;
+    """A sparse matrix with `native` values and indices: the matrix itself if it has them already.
+
     DamagedError as `check_matrix`.
     """
     check_matrix(matrix)
@@ -900,9 +908,9 @@ def sparse_of(group, kind, shape):
 
 
 def compressed(data, indices, indptr, kind, shape):
-    """A sparse matrix of its three arrays, of any number types.
+    """A sparse matrix made of its three arrays, of any number types.
 
-    data, indices : (entries,). indptr : (rows + 1,), or of "csc" (columns + 1,). kind : "csr" or
+    data, indices : (entries,). indptr : (rows + 1,), for "csc" (columns + 1,). kind : "csr" or
         "csc".
     shape : (rows, columns). DamagedError as `check_sparse`.
     """
@@ -924,8 +932,7 @@ def csr_float32(matrix, block=4096):
 
     Returns
     -------
-    scipy.sparse.csr_matrix (cells, genes), float32; the matrix itself where it has this form
-    already.
+    scipy.sparse.csr_matrix (cells, genes), float32; the matrix itself if it already has this form.
 
     Raises
     ------
@@ -937,7 +944,7 @@ def csr_float32(matrix, block=4096):
     if hasattr(matrix, "compute"):
         matrix = matrix.compute()
     _check_matrix(matrix)
-    # too large becomes infinite, which is reported later
+    # a value too large for float32 becomes infinite; `check_counts` reports it
     with np.errstate(over="ignore"):
         if not sparse.issparse(matrix):
             blocks = [
@@ -962,33 +969,33 @@ def matrix_of(adata, layer=None):
 
 
 def layer_names(adata):
-    "The layers of an AnnData beside X, as a list: from anndata 0.13 on X is the layer None."
+    "The layers of an AnnData without X, as a list: since anndata 0.13, X is the layer None."
     return [name for name in adata.layers if name is not None]
 
 
 def check_layer(adata, layer, remedy=""):
-    "GeneSpaceError where an AnnData has no such layer; None is X. remedy : what to do about it."
+    "GeneSpaceError if an AnnData has no such layer (None is X). remedy : the end of the message."
     names = layer_names(adata)
     if layer is not None and layer not in names:
         raise GeneSpaceError(f"no layer {layer!r} in adata.layers; it has: {listed(names)}{remedy}")
 
 # %% ../nbs/00_genes.ipynb #values-of
 def values_of(adata, layer=None):
-    """X of an AnnData, or the named layer, (cells, genes), as it is: X of a backed one is still in
+    """X of an AnnData, or the named layer, (cells, genes), as it is: X of a backed AnnData stays in
     its file.
 
-    Raises GeneSpaceError where X is empty or there is no such layer; DamagedError, as
-    `check_sparse`, where some of its cells would be taken out of a damaged matrix.
+    Raises GeneSpaceError where X is empty or there is no such layer. For a view, raises
+    DamagedError, as `check_sparse`, where the matrix behind it is damaged.
     """
     check_layer(adata, layer)
     _check_source(adata, layer)
-    # once: a view makes a new matrix each time
+    # only once, because a view makes a new matrix each time it is read
     try:
         values = adata.X if layer is None else adata.layers[layer]
     except (NotImplementedError, ValueError, OSError, RuntimeError) as error:
         raise GeneSpaceError(
             f"these cells cannot be taken out of their file ({error}): read it with"
-            " vampsc.organs.load(path), which converts the numbers, and take them then"
+            " vampsc.organs.load(path), which converts the numbers, and then take these cells"
         ) from None
     if values is None:
         raise GeneSpaceError(f"adata.X is empty: pass layer=; layers: {listed(layer_names(adata))}")
@@ -996,8 +1003,8 @@ def values_of(adata, layer=None):
 
 # %% ../nbs/00_genes.ipynb #check-source
 def _check_source(adata, layer=None, use_raw=False):
-    "DamagedError unless the matrix of which a view shows a part can be used."
-    # None where it is no view
+    "For a view: DamagedError unless the matrix behind it can be used."
+    # None if adata is not a view
     whole = getattr(adata, "_adata_ref", None)
     if whole is None:
         return
@@ -1010,7 +1017,7 @@ def _check_source(adata, layer=None, use_raw=False):
 def some_cells(adata, which):
     """These cells of an AnnData as a view; which : positions or a mask (cells,).
 
-    DamagedError as `check_sparse` for adata.raw, out of which anndata takes them at once.
+    DamagedError as `check_sparse` for adata.raw, because anndata copies these cells of raw at once.
     """
     if adata.raw is not None:
         _check_any(adata.raw.X)
@@ -1069,7 +1076,7 @@ def raw_of(adata):
 
 # %% ../nbs/00_genes.ipynb #check-places
 def check_places(layer, use_raw):
-    "Raise GeneSpaceError where both layer and use_raw say where the counts are."
+    "Raise GeneSpaceError where both layer and use_raw are given: the counts are in one place."
     if use_raw and layer is not None:
         raise GeneSpaceError(f"layer={layer!r} and use_raw=True are two places: give one of them")
 
@@ -1080,23 +1087,24 @@ class MappingReport:
 
     space: str  # name of the gene space
     n_space: int  # genes of the space
-    n_data: int  # genes of the data; features that are no genes do not count
+    n_data: int  # genes of the data, without features that are not genes
     recognised: int  # genes of the data that have a place in the space
-    by_id: int  # ... of these, found by identifier; the others by symbol
+    by_id: int  # how many of the recognised were found by identifier; the others by symbol
     missing: int  # genes of the space that the data lack: set to 0
     # genes of the space to which several columns of the data were added up
     summed: int
     ambiguous: tuple  # symbols of the data that stand for several genes: refused
-    # a few names of the data's genes without a place; those in most cells once counts were seen
+    # a few names of the data's genes without a place: the first ones, or, once the counts have been
+    # read, those with a count in most cells
     not_used: tuple = ()
     added_up: tuple = ()  # a few symbols of the summed genes
     share_of_counts: float = float("nan")  # sum of the mapped counts / sum of all counts
     unseen: int | None = None  # genes of the space that the data have, without a count in any cell
-    # (type, how many) of the features that are no genes, such as antibodies
+    # (type, number) of the features that are not genes, such as antibodies
     other_features: tuple = ()
-    # a few names of genes whose identifier and symbol are those of two genes of the space
+    # a few names of genes whose identifier and symbol belong to two different genes of the space
     disagree: tuple = ()
-    disagreeing: int = 0  # how many they are; the identifier counted
+    disagreeing: int = 0  # the number of such genes; they are placed by identifier
 
     @property
     def unrecognised(self):
@@ -1111,7 +1119,7 @@ class MappingReport:
 
 # %% ../nbs/00_genes.ipynb #report-text
 def _some(names, number, n=5):
-    "The first n of so many names: ' (A, B, ...)'; empty without names."
+    "The first n of `number` names in brackets, ' (A, B, ...)'; empty without names."
     if not len(names):
         return ""
     rest = ", ..." if number > len(names[:n]) else ""
@@ -1180,11 +1188,11 @@ def cells_with(csr):
 
 
 def with_counts(report, where, found, names, share):
-    """A MappingReport with what the counts say.
+    """A MappingReport with the entries that need the counts.
 
-    where, found : of each gene of the data, its place in the space, -1 or NO_GENE, and in how many
-        cells it has a count.
-    names : of the data's genes. share : sum of the mapped counts / sum of all.
+    where : the place of each gene of the data in the space, -1 or NO_GENE.
+    found : in how many cells each gene of the data has a count.
+    names : names of the data's genes. share : sum of the mapped counts / sum of all.
     """
     lost = np.flatnonzero(where == -1)
     most = lost[np.argsort(-found[lost], kind="stable")[:5]]
@@ -1213,16 +1221,16 @@ def project(csr, where, n):
 
 # %% ../nbs/00_genes.ipynb #mapping
 def mapping(space, adata, min_recognised=MIN_RECOGNISED, own_names=None):
-    """Where each gene of the data lies in the space, as in `positions`, and a MappingReport; no
-    count is looked at.
+    """Where each gene of the data lies in the space, as in `positions`, and a MappingReport; the
+    counts are not read.
 
     Parameters
     ----------
     space : GeneSpace. adata : AnnData (cells, genes of the data).
-    min_recognised : share of genes with a place, of the shorter of the two lists, below which the
-        mapping stops.
-    own_names : OwnNames, what the data of a model call the genes of the space. They find genes that
-        neither identifier nor symbol does.
+    min_recognised : the mapping stops if fewer genes have a place than this share of the shorter of
+        the two lists, the data's and the space's.
+    own_names : OwnNames, the names by which the data of a model call the genes of the space. Genes
+        found neither by identifier nor by symbol are looked up by these names.
 
     Returns
     -------
@@ -1230,8 +1238,8 @@ def mapping(space, adata, min_recognised=MIN_RECOGNISED, own_names=None):
 
     Raises
     ------
-    GeneSpaceError : no gene of the data has a place in the space, or a smaller share than
-        min_recognised; as `positions`.
+    GeneSpaceError : no gene of the data has a place in the space, or a share below min_recognised
+        has one; as `positions`.
     TypeError : adata is no AnnData.
     """
     check_adata(adata)
@@ -1253,7 +1261,7 @@ def mapping(space, adata, min_recognised=MIN_RECOGNISED, own_names=None):
 
 # %% ../nbs/00_genes.ipynb #report
 def _report(space, adata, where, by_id, ambiguous, disagree):
-    "The MappingReport of places in the space, before any count is looked at."
+    "The MappingReport of places in the space, before the counts are read."
     used, times = np.unique(where[where >= 0], return_counts=True)
     types = pd.Series(other_features(adata.var)[where == NO_GENE], dtype=object).value_counts()
     return MappingReport(
@@ -1274,7 +1282,7 @@ def _report(space, adata, where, by_id, ambiguous, disagree):
 
 # %% ../nbs/00_genes.ipynb #way-to-human
 def _way_to_human(adata, before=""):
-    "How mouse genes get a place among human ones, for a message; empty for other data."
+    "How to map mouse genes onto human ones, for a message; empty for other data."
     of_mouse = _species(_stripped(adata.var_names.astype(str))) == "mouse or rat"
     return (
         f"{before}to map mouse genes, name them by their human orthologs first, in adata.var_names"
@@ -1337,7 +1345,7 @@ def _to_dict(space):
 
 # %% ../nbs/00_genes.ipynb #own-names
 def _usual_names(space, places, own):
-    """Names for the genes of a space, in the data's way: by symbol or by identifier.
+    """Names for the genes of a space: by symbol or by identifier, whichever the data use.
 
     own : the data's names of the genes in these places.
     """
@@ -1352,12 +1360,12 @@ def _usual_names(space, places, own):
 # %% ../nbs/00_genes.ipynb #ownnames
 @dataclass(frozen=True, eq=False)
 class OwnNames:
-    """What a data set calls the genes of a space, and in which order it has them.
+    """The names by which a data set calls the genes of a space, and their order in the data.
 
     names : (genes of the space,) text.
-    order : positions in the space: of the data's genes, in the data's order, then of those that the
-        data lack.
-    n_own : how many of them the data have.
+    order : positions in the space: first of the data's genes, in the data's order, then of the
+        genes that the data lack.
+    n_own : how many genes of the space the data have.
     """
 
     names: np.ndarray
@@ -1371,13 +1379,13 @@ class OwnNames:
         space : GeneSpace.
         where : int (genes of the data,), their places in the space, or negative.
         var_names : (genes of the data,).
-        others : (genes of the space,) what to call genes that the data lack; None: in the data's
-            way, by symbol or by identifier.
+        others : (genes of the space,) names for genes that the data lack; None: by symbol or by
+            identifier, whichever the data use.
         """
         where = np.asarray(where)
         columns = np.flatnonzero(where >= 0)
         places, first = np.unique(where[columns], return_index=True)
-        # of those that were added up, the first names the gene
+        # where several columns were added up, the gene has the name of the first
         columns = columns[first]
         own = np.asarray(var_names, object)[columns].astype(str).astype(object)
         names = np.array(
@@ -1401,11 +1409,11 @@ class OwnNames:
         return np.isin(np.arange(len(self.names)), self.order[: self.n_own])
 
     def also_placed(self, where, var_names):
-        """Places of the genes of other data, where those without one are looked for by name among
-        the genes of these data that the others seem to lack.
+        """Places of the genes of other data, completed by name. A gene of the other data without a
+        place gets the place that these data give to the same name, if no other gene has it.
 
-        where : int (genes of the others,), places in the space, or negative. var_names : their
-            names. Returns where, completed.
+        where : int (genes of the other data,), places in the space, or negative.
+        var_names : their names. Returns a completed copy of where.
         """
         where = np.array(where)
         taken = set(where[where >= 0])
@@ -1415,8 +1423,8 @@ class OwnNames:
         return where
 
     def table(self, space):
-        """A DataFrame (genes of the space,) with the columns id and symbol, by the data's names and
-        in their order.
+        """A DataFrame (genes of the space,) with the columns id and symbol; its rows have the names
+        and the order of the data.
         """
         columns = {"id": space.ids[self.order], "symbol": space.symbols[self.order]}
         return pd.DataFrame(columns, index=self.names[self.order])
@@ -1431,9 +1439,9 @@ class OwnNames:
 
     @classmethod
     def from_dict(cls, d, space):
-        """The names that `to_dict` wrote down.
+        """The names that `to_dict` stored.
 
-        GeneSpaceError where they are not those of so many genes.
+        GeneSpaceError where their number or order does not fit the space.
         """
         names = d["names"]
         if len(names) != len(space) or not all(isinstance(name, str) for name in names):
@@ -1458,8 +1466,8 @@ KINDS = (
 
 
 def _kind(adata, before=""):
-    """What most of the data's gene names are, if no human genes, in words; empty if that is not
-    known.
+    """For a message: what most of the data's gene names look like, if not like human genes; empty
+    if that is not known.
     """
     names = _stripped(adata.var_names.astype(str))
     for pattern, kind in KINDS:
@@ -1489,8 +1497,8 @@ def resolve(gene_space, adata):
 
     Warns
     -----
-    UserWarning : "auto" takes the data's own genes, with how many are known and what the others
-        look like.
+    UserWarning : "auto" takes the data's own genes. The warning says how many are known and what
+        the names look like.
     """
     check_adata(adata)
     if gene_space is None:

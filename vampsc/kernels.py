@@ -56,9 +56,9 @@ def _gpus():
 def use_path(path):
     """Within `with use_path(...):`, compute by another path: "compiled" (kernels of this chapter;
     TensorFlow on a CPU), "plain" (Keras operations, any backend) or "auto". The environment
-    variable VAMPSC_PATH sets it for a whole program. What was traced before, such as a network's
-    compiled training step, keeps its path. ValueError for another name, and for "compiled" on
-    another backend.
+    variable VAMPSC_PATH sets it for a whole program. A function that was traced before, such as a
+    network's compiled training step, keeps its path. ValueError for another name, and for
+    "compiled" on another backend.
     """
     global _chosen
     if path not in PATHS:
@@ -82,13 +82,13 @@ F = np.float32
 class _SafeCache(FunctionCache):
     """Machine code for the next session.
 
-    What cannot be kept, or read, is compiled again: a full disk or a damaged file stops nothing.
+    Code that cannot be written or read is compiled again: a full disk or damaged file is no error.
     """
 
     def load_overload(self, sig, target_context):
         try:
             return super().load_overload(sig, target_context)
-        # pickle has many for a damaged file
+        # pickle raises many kinds of errors for a damaged file
         except Exception:
             with contextlib.suppress(OSError):
                 self.flush()
@@ -120,8 +120,8 @@ _parallel = jit(parallel=True)
 # %% ../nbs/a4_speed.ipynb #exponential
 @inlined
 def _exp(x):
-    """exp(x) in float32, by Cephes' polynomial on half an octave; below -87 and above 88 it stays
-    at its last value.
+    """exp(x) in float32, by Cephes' polynomial on half an octave; below -87 and above 88 it is
+    constant.
     """
     x = min(max(x, F(-87)), F(88))
     # the last bits of t are k = round(x / log 2)
@@ -271,15 +271,15 @@ def _digamma_error(y):
     return series + (_log((y + F(8)) / y) - (F(2) * y + F(7)) * pairs if low else F(0))
 
 # %% ../nbs/a4_speed.ipynb #zero-terms
-# as likelihood.ZERO; genes that are worked on at a time, so that they stay in cache
+# ZERO as in likelihood. BLOCK_SIZE : genes that are worked on at a time, so that they stay in cache
 ZERO = F(1e-30)
 BLOCK_SIZE = 1024
 
 
 @inlined
 def _at_zeros(x, a, b, log_size, curve, scale, m, r, bend_a, bend_b, value, by_a, by_b):
-    """Equation (1) and scale times its derivatives for a stretch of genes, as if every count were
-    0; value is 0 where it is not.
+    """Equation (1), and its derivatives times scale, for a stretch of genes, as if every count were
+    0; value is 0 for other counts.
     """
     for k in range(len(x)):
         root_a = math.sqrt(F(1) + a[k] * a[k] * curve)
@@ -340,8 +340,8 @@ def _sum(values):
 # %% ../nbs/a4_speed.ipynb #nb
 @_parallel
 def _nb(x, a, b, target_sum, curve, scale, log_prob, by_a, by_b):
-    """log NB of each cell (the sum over genes), and scale times its derivatives by both heads; all
-    (cells, genes) but log_prob.
+    """log NB of each cell (the sum over genes), and its derivatives by both heads times scale. All
+    arrays are (cells, genes), except log_prob.
     """
     for i in numba.prange(len(x)):
         w = np.empty((11, BLOCK_SIZE), np.float32)
@@ -371,7 +371,7 @@ def _nb(x, a, b, target_sum, curve, scale, log_prob, by_a, by_b):
             )
             cell += _sum(value)
             n = 0
-            # no branch: which gene is not zero, a processor cannot foresee
+            # without a branch, since a processor cannot predict which genes are not zero
             for j in range(len(counts)):
                 at[n] = j
                 n += counts[j] >= ZERO
@@ -397,8 +397,8 @@ def _scaled(a, b, scale, out_a, out_b):
 
 # %% ../nbs/a4_speed.ipynb #to-tensorflow
 class _Memory:
-    """Blocks of memory that are used again when nothing refers to them any more: fresh ones are
-    slow to touch.
+    """Blocks of memory that are used again when nothing refers to them any more, since the first
+    use of fresh memory is slow.
     """
 
     def __init__(self, sizes=8, blocks=16):
@@ -413,7 +413,7 @@ class _Memory:
             if size not in self.kept and len(self.kept) == self.limits[0]:
                 del self.kept[next(iter(self.kept))]
             blocks = self.kept.setdefault(size, [])
-            # in blocks, as argument
+            # a free block has two references: the list, and the argument of getrefcount
             free = next((k for k in range(len(blocks)) if sys.getrefcount(blocks[k]) == 2), None)
             if free is not None:
                 return blocks[free]
@@ -436,15 +436,15 @@ def _aligned(shape):
     return memory[start : start + size].view(np.float32).reshape(shape)
 
 # %% ../nbs/a4_speed.ipynb #on-host
-# TensorFlow would call two at once, and not every numba can do that
+# TensorFlow would call two functions at once, which some threading layers of numba do not allow
 _one_at_a_time = threading.Lock()
 
 
 def _on_host(function, arguments, shapes):
     """A TensorFlow operation: function(*arguments, *outputs) fills outputs, float32.
 
-    shapes : for each output, which argument it is as large as, and the number of axes that it
-        shares with it.
+    shapes : for each output, the number of the argument whose shape it has, and how many axes of
+        that shape.
     """
     import tensorflow as tf
 
@@ -476,7 +476,7 @@ def nb_log_prob_of_heads(x, a, b, limit, target_sum):
 
     @tf.custom_gradient
     def function(a, b):
-        # right for a loss that is the mean over cells
+        # the factor for a loss that is the mean over cells
         scale = -1 / tf.cast(tf.shape(x)[0], tf.float32)
         log_prob, *derivatives = _on_host(kernel, [x, a, b, scale], [(0, 1), (1, 2), (2, 2)])
         log_prob.set_shape(a.shape[:1])
@@ -511,8 +511,8 @@ def dense_rows(data, indices, indptr, rows, where, n):
 
     data, indices : (non-zeros,) and indptr : (cells + 1,), of the matrix. rows : int (rows,),
         positions.
-    where : int (genes,), which of the n columns each column of the matrix goes to, or -1 to leave
-        it out; what goes to one is summed.
+    where : int (genes,), to which of the n columns each column of the matrix goes, or -1 to leave
+        it out; columns that go to the same one are summed.
     """
     out = _aligned((len(rows), n))
     _dense_rows(data, indices, indptr, rows, where, out)
@@ -570,9 +570,9 @@ class RowsOnDevice:
 # %% ../nbs/a4_speed.ipynb #row-reader
 def row_reader(X, on_device=None):
     """A function positions (n,) -> dense float32 (n, genes), rows of Counts X (cells, genes), by
-    the fastest way that there is.
+    the fastest way on this backend.
 
-    on_device : keep X on JAX's device and read it there; None leaves that to `fits_on_device`.
+    on_device : keep X on JAX's device and read it there; None: `fits_on_device` decides.
     ValueError where on_device is true on another backend, or X has 2**31 non-zeros or more.
     """
     if on_device and backend.backend() != "jax":
@@ -584,7 +584,7 @@ def row_reader(X, on_device=None):
         return X.dense
     if X.nnz >= 2**31:
         raise ValueError(f"{X.nnz:,} non-zeros are too many to be kept on the device.")
-    # one copy for all who read
+    # one copy for all readers
     if not hasattr(X, "on_device"):
         X.on_device = RowsOnDevice(X[:])
     return X.on_device
@@ -667,8 +667,8 @@ def adam_in_place(optimizer, gradients, variables):
 
     gradients : a tensor for each of variables, of its shape, float32, without the penalties' part.
         optimizer : built.
-    Weights and moments are changed where they lie, as TensorFlow's own fused operations do: what
-    shares their memory changes too. `own_memory` makes sure beforehand that nothing does. Returns
+    Weights and moments are changed in place, as by TensorFlow's own fused operations: an array that
+    shares their memory changes too. `own_memory` makes sure beforehand that no array does. Returns
     an operation.
     """
     import tensorflow as tf
@@ -715,7 +715,7 @@ def adam_in_place(optimizer, gradients, variables):
 
 # %% ../nbs/a4_speed.ipynb #own-memory
 def own_memory(variables):
-    "Give each Keras variable, of any shape, memory that it shares with nobody; its value stays."
+    "Give each Keras variable memory that no other array shares; its value stays."
     import tensorflow as tf
 
     with tf.init_scope():
@@ -727,7 +727,7 @@ def own_memory(variables):
 def updates_in_place():
     """Does a TensorFlow function hand a variable's own memory to a host function?
 
-    Where functions run eagerly, it does not.
+    Where functions run eagerly, TensorFlow hands over a copy.
     """
     import tensorflow as tf
 
@@ -738,8 +738,8 @@ def is_fused(optimizer, traced=None):
     """Does this optimiser's update, here in this TensorFlow function, add the gradient of the
     penalties?
 
-    traced=True asks it of a function that is still to be traced. The optimiser must be built, as
-    compile_network does.
+    traced=True: the question is about a function that is still to be traced. The optimiser must be
+    built, as compile_network does.
     """
     if not (getattr(optimizer, "adds_penalty", False) and optimizer.built and compiled()):
         return False
@@ -752,7 +752,7 @@ def is_fused(optimizer, traced=None):
 # %% ../nbs/a4_speed.ipynb #shares-memory
 @functools.cache
 def _shares_memory():
-    "Tried out on a small variable."
+    "Does a TensorFlow function share a variable's memory with NumPy? Tested on a small variable."
     import tensorflow as tf
 
     def on_host(w):
@@ -769,15 +769,15 @@ def _shares_memory():
 # %% ../nbs/a4_speed.ipynb #reading
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """How one compiled call that does many steps gets their cells: it is handed positions, and
-    makes the rows of a minibatch from them.
+    """How one compiled call that does many steps gets the cells of a minibatch: it makes their rows
+    from their positions.
 
     batch_size : cells of a minibatch. rows : (positions (n,), *arrays) -> counts, dense float32 (n,
         genes), within a compiled function.
-    arrays : what `rows` reads from, handed over in each call: what a TensorFlow function knows by
-        itself is never freed.
-    batch : Counts.batch, the batch of each cell and their number. has_covariates : the last array
-        holds Counts.covariates. held : a list of what `rows` reads otherwise.
+    arrays : what `rows` reads from. They are handed over in each call, since TensorFlow never frees
+        an array that is part of a function.
+    batch : Counts.batch, the batch of each cell and the number of batches. has_covariates : the
+        last array holds Counts.covariates. held : a list of other objects that `rows` reads from.
     """
 
     batch_size: int
@@ -788,7 +788,7 @@ class Reading:
     held: list = dataclasses.field(default_factory=list)
 
     def let_go(self):
-        "Forget the counts, since TensorFlow does not forget `rows`."
+        "Forget the counts, since TensorFlow keeps `rows` for ever."
         self.held.clear()
 
     def minibatch(self, positions, arrays):
@@ -813,8 +813,8 @@ def reading_of(X, batch_size):
     """The Reading of Counts X (cells, genes) on this backend, or None where rows are better made
     outside of the compiled call.
 
-    That is so for counts in a file, which another thread reads ahead, on a TensorFlow GPU, and for
-    counts that a JAX device cannot hold.
+    It is None for counts in a file, which another thread reads ahead; on a TensorFlow GPU; and for
+    counts that do not fit into the memory of a JAX device.
     """
     reading = _reading_of_counts(X, batch_size)
     if reading is None or X.covariates is None:
@@ -824,7 +824,7 @@ def reading_of(X, batch_size):
 
 # %% ../nbs/a4_speed.ipynb #reading-of-counts
 def _reading_of_counts(X, batch_size):
-    "The same without the covariates."
+    "As `reading_of`, but without the covariates."
     if X.source.place != "in memory":
         return None
     small = 4 * math.prod(X.shape) <= MAX_DENSE_BYTES
@@ -855,7 +855,7 @@ def _reading_of_counts(X, batch_size):
 def _reading_on_host(X, batch_size, small):
     """The Reading of Counts X within a TensorFlow function.
 
-    small : from a dense copy, else from the sparse matrix.
+    small : read from a dense copy; False: from the sparse matrix.
     """
     import tensorflow as tf
 
@@ -881,9 +881,9 @@ def _reading_on_host(X, batch_size, small):
 
 # %% ../nbs/a4_speed.ipynb #each-minibatch
 def number_of_minibatches(n, batch_size, lone):
-    """Of n >= 2 cells, an int or a tensor.
+    """The number of minibatches of n >= 2 cells, an int or a tensor.
 
-    lone : a last minibatch of one cell counts; else that cell is in the one before.
+    lone : a single last cell is a minibatch of its own; False: it is added to the one before.
     """
     return (n + batch_size - (1 if lone else 2)) // batch_size
 
@@ -946,13 +946,13 @@ def _each_on_jax(network, step, state, data, lone):
     return logs, state
 
 # %% ../nbs/a4_speed.ipynb #steps-at-once
-# floating-point operations that take some half a second
+# floating-point operations that take about half a second
 FLOPS_PER_CALL = {"cpu": 3e10, "other": 3e12}
 
 
 def steps_at_once(n_weights, batch_size):
-    """How many steps one call does, so that a bar moves, and Ctrl-C is heard, about every half
-    second. n_weights : of the network.
+    """How many steps one call does, such that it takes about half a second: until its end the bar
+    does not move, and Ctrl-C has no effect. n_weights : of the network.
     """
     on_cpu = True
     if backend.backend() == "jax":
@@ -967,16 +967,15 @@ def traced(network, names):
     shape of its arguments.
 
     network : a built Keras model. names : of its methods, which take and return tensors. Returns an
-        object with a function of each
-    name, for the weights of the time when it is called; on other backends than TensorFlow and JAX
-    the network itself.
+        object with a function of each name, which uses the weights at the time of its call; on
+        other backends than TensorFlow and JAX the network itself.
     """
     functions = {name: getattr(network, name) for name in names}
     if backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        # As a partial, each network's function is one of its own; TensorFlow takes methods for one
-        # that is traced anew.
+        # functools.partial gives each network a function of its own. TensorFlow would take the same
+        # method of several networks for one function that is traced again and again.
         own = {
             name: tf.function(functools.partial(f), reduce_retracing=True, autograph=False)
             for name, f in functions.items()

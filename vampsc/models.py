@@ -55,12 +55,12 @@ from .training import NewRows
 
 # %% ../nbs/13_models.ipynb #run-training
 def run_training(model, profile, progress=True, callbacks=(), checkpoint=None, resume=False):
-    """Train a model, and say nothing of how it ended: `train` with the arguments as they are.
+    """Train a model as `train` does, but print nothing about how the training ended.
 
-    model : a CountAutoencoder; its history and `interrupted` are those of the run afterwards.
+    model : a CountAutoencoder; afterwards it has the history and the `interrupted` of the run.
     profile : a training.Profile. progress, callbacks, checkpoint, resume : as in `train`.
 
-    Returns a training.Run, whose `ending` says in words whether it was at its end. Raises what
+    Returns a training.Run, whose `ending` says in words whether training ended early. Raises what
     `train` raises.
     """
     if resume and checkpoint is None:
@@ -93,7 +93,7 @@ def run_training(model, profile, progress=True, callbacks=(), checkpoint=None, r
 class Trainable(Inference):
     "The verb that trains: mixed into CountAutoencoder."
 
-    # of a transferred model: a NewRows, all that is trained; None: everything is
+    # in a transferred model a NewRows: the only weights that are trained; None: all are trained
     _new_rows = None
 
     @verb
@@ -106,7 +106,7 @@ class Trainable(Inference):
         ----------
         profile : "quick", "paper" or a training.Profile; single settings override it, such as
             steps=20_000 to train longer, max_epochs=30, batch_size=512, learning_rate=1e-3, or
-            kl_warmup=20: the weight of the KL term then rises from 0 to its own over so many
+            kl_warmup=20: the weight of the KL term then rises from 0 to the model's beta over 20
             epochs.
         progress : show losses and time left.
         callbacks : more Keras callbacks.
@@ -118,10 +118,10 @@ class Trainable(Inference):
 
         Returns
         -------
-        self. `history` has a row for each epoch. Called again without resume, it goes on from the
-        present weights. Ctrl-C ends it early with the best weights so far; `interrupted` then is
-        True. Of a model that came from `transfer`, saved and loaded or not, the weights of its new
-        batches alone are trained.
+        self. `history` has a row for each epoch. Called again without resume, `train` goes on from
+        the present weights. Ctrl-C ends training early with the best weights so far; `interrupted`
+        then is True. In a model that came from `transfer`, also after saving and loading, only the
+        weights of its new batches are trained.
 
         Raises
         ------
@@ -150,18 +150,18 @@ class Trainable(Inference):
         return self
 
     def _identity(self, profile, X):
-        "What must be the same for a run to go on."
+        "What must be the same for a run to be resumed."
         settings = {**self.architecture.as_dict(), **dataclasses.asdict(profile)}
         for name in ("max_epochs", "n_genes"):
             settings.pop(name)
         if self._new_rows:
             settings["new batches"] = self._new_rows.rows
-        # older checkpoints know of none
+        # older checkpoints do not have these settings
         for name in ("kl_warmup", "steps", "beta_2"):
             if getattr(profile, name) == getattr(training.Profile, name):
                 settings.pop(name)
 
-        # all would be slow from a file
+        # up to 256 cells, since reading all cells from a file would be slow
         some = X[np.linspace(0, len(X.totals) - 1, min(len(X.totals), 256)).astype(int)]
         marks = {
             "genes": self.genes.ids,
@@ -206,21 +206,22 @@ class Transferable(Trainable):
         By default only what belongs to new batches is trained: a row of weights for each, as in
         scArches (Lotfollahi et al. 2022). All other weights stay to the last bit, so that the cells
         of this model keep their embedding, and the new cells are embedded among them. Without new
-        batches nothing is trained, which is said. Rows in the encoder (encode_batch) stay at the
-        mean of the known batches: the new cells, too, are embedded as this model embeds them, and
-        training serves what is decoded.
+        batches nothing is trained, and a printed line says so. With encode_batch the encoder, too,
+        gets a row for each new batch. This row is the mean of the rows of the known batches, and is
+        not trained. So the new cells are embedded as this model embeds them, and training changes
+        only what the decoder makes of them.
 
         Parameters
         ----------
         adata : AnnData of raw counts, at least 10 cells; its genes are mapped onto this model's. If
-            this model knows batches, those of adata that it does not know are added; they begin as
-            the mean of the known ones.
+            this model knows batches, those of adata that it does not know are added; their weights
+            begin as the mean of those of the known ones.
         split, seed : as in the class; the seed is this model's if not given.
         unfrozen : train all weights. The model then follows the new cells, and its embedding of the
             old ones changes: few cells, or a long training, can make it worse for both.
         encoder_rows : with encode_batch train the encoder's rows of new batches, too, as scArches
-            does. New cells may then be embedded better or worse, so this is off unless asked for;
-            `label_accuracy` of labelled cells shows which it is for yours.
+            does. New cells may then be embedded better or worse, so this is off by default;
+            `label_accuracy` of labelled cells shows which is the case for your cells.
         profile, progress, **settings : as in `train`; max_epochs=0 leaves the weights as they are.
 
         Returns
@@ -282,7 +283,7 @@ class Transferable(Trainable):
     def _new_batches(self, adata):
         """The names of adata's batches that the model does not know.
 
-        It says them, and warns where one looks like a known one.
+        They are printed, with a warning for each that looks like a known one.
         """
         known = {batch_name(name) for name in self.batches}
         new = [
@@ -302,8 +303,8 @@ class Transferable(Trainable):
 
 # %% ../nbs/13_models.ipynb #grown
 def _grown(weights, shape, n_batches):
-    """Weights with rows for further batches, each the mean of the last n_batches rows, which belong
-    to the known ones.
+    """Weights with rows for further batches. Each new row is the mean of the last n_batches rows,
+    those of the known batches.
     """
     if weights.shape == tuple(shape):
         return weights
@@ -315,7 +316,7 @@ def _grown(weights, shape, n_batches):
 
 # %% ../nbs/13_models.ipynb #other-packages-methods
 class _Elsewhere:
-    "A method that users of other packages type: its AttributeError says what does the same here."
+    "A method name of another package: its AttributeError says what does the same here."
 
     def __init__(self, remedy):
         self.remedy = remedy
@@ -375,7 +376,7 @@ class CountAutoencoder(Groups, Transferable, Persistence, _OtherPackagesMethods)
     n_pseudo_inputs : number of components of a VAMP or mixture prior.
     learn_weights : whether a VAMP prior's component weights are learnt; those of a plain mixture
         always are.
-    n_flow_steps, flow_hidden : of a flow, its steps, and the widths of their layers.
+    n_flow_steps, flow_hidden : number of steps of a flow, and the widths of each step's layers.
     encode_batch : the encoder is conditioned on batch and covariates, too.
     precision : "float32", or "mixed_bfloat16" for the layers' products.
     """
@@ -471,7 +472,7 @@ class CountAutoencoder(Groups, Transferable, Persistence, _OtherPackagesMethods)
     def _assemble(
         self, architecture, space, split, seed, layer, library, use_raw=False, batch=None
     ):
-        "The part that needs no cells; loading ends here."
+        "The part of the constructor that needs no cells; loading a model needs only this part."
         self.architecture = architecture
         self.genes = space
         self.split = split
@@ -517,9 +518,9 @@ class CountAutoencoder(Groups, Transferable, Persistence, _OtherPackagesMethods)
         if self.network.pseudo_batch is not None:
             self.network.pseudo_batch.assign(self.X.conditions(cells))
 
-    # of the cells that a loaded model was trained on, if they are not here
+    # CellMarks of the cells of a loaded model, which were not handed in
     _marks = None
-    # of a model that began otherwise, such as a transferred one: what tells its start
+    # what identifies a start that the other settings do not, such as that of a transferred model
     _origin = ()
 
     def __repr__(self):
@@ -542,7 +543,7 @@ OF_THE_DATA = ("n_batches", "n_covariates")
 
 
 def _covariate_keys(batch_key, categorical, continuous):
-    "The keys of the categorical and the continuous covariates; a ValueError if one is there twice."
+    "The keys of categorical and of continuous covariates; ValueError where one is named twice."
     categorical = covariate_keys("categorical_covariate_keys", categorical)
     continuous = covariate_keys("continuous_covariate_keys", continuous)
     keys = [batch_key, *categorical, *continuous]
@@ -555,7 +556,7 @@ def _covariate_keys(batch_key, categorical, continuous):
 
 
 def _architecture(posterior, prior, settings):
-    "The Architecture, or a TypeError that names the setting that is none."
+    "The Architecture, or a TypeError that names a setting that does not exist."
     known = [f.name for f in dataclasses.fields(Architecture) if f.name not in OF_THE_DATA]
     if unknown := [k for k in settings if k not in known]:
         shown = inspect.signature(CountAutoencoder).parameters.values()
@@ -601,7 +602,7 @@ class VAMP(CountAutoencoder):
 class VAMPIAF(CountAutoencoder):
     """Flexible posterior and flexible prior together: the paper's outlook.
 
-    The components are the Gaussians before the flow.
+    The prior's components are the Gaussians before the flow.
     """
 
     def __init__(self, adata, **settings):
@@ -668,9 +669,10 @@ def load(path, adata=None):
 
     Parameters
     ----------
-    path : the folder that `save` wrote, or that of a run of `vampsc fit`, which has it as "model".
-    adata : the cells that it was trained on, in any order; with them the verbs' defaults work as
-        before saving, and `split` has their positions in adata. Without, pass cells to the verbs.
+    path : the folder that `save` wrote, or that of a run of `vampsc fit`, in which it is "model".
+    adata : the cells that the model was trained on, in any order; with them the verbs' defaults
+        work as before saving, and `split` has their positions in adata. Without adata, pass cells
+        to the verbs.
 
     Returns
     -------
@@ -683,7 +685,7 @@ def load(path, adata=None):
         version; adata holds other cells than those that the model was trained on.
     """
     folder = user_path(path)
-    # a run's folder has its settings in it
+    # the folder of a run has its settings in config.json
     if (folder / "config.json").exists():
         folder = folder / "model"
     return CountAutoencoder._from_folder(folder, adata, _class_named)

@@ -43,7 +43,7 @@ def hidden_layers(sizes, seeds, dropout=0.2, l1=5e-4, l2=5e-4, name="hidden"):
     sizes[-1]).
 
     With no sizes, the identity. seeds: from `new_seeds`; two are taken for each layer. l1, l2:
-    penalties on the kernels, which are in `.losses`, one entry a layer.
+    weights of the penalties on the kernels; `.losses` has one entry for each layer.
     """
     stack = []
     for i, units in enumerate(sizes):
@@ -82,7 +82,7 @@ def soft_bound(a, limit=HEAD_BOUND):
     return a * ops.rsqrt(1.0 + ops.square(a / limit))
 
 # %% ../nbs/03_networks.ipynb #decoder
-# a batch's offset is so many times its weight, and learns so many times as fast
+# a batch's offset is this constant times its weight, so that it learns this many times as fast
 BATCH_OFFSET_SCALE = 10.0
 
 
@@ -111,7 +111,7 @@ class Decoder(layers.Layer):
         likelihood=None,
         name="decoder",
     ):
-        # the dtype of its inputs and outputs, whatever its layers compute in
+        # its inputs and outputs are float32, also if its layers compute in half precision
         super().__init__(name=name, dtype="float32")
         if dispersion not in ("gene-cell", "gene"):
             raise ValueError(f"dispersion={dispersion!r} is not known; take 'gene-cell' or 'gene'.")
@@ -142,15 +142,15 @@ class Decoder(layers.Layer):
                 getattr(self, name).build(top)
 
     def start_at(self, log_rates):
-        """Begin at these log-rates (genes,), whatever z: the head's bias, so that it is they after
-        the bound.
+        """Set the biases so that the log-rates at z = 0, after the bound, start at these
+        (genes,).
         """
         inside = np.clip(log_rates, -0.9 * HEAD_BOUND, 0.9 * HEAD_BOUND)
         self.log_rate.bias.assign(inside / np.sqrt(1 - np.square(inside / HEAD_BOUND)))
 
     def heads(self, z, training=False, batch=None):
-        """z (cells, latent) -> log-rates (cells, genes) and what else the likelihood needs, such as
-        log-dispersions, (cells, genes) or (genes,); all before the bound.
+        """z (cells, latent) -> log-rates (cells, genes) and the other parameters of the likelihood,
+        such as log-dispersions, (cells, genes) or (genes,); all before the bound.
         """
         h = self.body(
             z if batch is None else ops.concatenate([z, batch], axis=-1), training=training

@@ -48,7 +48,7 @@ from .readers import GROUPS, READERS
 
 # %% ../nbs/17_organs.ipynb #registry
 class OrganError(ValueError):
-    "Data that cannot be found or read, or labels that they do not have."
+    "Data that cannot be found or read, or that lack the labels that were requested."
 
 # %% ../nbs/17_organs.ipynb #is
 STUDY = {
@@ -97,7 +97,7 @@ SETTINGS = {
     "block": int,
     "where": dict,
     "labelled_only": bool,
-    # of a reader; all others are text
+    # all other settings of readers are text
     "rounded": bool,
     "normalised": bool,
 }
@@ -123,7 +123,7 @@ def _repr(value):
 
 
 def _known(name, names, where, what="field"):
-    "OrganError where the name is none of these, with the closest one."
+    "OrganError where the name is not one of these names; it suggests the closest one."
     if name in names:
         return
     close = difflib.get_close_matches(name, names, 1)
@@ -134,7 +134,7 @@ def _known(name, names, where, what="field"):
 
 # %% ../nbs/17_organs.ipynb #check
 def _check(entry, known, needed, where):
-    "OrganError names the field that is not known, of another kind, or missing."
+    "OrganError, with the field's name, where a field is unknown, of another type, or missing."
     if not isinstance(entry, dict):
         raise OrganError(
             f"{where}: {_repr(entry)} is no table of fields; there are {', '.join(known)}"
@@ -163,7 +163,7 @@ def _check_texts(entry, fields, where):
 
 
 def _check_name(name, where):
-    "OrganError where there can be no folder of that name in the cache."
+    "OrganError where a folder in the cache cannot have this name."
     try:
         path_in("", name)
     except ValueError as error:
@@ -226,7 +226,7 @@ def _check_wanted(wanted, where):
 
 # %% ../nbs/17_organs.ipynb #check-settings
 def _check_settings(source, where):
-    "OrganError where the reader has no such setting, or takes another kind."
+    "OrganError where the reader has no such setting, or expects another type."
     reader = source["reader"]
     settings = source.get("settings", {})
     function = READERS["table" if reader == "tables" else reader]
@@ -279,7 +279,7 @@ def _not_toml(path, error):
 
 @functools.lru_cache(maxsize=8)
 def _studies_in(text, path):
-    "The checked studies of a registry's text. Kept, since each `load` looks at all of them."
+    "The checked studies of a registry's text; cached, since each `load` reads all of them."
     try:
         content = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
@@ -403,7 +403,7 @@ def studies_of(name):
 
     Raises
     ------
-    OrganError : nothing is called so; the message has the closest name that there is.
+    OrganError : no organ or study has this name; the message has the closest name.
     """
     known = registry()
     names = []
@@ -447,9 +447,9 @@ def _folder(study):
 
 # %% ../nbs/17_organs.ipynb #in-cache
 def _in_cache(study, name, where):
-    """Where a file of a study is kept.
+    """The path of a study's file in the cache.
 
-    DownloadError where the name leads elsewhere, or is that of a file of ours.
+    DownloadError where the name leads out of the folder, or is that of a file of the cache itself.
     """
     try:
         path = path_in(_folder(study), name)
@@ -461,8 +461,8 @@ def _in_cache(study, name, where):
 
 # %% ../nbs/17_organs.ipynb #here
 def _here(study, name):
-    """The path of a file that is here, or None: in the folders of VAMPSC_DATA, beside the
-    registry's file, in the cache.
+    """The path of a file on this computer, or None. It is looked for in the folders of VAMPSC_DATA,
+    in the folder of the registry's file, and in the cache.
     """
     own = [Path(p).expanduser() for p in os.environ.get("VAMPSC_DATA", "").split(os.pathsep) if p]
     return next(
@@ -482,8 +482,8 @@ CELLXGENE = "https://api.cellxgene.cziscience.com/curation/v1/collections/{}"
 
 
 def _of_cellxgene(study, wanted, ask=True):
-    """{role: file} of a collection's datasets: as noted when they were fetched, else as its
-    interface says now; None if not asked.
+    """{role: file} of a collection's datasets, as noted when they were first fetched. Without a
+    note: as the interface answers now, or None where ask is False.
     """
     note = path_in(_folder(study), f"cellxgene-{wanted['collection']}.json")
     if note.exists():
@@ -505,7 +505,7 @@ def _of_cellxgene(study, wanted, ask=True):
 
 # %% ../nbs/17_organs.ipynb #noted
 def _noted(study, note, ask):
-    "The files in a note of ours. DownloadError where it is damaged; None if nobody is to be asked."
+    "The files in our note. A damaged note is a DownloadError; None where ask is False."
     try:
         files = json.loads(note.read_text(encoding="utf-8"))
         for role, file in files.items():
@@ -519,7 +519,7 @@ def _noted(study, note, ask):
 
 # %% ../nbs/17_organs.ipynb #named
 def _named(study, wanted, answer):
-    "{role: file} of the datasets that are wanted, out of what CELLxGENE answered."
+    "{role: file} of the wanted datasets, from CELLxGENE's answer."
     collection = f"CELLxGENE's collection {wanted['collection']}"
     try:
         n_datasets, urls = _datasets(answer, wanted)
@@ -549,7 +549,7 @@ def _named(study, wanted, answer):
 
 # %% ../nbs/17_organs.ipynb #datasets
 def _datasets(answer, wanted):
-    "How many datasets an answer has, and {dataset: address of its .h5ad} of those that are wanted."
+    "The number of datasets in an answer, and {dataset: address of its .h5ad} of the wanted ones."
     datasets = answer.get("datasets", [])
     tissue = wanted.get("tissue", "").lower()
     mine = (
@@ -590,10 +590,10 @@ def _first_here(study):
 def _fetched(study, source, progress):
     """{role: path} of a source's files, fetched where they are not here.
 
-    DownloadError says what to do where that cannot be.
+    DownloadError, with what to do, where a file cannot be fetched.
     """
     files = _files_of(study, source)
-    # nothing is fetched if something is missing that only people can give
+    # nothing is fetched if a file is missing that no server gives
     for file in files.values():
         if not file.get("urls") and not _here(study, file["name"]):
             raise DownloadError(
@@ -623,12 +623,12 @@ def obtain(study, progress=True):
 
     Returns
     -------
-    source : the entry's source that was taken. files : {role: path}.
+    source : the entry's source that was used. files : {role: path}.
 
     Raises
     ------
-    DownloadError : no source gives all its files; the message has each one's reason and what to do.
-        A file has changed.
+    DownloadError : no source gives all its files (the message has the reason for each, and what to
+        do), or a file has changed.
     """
     result = _first_here(study)
     reasons = []
@@ -655,7 +655,8 @@ def obtain(study, progress=True):
 
 # %% ../nbs/17_organs.ipynb #harmonised
 def harmonised(adata, study, source):
-    """Cells with their columns under the common names; what is no cell is left out.
+    """Cells with their columns under the common names; droplets that are no single cells, such as
+    doublets, are left out.
 
     Parameters
     ----------
@@ -669,7 +670,7 @@ def harmonised(adata, study, source):
 
     Raises
     ------
-    OrganError : there is no such column as the source names; the message has those that there are.
+    OrganError : a column that the source names is missing; the message has the existing columns.
     """
 
     def column_text(key):
@@ -709,8 +710,8 @@ def harmonised(adata, study, source):
 
 # %% ../nbs/17_organs.ipynb #of-cellxgenes-cells
 def _of_cellxgenes_cells(obs, wanted):
-    """Which cells are wanted: of the tissue, and, where datasets of a collection overlap, each only
-    once (is_primary_data).
+    """Which cells are wanted: those of the tissue. Where datasets of a collection overlap, each
+    cell is taken only once (is_primary_data).
     """
     keep = np.ones(len(obs), bool)
     if wanted.get("tissue"):
@@ -724,9 +725,8 @@ def _of_cellxgenes_cells(obs, wanted):
 
 # %% ../nbs/17_organs.ipynb #on-space
 def _on_space(adata, space):
-    """The cells on the genes of a space; those without a count there are left out, with a warning.
-
-    The report is in uns.
+    """The cells on the genes of a space. Cells without a count in these genes are left out, with a
+    warning. The report of the mapping is in uns.
     """
     X, report = space.map(adata)
     var = pd.DataFrame({"symbol": space.symbols}, index=pd.Index(space.ids, dtype=str))
@@ -743,8 +743,8 @@ def _on_space(adata, space):
 
 # %% ../nbs/17_organs.ipynb #read-study
 def _read_study(study, gene_space, progress):
-    """A study as one AnnData, in the common form, on a gene space; kept in the cache, since text of
-    gigabytes takes minutes to read.
+    """A study as one AnnData, in the common form, on a gene space. It is kept in the cache, since
+    gigabytes of text take minutes to read.
     """
     source, files = obtain(study, progress)
     if source.get("access") == "embedded":
@@ -779,7 +779,7 @@ def _read_study(study, gene_space, progress):
     }
     try:
         _write(adata, path)
-    # of a full disk HDF5 says either
+    # HDF5 raises either of them for a full disk
     except (OSError, RuntimeError) as error:
         warnings.warn(
             f"{path} cannot be written ({_of_writing(error)}), so study {study['name']} is read"
@@ -798,15 +798,15 @@ def _read_cached(path):
 
 
 def _of_writing(error):
-    """Why something could not be written, in the words of the system; HDF5 puts many of its own
-    around them.
+    """Why a file could not be written: only the system's message, without the text that HDF5 puts
+    around it.
     """
     match = re.search("error message = '([^']*)'", str(error))
     return in_words(match[1] if match else getattr(error, "strerror", None) or error)
 
 # %% ../nbs/17_organs.ipynb #key
 def _key(study, source, files, space):
-    "What the reading of a study depends on, as a short hash."
+    "A short hash of all that decides the result of reading a study."
 
     def digest(content):
         return hashlib.sha256(content).hexdigest()
@@ -824,9 +824,9 @@ def _key(study, source, files, space):
 
 # %% ../nbs/17_organs.ipynb #write
 def _write(adata, path):
-    """An .h5ad that is there whole or not at all.
+    """Write an .h5ad file whole or not at all.
 
-    Columns of mixed objects become text, which the format can hold; what is missing stays so.
+    Columns of mixed objects become text, which the format can hold; missing values stay missing.
     """
     for column in adata.obs:
         adata.obs[column] = _writable(adata.obs[column])
@@ -837,8 +837,8 @@ def _write(adata, path):
 
 
 def _writable(values):
-    """A column as every version of anndata writes it: text as a categorical, its categories as
-    Python's text.
+    """A column in a form that every version of anndata can write: text as a categorical whose
+    categories are Python's str.
     """
     if values.dtype == object or isinstance(values.dtype, pd.StringDtype):
         values = values.astype(object).map(str, na_action="ignore").astype("category")
@@ -850,8 +850,8 @@ def _writable(values):
 
 # %% ../nbs/17_organs.ipynb #read-h5ad
 def _read(path, backed=False, elsewhere=False):
-    """A file whose X is a matrix of numbers, as CSR float32, or still in the file; or whose counts
-    are elsewhere.
+    """A file as an AnnData. Its X is a matrix of numbers: CSR float32, or, with backed, still in
+    the file. elsewhere : the counts are not in X, so X stays as it is.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -865,9 +865,9 @@ def _read(path, backed=False, elsewhere=False):
         )
     try:
         with warnings.catch_warnings():
-            # a model says it, with how many
+            # models warn of this, with the number of cells
             warnings.filterwarnings("ignore", "Observation names are not unique")
-            # it is read all the same
+            # such a file can be read
             warnings.filterwarnings("ignore", ".*very old version of AnnData")
             adata = _read_file(path, backed)
     except Exception as error:
@@ -900,7 +900,7 @@ _SMALL = ("obs", "var", "obsm", "varm", "obsp", "varp", "uns")
 
 
 def _read_file(path, backed):
-    "An AnnData out of an .h5ad file or a .zarr folder; backed: its matrices stay there."
+    "An AnnData from an .h5ad file or a .zarr folder; backed: its matrices stay in the file."
     of_zarr = path.suffix == ".zarr"
     group = _open_group(path)
     stays = of_zarr
@@ -916,7 +916,7 @@ def _read_file(path, backed):
         if unusual:
             return _converted(group)
     finally:
-        # also after an error: HDF5 takes a file that is open for the same
+        # also after an error: HDF5 takes a file that is opened later for the one that is still open
         if not stays:
             group.close()
     return (
@@ -946,15 +946,15 @@ def _matrices(group):
 
 
 def _holds(group, name):
-    """Is there something of that name?
+    """Does the group have a part of this name?
 
-    What is None in memory may be an empty array in the file, marked as null.
+    A part that is None in memory may be in the file as an empty array, marked as null.
     """
     return name in group and group[name].attrs.get("encoding-type") != "null"
 
 # %% ../nbs/17_organs.ipynb #is-unusual
 def _is_unusual(node):
-    "Is this a sparse matrix whose values scipy has no type for?"
+    "Is this a sparse matrix whose values have a type that scipy's matrices do not support?"
     if hasattr(node, "shape") or "data" not in node:
         return False
     kind = node["data"].dtype
@@ -962,8 +962,8 @@ def _is_unusual(node):
 
 
 def _check_pointers(node):
-    """DamagedError that names the matrix unless its pointers can be right; anndata does not look at
-    them.
+    """DamagedError, with the matrix's name, where its pointers cannot be right; anndata does not
+    check them.
     """
     if hasattr(node, "shape") or "indptr" not in node:
         return
@@ -974,8 +974,8 @@ def _check_pointers(node):
 
 # %% ../nbs/17_organs.ipynb #check-matrices
 def _check_matrices(adata, backed, but):
-    """DamagedError that names the matrix unless the sparse ones in memory can be used; but: one
-    that is checked later.
+    """DamagedError, with the matrix's name, where a sparse matrix in memory cannot be used. but : a
+    matrix that is checked later.
     """
     matrices = {
         "X": adata.X,
@@ -993,7 +993,7 @@ def _check_matrices(adata, backed, but):
 
 # %% ../nbs/17_organs.ipynb #converted
 def _converted(group):
-    "A file's AnnData, whose sparse matrices are of the types that scipy has."
+    "A file's AnnData, whose sparse matrices are converted to types that scipy supports."
 
     def read(func, elem_name, elem, *, iospec):
         kind = iospec.encoding_type
@@ -1007,7 +1007,7 @@ def _converted(group):
 
 # %% ../nbs/17_organs.ipynb #left-in-file
 def _left_in_file(group):
-    "A file's AnnData, of which the matrices are read only when they are asked for, by rows."
+    "A file's AnnData, whose matrices stay in the file and are read by rows when needed."
     parts = {name: read_elem(group[name]) for name in _SMALL if name in group}
     if _holds(group, "layers"):
         parts["layers"] = {
@@ -1035,8 +1035,8 @@ def load(name, backed=False, layer=None, use_raw=False, gene_space="auto", progr
     ----------
     name : as in `studies_of`, e.g. "pancreas", "liver:paper" or "Lake2019+Liao2020"; or the path of
         an .h5ad file or a .zarr folder.
-    backed : leave the counts in their file and read cells as they are needed; for what is larger
-        than memory.
+    backed : leave the counts in their file and read cells as they are needed; for data larger than
+        memory.
     layer, use_raw : of a file: where the model will look for counts, if not in X; X is then left as
         it is, and may be missing.
     gene_space : what fetched studies are mapped onto: "auto" ("gencode-48"), a name such as
@@ -1046,8 +1046,8 @@ def load(name, backed=False, layer=None, use_raw=False, gene_space="auto", progr
     Returns
     -------
     AnnData (cells, genes) with raw counts in X (CSR float32) and, where known, labels in
-    obs["cell_type"]. Of studies that were fetched, also obs["study"] and obs["donor"], and
-    uns["studies"] says where each came from. What is fetched and read is kept in
+    obs["cell_type"]. Fetched studies also have obs["study"] and obs["donor"], and uns["studies"]
+    says where each came from. Fetched files, and the cells read from them, are kept in
     `downloads.cache_folder()`.
 
     Raises
@@ -1111,8 +1111,8 @@ def join(parts):
 
     Returns
     -------
-    AnnData (all cells, genes) : cells are named STUDY:CELL, donors STUDY:DONOR; of the columns of
-    obs those of the common form stay.
+    AnnData (all cells, genes) : cells are named STUDY:CELL, donors STUDY:DONOR; obs has only the
+    columns of the common form.
 
     Raises
     ------
@@ -1145,7 +1145,7 @@ def join(parts):
 
 # %% ../nbs/17_organs.ipynb #describe
 def describe(name, adata):
-    """What was loaded under a name, ready for JSON.
+    """A description of loaded cells, as a dict for JSON.
 
     Parameters
     ----------
@@ -1154,7 +1154,7 @@ def describe(name, adata):
     Returns
     -------
     dict : organ, title, n_cells, n_genes, studies ({name: cells}), references, n_labelled,
-        cell_types (how many), and paper: whether the studies are those that the paper probably
+        cell_types (their number), and paper: whether the studies are those that the paper probably
         used.
     """
     labels = adata.obs.get("cell_type", pd.Series(dtype=object))
@@ -1186,8 +1186,8 @@ def describe(name, adata):
 
 # %% ../nbs/17_organs.ipynb #categorical
 def _categorical(column, key, unlabelled=None):
-    """A column of obs as a Categorical without unused categories, in which a blank label, or a word
-    for a missing one, is missing.
+    """A column of obs as a Categorical without unused categories. Blank labels, and words that mean
+    a missing label, become missing values.
     """
     if column.ndim != 1:
         raise OrganError(
@@ -1215,7 +1215,7 @@ def labels(adata, key="cell_type", unlabelled=None):
     Parameters
     ----------
     adata : AnnData.
-    key : column of adata.obs. unlabelled : more words for a missing label, such as
+    key : column of adata.obs. unlabelled : further words that mean a missing label, such as
         "unknown,unassigned", or a list of them.
 
     Returns
@@ -1226,7 +1226,8 @@ def labels(adata, key="cell_type", unlabelled=None):
 
     Raises
     ------
-    OrganError : no such column, the message names those that exist; no cell has a label.
+    OrganError : there is no such column (the message names the existing ones), or no cell has a
+        label.
     """
     if not isinstance(key, (str, int, np.integer)):
         raise OrganError(f"key must be the name of one column of adata.obs, not {key!r}")
@@ -1242,8 +1243,8 @@ def labels(adata, key="cell_type", unlabelled=None):
 
 # %% ../nbs/17_organs.ipynb #label-key
 def label_key(adata, key="auto"):
-    """The column of cell types to judge by: a name as it is; of "auto", "cell_type" where any cell
-    has a label there, else None.
+    """The column of cell types to judge by: the given name; for "auto" it is "cell_type", if any
+    cell has a label in this column, or else None.
     """
     if key != "auto":
         return key

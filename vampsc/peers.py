@@ -669,8 +669,8 @@ def _has(package):
 
 # %% ../nbs/22_peers.ipynb #environment
 HOW = (
-    "make one with: python -m venv peers && peers/bin/pip install 'vampsc[peers]', then say"
-    ' python="peers/bin/python"'
+    "make one with: python -m venv peers && peers/bin/pip install '.[peers]', in a copy of the"
+    ' repository; then give python="peers/bin/python"'
 )
 
 

@@ -85,7 +85,7 @@ def _squared_distances(z, means, precisions):
 
 # %% ../nbs/06_priors.ipynb #mixture
 class Mixture(layers.Layer):
-    """A mixture of K Gaussians; its subclasses say in `components` where these come from.
+    """A mixture of K Gaussians, which the method `components` of a subclass provides.
 
     The argument `components` of every method is (means, log_vars, log_weights), of the shapes (K,
     D), (K, D) and (K,).
@@ -118,8 +118,8 @@ class VampPrior(Mixture):
     """Variational mixture of posteriors, p(z) = 1/K sum_k q(z|u_k), tied to the model's encoder.
 
     n_components: K. n_genes: width of a pseudo-input. The pseudo-inputs (K, genes) are
-    log-normalised expression >= 0; `initialise` sets them, and raises ValueError if they do not
-    fit. learn_weights: train the shares of the components too, instead of 1/K each. Source: Tomczak
+    log-normalised expression >= 0; `initialise` sets them, and raises ValueError for another shape.
+    learn_weights: learn the shares of the components instead of 1/K each. Source: Tomczak
     & Welling (2018), equation 9; the paper, section 2.
     """
 
@@ -183,7 +183,7 @@ class MixturePrior(Mixture):
         return cls(architecture.n_pseudo_inputs, architecture.n_latent, seeds)
 
     def components(self, encode=None):
-        "Means, log-variances and logarithms of the shares; the encoder has no part in them."
+        "Means, log-variances and logarithms of the shares; they do not depend on the encoder."
         means, log_vars, logits = map(
             ops.convert_to_tensor, (self.means, self.log_vars, self.logits)
         )
@@ -208,7 +208,8 @@ def mixture_by_unit(z, means, log_vars, log_weights):
     """Equation (4): log p(z) divided among the latent units, and the price of the component.
 
     z (cells, D); means, log_vars (K, D); log_weights (K,).
-    Returns (cells, D) and (cells,) in float64; log p(z) is the sum of the first less the second.
+    Returns (cells, D) and (cells,) in float64; log p(z) is the sum of the first over units, minus
+    the second.
     """
     z, m, v, w = (np.asarray(a, "float64") for a in (z, means, log_vars, log_weights))
     p = np.exp(-v)
@@ -365,6 +366,7 @@ PRIORS = {
     "hvamp": HierarchicalVampPrior,
 }
 
-# By the classes of posterior and prior: their KL where it has a closed form, (cells, latent) by
-# unit, of the posterior's parameters. A pair that is not here is estimated from draws.
+# For pairs of a posterior's and a prior's class whose KL has a closed form: the function from the
+# posterior's parameters to the KL of each unit, (cells, latent). For all other pairs the KL is
+# estimated from draws.
 CLOSED_KL = {(GaussianPosterior, StandardNormal): kl_to_standard_normal}

@@ -47,12 +47,12 @@ from vampsc import (
 
 # %% ../nbs/18_study.ipynb #embed-in-halves
 def embed(model, n_mc_samples=25, indices=None):
-    """E[z|x] of the cells of a model, of all or of those at some positions.
+    """E[z|x] of the cells of a model: of all cells, or of those at the positions in indices.
 
     Returns
     -------
-    embedding : (cells, latent units). halves : None where this is exact, else two independent
-        estimates of that shape, each from `n_mc_samples` draws, whose mean it is.
+    embedding : (cells, latent units). halves : None where the embedding is exact. Otherwise two
+        independent estimates of it, each from `n_mc_samples` draws; the embedding is their mean.
     """
     if model.network.posterior.exact_mean:
         return model.get_latent_representation(indices=indices), None
@@ -77,8 +77,8 @@ def without_noise(z, halves):
 
 # %% ../nbs/18_study.ipynb #compactness-2
 def compactness(model, z, halves):
-    """Active units and PCs95, free of sampling noise, and the plain 10-sample figures beside them
-    where they differ.
+    """Active units and PCs95, free of sampling noise; for an embedding that is sampled also the two
+    numbers from a plain mean of 10 samples.
 
     model : trained. z, halves : of `embed`, (cells, latent units). Returns a dict of whole numbers;
     where the embedding is sampled also co_variation_split_half, a correlation, or None where fewer
@@ -101,9 +101,9 @@ def judge(model, labels=None, unlabelled=None):
 
     Parameters
     ----------
-    model : trained, with its split. labels : (cells,), missing where there is none; None: nothing
+    model : trained, with its split. labels : (cells,), missing where a cell has none; None: nothing
         is judged by cell types.
-    unlabelled : more words for a missing label, as in `run`.
+    unlabelled : further labels that mean a missing label, as in `run`.
 
     Returns
     -------
@@ -128,7 +128,7 @@ def judge(model, labels=None, unlabelled=None):
             test_marginal_ll=model.get_marginal_ll(indices=test, n_mc_samples=50)["marginal_ll"],
         )
     codes = model.X.batch[0] if model.batches else []
-    # those of a transfer may all be of one batch
+    # in a transfer all cells may be of one batch
     if len(np.unique(codes)) > 1:
         result["batch_mixing"] = metrics.batch_mixing(z, codes, k=min(15, len(z) - 1))
     return {
@@ -138,8 +138,9 @@ def judge(model, labels=None, unlabelled=None):
 
 # %% ../nbs/18_study.ipynb #by-labels
 def judge_by_labels(z, labels, halves=None, unlabelled=None):
-    """The part of these numbers that judges an embedding (cells, units) by labels (cells,); halves
-    as of `embed`.
+    """Those numbers of `judge` that need labels, a dict.
+
+    z : embedding (cells, units). labels : (cells,). halves : as `embed` returns them.
     """
     none = dict(unlabelled=unlabelled)
     n = metrics.n_labelled(labels, **none)
@@ -162,8 +163,8 @@ def hash_of(*lines):
 
 
 def data_hash(adata, layer=None, use_raw=False):
-    """A short hash (16 hexadecimal digits) of counts, gene names and cell names; of a file, without
-    reading all of it at once.
+    """A short hash (16 hexadecimal digits) of counts, gene names and cell names. Counts in a file
+    are read in blocks.
 
     adata : AnnData (cells, genes). layer, use_raw : where the counts are, if not in X.
     """
@@ -200,7 +201,7 @@ class Run:
 def read_run(folder):
     """The finished run in a folder, as a Run.
 
-    ValueError where a file of it is missing or damaged; it says which.
+    ValueError where one of its files is missing or damaged; the error names the file.
     """
     folder = downloads.user_path(folder)
 
@@ -238,8 +239,8 @@ def _as_npy(array):
 def configuration(adata, model, profile, seed, label_key, settings, unlabelled=None):
     """What decides a run's result, as a dict that is ready for JSON.
 
-    adata : AnnData. model : its name. profile : training.Profile. seed, label_key, unlabelled : as
-        in `run`. settings : dict of the model's.
+    adata : AnnData. model : name of the model. profile : training.Profile. seed, label_key,
+        unlabelled : as in `run`. settings : dict of the model's settings.
     """
     from vampsc import __version__
 
@@ -280,20 +281,20 @@ def configuration(adata, model, profile, seed, label_key, settings, unlabelled=N
 
 # %% ../nbs/18_study.ipynb #by-content
 def _by_content(value):
-    "A setting that JSON has no word for: a Split or a GeneSpace by what is in it."
+    "A setting that JSON cannot hold, such as a Split or a GeneSpace, as a text of its content."
     if hasattr(value, "to_dict"):
         return f"{type(value).__name__} {hash_of(json.dumps(value.to_dict()))}"
-    # of numpy and pandas, as Python's
+    # values of numpy and pandas become Python's
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 # %% ../nbs/18_study.ipynb #difference
 def difference(old, new):
     """The first setting in which two configurations differ, in words, or None.
 
-    The version of the package is not one.
+    Another version of the package is not a difference.
     """
 
-    # False is what not saying means
+    # a setting that is left out means False
     def used(settings):
         return {k: v for k, v in settings.items() if v is not False}
 
@@ -343,10 +344,10 @@ def run(
     unlabelled=None,
     **settings,
 ):
-    """One run: build, train, judge, record in the folder out/<model>-seed<seed>; read back if it is
-    there already.
+    """One run: build a model, train and judge it, and record it in the folder
+    out/<model>-seed<seed>. A finished run that is there already is read.
 
-    If it was stopped before its end, the same call goes on from its checkpoint, also with more
+    If a run was stopped before its end, the same call goes on from its checkpoint, also with more
     epochs.
 
     Parameters
@@ -356,8 +357,8 @@ def run(
         "auto": cell_type if there is one.
     overwrite : replace what the folder holds of a run with other settings or data, or files of
         these names that are not a run's.
-    unlabelled : labels that stand for none, such as "unknown,unassigned", or a list of them; a
-        warning tells which look like that.
+    unlabelled : labels that mean that a cell has no label, such as "unknown,unassigned", or a list;
+        a warning names the labels that look as if they meant this.
     **settings : of the model, such as gene_space, n_genes, keep_genes, layer or batch_key.
 
     Returns
@@ -386,7 +387,7 @@ def run(
 
 # %% ../nbs/18_study.ipynb #transfer
 def _covariate_settings(model):
-    "The keys of a model's covariates, as its settings name them; nothing for a model without."
+    "The keys of a model's covariates, as a dict of settings; empty for a model without covariates."
     if not model.covariates:
         return {}
     return {
@@ -407,23 +408,23 @@ def transfer(
     unfrozen=False,
     unlabelled=None,
 ):
-    """One run that begins with the weights of a trained model, on other cells; judged and recorded
-    as `run` does.
+    """One run on other cells that begins with the weights of a trained model. It is judged and
+    recorded as `run` does.
 
     As in `model.transfer`, only the weights of new batches are trained, unless unfrozen is true.
 
     Parameters
     ----------
-    source : folder of a run, or of a saved model; it decides model, genes, where the counts are,
-        and the column of batches.
+    source : folder of a run, or of a saved model. Its model, its genes, its place of the counts and
+        its column of batches are used.
     adata : AnnData of raw counts. out : the run goes into out/<model>-seed<seed>. seed : that of
         the model if not given.
     profile, label_key, progress, overwrite, unlabelled : as in `run`. unfrozen : train all weights.
 
     Returns
     -------
-    Run, finished. Raises what `run` raises, and ValueError where out would replace the run that it
-    begins with, or where no batch is new, so that there is nothing to train.
+    Run, finished. Raises what `run` raises. ValueError also where out would replace the run whose
+    weights it begins with, or where no batch is new, so that there is nothing to train.
     """
     source = Path(source).expanduser()
     profile = _to_judge(profile)
@@ -478,9 +479,9 @@ def _to_judge(profile):
 
 
 def _alone_in(folder, net, config, profile, labels, progress, overwrite):
-    "Train and record where nobody else does."
+    "Train and record while no other process may do so in this folder."
     folder.mkdir(parents=True, exist_ok=True)
-    # whoever waited here finds it done
+    # a call that had to wait here finds a finished run
     with files.alone(folder):
         return _as_wanted(folder, config, overwrite) or _train_and_record(
             net, folder, config, profile, labels, progress, overwrite
@@ -495,11 +496,11 @@ IN_A_RUN = (*RUN_FILES, UMAP_FILE, UMAP_OF_BATCHES_FILE, EMBEDDED_FILE)
 
 
 def check_replaceable_run(folder, overwrite=False):
-    """Stop where a run would replace what is not a run's; what is of a run is another question, and
-    is asked later.
+    """Stop where a run would replace files that no run has written. (Whether it may replace another
+    run is checked later.)
 
     folder : of the run. overwrite : files of these names may be replaced. Returns the folder.
-    FileExistsError : a file is there that no run has written, or the folder of its model holds
+    FileExistsError : there is a file that no run has written, or the folder of the model holds
         something else.
     """
     folder = Path(folder)
@@ -523,7 +524,7 @@ def _is_configuration(path):
 
 
 def _is_checkpoint(path):
-    "Is this the checkpoint of a run, of which a full disk may have left nothing else?"
+    "Is this a checkpoint? After a full disk it may be the only whole file in the folder of a run."
     try:
         training.read_checkpoint(path)
     except (OSError, ValueError):
@@ -546,8 +547,8 @@ def labels_to_judge(adata, label_key, unlabelled=None):
 
 # %% ../nbs/18_study.ipynb #as-wanted
 def _as_wanted(folder, config, overwrite):
-    """The finished run in a folder if it is of this configuration; None where there is none, or it
-    may be replaced.
+    """The finished run in a folder if it has this configuration; None where there is no finished
+    run, or where it may be replaced.
     """
     done = _finished(folder)
     if not done:
@@ -566,7 +567,7 @@ def _as_wanted(folder, config, overwrite):
 def _finished(folder):
     """The run in a folder, or None where it is not finished.
 
-    A damaged one counts as unfinished, and that is said.
+    A damaged run counts as unfinished, with a warning.
     """
     if not (folder / "metrics.json").exists():
         return None
@@ -586,7 +587,7 @@ def _train_and_record(net, folder, config, profile, labels, progress, overwrite)
     models.run_training(net, profile, progress, checkpoint=checkpoint, resume=True)
     if net.interrupted:
         raise KeyboardInterrupt(f"stopped after epoch {len(net.history)}; the same call goes on")
-    result, z = judge(net, labels, "")  # which labels are none was settled before
+    result, z = judge(net, labels, "")  # labels that mean none are missing already
     result.update(
         epochs=len(net.history),
         best_epoch=int(net.history["val_loss"][profile.kl_warmup :].idxmin()),
@@ -606,7 +607,7 @@ def _train_and_record(net, folder, config, profile, labels, progress, overwrite)
 
 # %% ../nbs/18_study.ipynb #when-finished
 def when_finished(folder):
-    "When a run's folder got its metrics, in nanoseconds; None where it has none yet."
+    "When the metrics of a run were written, in nanoseconds; None where there are none yet."
     path = Path(folder) / "metrics.json"
     return path.stat().st_mtime_ns if path.is_file() else None
 
@@ -661,7 +662,7 @@ def draw(run, seed=0):
 # %% ../nbs/18_study.ipynb #division-of
 def division_of(cells):
     """How a run's cells were divided, as a dict: n_train, n_test, and test_cells, a short hash of
-    the names, "" without any.
+    the names of the test cells, or "" where there are none.
 
     cells : of `cells_of` or of a Run.
     """
@@ -676,11 +677,11 @@ def division_of(cells):
 # %% ../nbs/18_study.ipynb #metric
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """What a number of a run is called and how it is read.
+    """The title of a metric of a run, and how its values are read and printed.
 
-    higher : is more better? None where neither is. digits : printed after the point. step : the
-        smallest difference of two values, 1 for a count; 0 for any other number. meaning : in plain
-        words.
+    higher : is a higher value better? None where neither is. digits : printed after the point.
+    step : the smallest possible difference of two values: 1 for a count, 0 for any other number.
+    meaning : in plain words.
     """
 
     title: str
@@ -690,7 +691,7 @@ class Metric:
     meaning: str = ""
 
 # %% ../nbs/18_study.ipynb #metrics
-# What a user decides by comes first: the cell types, then the fit, then the embedding's size.
+# First what a user decides by: cell types; then the fit, then the size of the embedding.
 METRICS = {
     "asw": Metric(
         "ASW cell type",
@@ -796,7 +797,7 @@ METRICS = {
 
 
 def _of_title(title):
-    "The Metric of that title, or one of which nothing is known."
+    "The Metric of that title; for an unknown title, a Metric with the title alone."
     matches = (metric for metric in METRICS.values() if metric.title == title)
     return next(matches, Metric(title, None, 0))
 
@@ -818,10 +819,10 @@ def table(runs, of="mean"):
 
 # %% ../nbs/18_study.ipynb #show-table
 def show_table(frame, spread=None, arrows=True):
-    """The table with sensible digits and a dash where a model has no such number; with `spread`, a
-    table too, as mean ± spread.
+    """The table with sensible digits, and a dash where a model has no such number.
 
-    arrows : mark the metrics of which more is better (↑), and those of which less is (↓).
+    spread : a table like frame; each number is then shown as mean ± spread. arrows : mark metrics
+        that are better when higher (↑), and those that are better when lower (↓).
     """
 
     def format_value(c, v):
@@ -848,8 +849,8 @@ def _direction(column):
 
 # %% ../nbs/18_study.ipynb #findings
 def findings(frame):
-    """The order of the generative models by compactness and by ELBO, and of all by ASW, as a list
-    of sentences. frame : of `table`.
+    """The order of the generative models by compactness and by ELBO, and of all models by ASW, as a
+    list of sentences. frame : of `table`.
     """
     generative = frame.drop(index="AE", errors="ignore")
 
@@ -868,8 +869,9 @@ def findings(frame):
         )
         for name, plain in frame.get("PCs (10 samples)", pd.Series(dtype=float)).dropna().items():
             sentences.append(
-                f"Judged by a plain mean of 10 samples, {name} would seem to need {plain:.0f}; "
-                f"all but {frame.loc[name, 'PCs for 95 %']:.0f} of them hold sampling noise."
+                f"By a plain mean of 10 draws of z, {name} would seem to need {plain:.0f}"
+                f" components; all but {frame.loc[name, 'PCs for 95 %']:.0f} of them hold sampling"
+                " noise."
             )
         sentences.append(
             "ELBO in nats per cell, best first: " + chain(rank("ELBO", False), 1) + "."
@@ -885,8 +887,8 @@ def findings(frame):
         )
         for name in without_noise.index:
             sentences.append(
-                f"That of {name} is without sampling noise; the noise of its embedding lowers it to"
-                f" {frame.loc[name, 'ASW cell type']:.3f}."
+                f"The silhouette of {name} is given without sampling noise; the noise of its"
+                f" embedding lowers it to {frame.loc[name, 'ASW cell type']:.3f}."
             )
     return sentences
 
@@ -908,12 +910,12 @@ def _templates():
 
 # %% ../nbs/18_study.ipynb #report-2
 TEMPLATE = _templates() / "organ.ipynb"
-# A report ends as a run does.
+# Errors of `run` that `report` raises with the same class; all others become a ValueError.
 ERROR_KINDS = {
     kind.__name__: kind for kind in (FloatingPointError, KeyboardInterrupt, FileExistsError)
 }
-# The kernel keeps what libraries write to the error stream out of the notebook, and its own advice
-# to itself.
+# With these, the notebook has neither what libraries write to the error stream, nor the advice of
+# the kernel itself.
 KERNEL = ["--IPKernelApp.capture_fd_output=False", "--IPKernelApp.log_level=50"]
 
 IN_A_REPORT = (
@@ -937,7 +939,7 @@ def report(out, overwrite=False, **parameters):
 
     Raises
     ------
-    ValueError : a parameter that the notebook does not have, or whatever it could not do, in one
+    ValueError : a parameter that the notebook does not have, or an error of the notebook, in one
         line. FloatingPointError, FileExistsError, KeyboardInterrupt : as in `run`.
     """
     out = downloads.user_path(out)
@@ -953,8 +955,8 @@ def report(out, overwrite=False, **parameters):
 
 # %% ../nbs/18_study.ipynb #like-the-default
 def _like_the_default(name, value, default):
-    """A parameter that is given as text, as on a command line, where the notebook's default, its
-    source, is True, False or None.
+    """The value of a notebook's parameter. A text, as a command line gives it, becomes True, False
+    or None where the parameter's default is one of these. default : as it stands in the notebook.
     """
     if not isinstance(value, str):
         return value
@@ -966,11 +968,11 @@ def _like_the_default(name, value, default):
 
 # %% ../nbs/18_study.ipynb #fill-in
 def fill_in(template, target, parameters, leave_out=(), others=(), overwrite=False):
-    """Run a notebook with these parameters, a dict, into target, an .ipynb, and the page beside it,
-    without the cells of the ids in leave_out.
+    """Run a notebook with these parameters, a dict, and write it to target, an .ipynb, and to a
+    page in the same folder. Cells with the ids in leave_out are removed afterwards.
 
     others : names of further files that the notebook writes into that folder. overwrite : replace
-        what is not ours.
+        files that vampsc has not written.
     Returns the page's path; raises as `report`.
     """
     import papermill
@@ -997,7 +999,7 @@ def fill_in(template, target, parameters, leave_out=(), others=(), overwrite=Fal
             )
     except papermill.PapermillExecutionError as error:
         raise ERROR_KINDS.get(error.ename, ValueError)(error.evalue) from None
-    # Jupyter's, of a process that is no more
+    # Jupyter raises this when the kernel's process has ended
     except RuntimeError as error:
         raise ValueError(
             f"the process that ran the notebook ended before its time ({error}); perhaps for want"
@@ -1006,15 +1008,15 @@ def fill_in(template, target, parameters, leave_out=(), others=(), overwrite=Fal
     done = nbformat.read(target, 4)
     done.cells = [cell for cell in done.cells if cell.id not in leave_out]
     nbformat.write(done, target)
-    return to_html(target, overwrite=True)  # which was asked above
+    return to_html(target, overwrite=True)  # files.claim has checked this
 
 # %% ../nbs/18_study.ipynb #kernels-of-this-python
 @contextlib.contextmanager
 def _kernels_of_this_python():
-    """A class of Jupyter kernels that are this very Python, whatever is installed by their name.
+    """A class of Jupyter kernels that run this very Python, whatever is installed as python3.
 
-    They end with this context, however it ends, and what they have started ends with them; SIGTERM
-    and Ctrl-C end it, too.
+    The kernels, and the processes that they started, end with this context, however it ends.
+    SIGTERM and Ctrl-C end it, too.
     """
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
@@ -1037,7 +1039,7 @@ def _kernels_of_this_python():
     with _signals_end(started) as received:
         try:
             yield OfThisPython
-        # Jupyter's, of a process that is no more
+        # Jupyter raises this when the kernel's process has ended
         except RuntimeError:
             if signal.SIGINT in received:
                 raise KeyboardInterrupt from None
@@ -1048,9 +1050,11 @@ def _kernels_of_this_python():
 
 # %% ../nbs/18_study.ipynb #end-group
 def _end_group(process, patience=5.0):
-    """End a process that leads a group, and with it the group: by SIGTERM, then by force.
+    """End a process that leads a process group, and all processes of the group: by SIGTERM, and
+    after `patience` seconds by force.
 
-    Also where it has ended and its group has not, such as workers that were still starting.
+    The group is ended also where its leader has already ended, but others, such as workers that
+    were still starting, have not.
     """
     for number in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
         if process.poll() is not None and not _left_behind(process.pid):
@@ -1068,10 +1072,10 @@ def _end_group(process, patience=5.0):
 
 
 def _left_behind(pid):
-    """Is there a group of this number without its leader?
+    """Is there a process group with this number, whose leader has ended?
 
-    A leader that has ended leaves its number to its group, and no process gets it. If one has it,
-    the group is another's.
+    As long as the group has processes, the system gives its number to no new process. So if there
+    is a process with this number, the group is not one that we have started.
     """
     if not hasattr(os, "killpg"):
         return False
@@ -1090,12 +1094,12 @@ def _left_behind(pid):
 # %% ../nbs/18_study.ipynb #signals-end
 @contextlib.contextmanager
 def _signals_end(processes, patience=5.0):
-    """Within, SIGTERM ends these, a list that may grow, and then this process. SIGINT, which is
-    Ctrl-C, is a KeyboardInterrupt; what is still there after some seconds is ended.
+    """Within: SIGTERM ends `processes`, a list that may grow, then this process. SIGINT (Ctrl-C)
+    raises a KeyboardInterrupt, and ends those processes that are still running after some seconds.
 
-    Python can lose a KeyboardInterrupt that is raised within a destructor or a callback; so the
-    signals that came are yielded, too, a list. Where somebody else handles a signal, it is left to
-    them.
+    Yields the list of the signals that arrived, since Python can lose a KeyboardInterrupt that is
+    raised within a destructor or a callback. A signal that other code already handles is left to
+    that code.
     """
     received = []
 
@@ -1130,15 +1134,15 @@ def _signals_end(processes, patience=5.0):
 
 # %% ../nbs/18_study.ipynb #is-of
 def _is_of(template, target):
-    """Was this notebook made of that template?
+    """Was the notebook at target made from this template?
 
-    Then what lies beside it by the names of its files is ours.
+    If so, the files in its folder that have the names of a report's files were written by vampsc.
     """
     if not target.is_file():
         return False
     try:
         return nbformat.read(target, 4).cells[0].id == nbformat.read(template, 4).cells[0].id
-    # no notebook, whatever it is
+    # any error: it is no notebook
     except Exception:
         return False
 
@@ -1150,7 +1154,8 @@ def to_html(notebook, overwrite=False):
     """Render an executed notebook without its code, as a self-contained page beside it. Returns the
     page's path.
 
-    overwrite : replace a file of that name that is no page of ours; else FileExistsError.
+    overwrite : replace a file of that name that vampsc has not written; without it such a file is a
+        FileExistsError.
     """
     from nbconvert import HTMLExporter
 
@@ -1171,7 +1176,7 @@ def to_html(notebook, overwrite=False):
 
 # %% ../nbs/18_study.ipynb #figure-texts
 def _figure_texts(notebook):
-    "What the cells say about their figures, `#| fig-alt: ...`, once for each figure, in order."
+    "The alternative text of each figure, from `#| fig-alt: ...` of its cell, in order."
     for cell in notebook.cells:
         match = re.search(r'^#\| fig-alt: "(.*)"$', cell.source, re.M)
         for output in cell.get("outputs", []):
@@ -1180,8 +1185,8 @@ def _figure_texts(notebook):
 
 # %% ../nbs/18_study.ipynb #find-runs
 def find_runs(folder):
-    """A list of the finished runs in a folder, or the one that the folder is, in the order of the
-    models. ValueError where there is none.
+    """A list of the finished runs in a folder, in the order of the models; the folder may itself be
+    that of a run. ValueError where there is none.
     """
     folder = downloads.user_path(folder)
 
@@ -1243,7 +1248,7 @@ def _image(figure, words):
 
 # %% ../nbs/18_study.ipynb #settings-of
 def settings_of(run):
-    "What a run's model is made of, as (name, value) pairs for people."
+    "The settings of a run in words, as (name, value) pairs."
     model = json.loads((run.folder / "model" / "model.json").read_text())
     split = run.cells["split"].value_counts()
     training_of = ", ".join(f"{k} {v}" for k, v in run.config["training"].items() if k != "n_genes")
@@ -1287,11 +1292,11 @@ def settings_of(run):
 def run_page(folder, path=None, overwrite=False):
     """Write one self-contained HTML page about the finished run(s) in a folder; nothing is trained.
 
-    path : of the page, an .html; if None folder/report.html, or folder/runs.html where report.html
-        is that of a notebook. overwrite : replace
-    a file that is no page of ours. Returns the path.
-    Raises ValueError where there is no finished run, or the path is not that of a page,
-    FileExistsError where something else is there.
+    path : of the page, an .html; None: folder/report.html, or folder/runs.html where report.html
+        belongs to a notebook. overwrite : replace a file that vampsc has not written. Returns the
+        path.
+    Raises ValueError where there is no finished run, or the path does not end in .html, and
+    FileExistsError where another file is there.
     """
     folder = downloads.user_path(folder)
     path = (
@@ -1342,7 +1347,7 @@ def run_page(folder, path=None, overwrite=False):
 
 # %% ../nbs/18_study.ipynb #settings-rows
 def _settings_rows(names, runs):
-    "What all runs share once, and the rest for each run."
+    "Rows of settings: those that all runs share once, and the others for each run."
     each = [dict(settings_of(r)) for r in runs]
     for key in dict.fromkeys(k for settings in each for k in settings):
         values = [settings.get(key, "none") for settings in each]
@@ -1372,8 +1377,8 @@ def _embedding_figures(runs):
 
 # %% ../nbs/18_study.ipynb #of-the-same-cells
 def _of_the_same_cells(runs):
-    """Runs in groups that share a legend: the same cells, in the same order, with the same labels
-    and split.
+    """Runs in groups that can share a legend: they have the same cells, in the same order, with the
+    same labels and split.
     """
     groups = {}
     for name, run in runs.items():

@@ -518,7 +518,7 @@ def _cells_in_words(group):
         "with a label": count("n_labelled") if group["n_labelled"].max() > 0 else "none",
         "cell types": str(types or "-"),
         "genes": count("n_genes"),
-        "studies": first["studies"] or "not said",
+        "studies": first["studies"] or "not recorded",
         "the paper's data": PAPERS_DATA.get(first["papers_data"], "not known"),
     }
 
@@ -539,8 +539,8 @@ CAVEATS = {
         "probably the paper's data. Which studies it used is not published, so this is a guess."
     ),
     "no": (
-        "not the paper's data. The order of the models can be compared with the paper's, digits"
-        " cannot."
+        "not the paper's data. Only the order of the models can be compared with the paper's, not"
+        " the digits."
     ),
     "not known": (
         "it is not recorded whether these are the paper's data. They are treated as other data."
@@ -1437,8 +1437,9 @@ def _beside_its_paper(judgement, known):
     if ours == "unknown":
         return f"the paper's own numbers are {theirs}: {numbers}"
     if ours != theirs:
-        return f"the paper's own numbers are otherwise, {theirs}: {numbers}"
-    return f"the paper's own numbers are {theirs}, too: {numbers}"
+        return f"unlike ours, the paper's own numbers are {theirs}: {numbers}"
+    also = "either" if theirs.startswith("not") else "as well"
+    return f"the paper's own numbers are {theirs} {also}: {numbers}"
 
 # %% ../nbs/19_tables.ipynb #over-organs
 def over_organs(judged, claims=CLAIMS):
@@ -1525,8 +1526,8 @@ def _beside_over(organs):
 
     cases = {
         "not as claimed, and not in the paper's own table either": names(alike & wrong),
-        "not as claimed, other than in the paper's own table": names(~alike & wrong),
-        "as claimed, other than in the paper's own table": names(~alike & ~wrong),
+        "not as claimed here, but as claimed in the paper's own table": names(~alike & wrong),
+        "as claimed here, but not in the paper's own table": names(~alike & ~wrong),
     }
     sentence = "; ".join(f"{of}: {words}" for words, of in cases.items() if of)
     return {

@@ -48,8 +48,9 @@ class Profile:
     """How to train: for a fixed number of steps, or until the validation loss no longer falls.
 
     With `steps`, the learning rate falls to 0 along half a cosine, and training ends there.
-    Without, patience decides: epochs (passes over the training cells) without a better validation
-    loss. Either way the weights of the best epoch return.
+    Without `steps`, patience decides: training ends after a number of epochs (passes over the
+    training cells) without a better validation loss. Either way the network gets back the weights
+    of its best epoch.
     """
 
     learning_rate: float  # of Adam, at the start
@@ -59,10 +60,11 @@ class Profile:
     batch_size: int = 128  # cells
     # the number of variable genes that a study keeps; None: all of the gene space
     n_genes: int | None = None
-    # epochs over which the weight of the KL term rises from 0 to its own; patience counts after
-    # them
+    # epochs over which the weight of the KL term rises from 0 to the model's beta; patience counts
+    # only the epochs after these
     kl_warmup: int = 0
-    # of the optimiser; "auto": by cells and width, as `epochs` says; None: patience decides
+    # of the optimiser; "auto": by the numbers of cells and units, see `needed_epochs`; None:
+    # patience decides
     steps: int | str | None = None
     beta_2: float = 0.999  # of Adam: how slowly its average of squared gradients forgets
 
@@ -99,9 +101,10 @@ class Profile:
         """How many epochs the steps take, whatever max_epochs is; None without steps.
 
         steps="auto" stands for 150 times the root of the number of cells. A network that is wider
-        than 128 units fits, and overfits, in fewer: its steps are divided by width / 128; those of
-        an autoencoder, which no KL term holds back, by the square of that. The rule is for
-        minibatches of 128; with others the number of epochs is the same, that of steps is not.
+        than 128 units fits, and overfits, in fewer steps, so they are divided by width / 128. An
+        autoencoder has no KL term that holds it back: its steps are divided by the square of
+        width / 128. The rule is for minibatches of 128 cells. With minibatches of another size the
+        number of epochs is the same, but not the number of steps.
 
         n_cells : training cells. width : units of the widest hidden layer. has_kl : the loss has a
             KL term.
@@ -162,7 +165,9 @@ def get_profile(profile="quick", **changes):
 
 # %% ../nbs/08_training.ipynb #whole-settings
 def with_defaults(settings):
-    "The training settings of a recorded run, a dict, with those that its version did not know yet."
+    """The training settings of a recorded run, a dict; settings that its version of vampsc did not
+    have yet are added with their defaults.
+    """
     return {
         **{
             f.name: f.default
@@ -177,7 +182,7 @@ class FusedAdam(keras.optimizers.Adam):
     """Keras' Adam whose update is one fused operation under TensorFlow.
 
     adds_penalty: where the kernels of appendix A4 are in use, add the gradient of the weights'
-    L1/L2 penalties within the update; the loss must then leave it out (see `kernels.is_fused`).
+    L1/L2 penalties within the update; the loss must then have no penalty (see `kernels.is_fused`).
     """
 
     def __init__(self, *args, adds_penalty=False, **kwargs):
@@ -252,7 +257,7 @@ class Progress(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         if self.first is not None:
             return
-        # not 0 where a run goes on
+        # the first epoch of this run; it is not 0 where a run is resumed
         self.first = epoch
         self.bar.update(epoch * (self.params["steps"] or 1))
 
@@ -273,7 +278,7 @@ class Progress(keras.callbacks.Callback):
             self.printed_at = now
 
     def _left(self, now, epoch, total):
-        "The time left, by the epochs after the first, which contains the compiling of the steps."
+        "The time left, from all epochs but the first, in which the steps are compiled."
         if epoch == self.first:
             return ""
         of_an_epoch = (now - self.compiled_at) / (epoch - self.first)
@@ -284,8 +289,8 @@ class Progress(keras.callbacks.Callback):
 
 # %% ../nbs/08_training.ipynb #rising-weight
 def rising_weight(epoch, beta, warmup):
-    """Weight of the KL term in an epoch, counted from 0: from 0 in a straight line to beta, which
-    epoch number `warmup` is the first to have.
+    """Weight of the KL term in an epoch; epochs are counted from 0. The weight rises from 0 in a
+    straight line to beta, which it reaches in epoch number `warmup`.
     """
     return beta * min(epoch / warmup, 1.0) if warmup else beta
 
@@ -342,8 +347,8 @@ def write_checkpoint(path, notes, arrays):
         raise type(error)(error.errno, error.strerror, str(path)) from None
 
 # %% ../nbs/08_training.ipynb #read-checkpoint
-# What zipfile, json and numpy raise for a file that was cut short, in which a bit is wrong, or that
-# is another file.
+# What zipfile, json and numpy raise for a file that was cut short, has a wrong bit, or is no
+# checkpoint.
 READ_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
@@ -411,7 +416,10 @@ def _is_number(value):
 
 
 def _are_rows(rows, finite=()):
-    "Is this a history: dicts of numbers, of which those of these names are there and finite?"
+    """Is this a history, a list of dicts of numbers?
+
+    finite : names of numbers that each dict must have, and that must be finite.
+    """
     if not all(isinstance(row, dict) and all(map(_is_number, row.values())) for row in rows):
         return False
     return all(np.isfinite(row.get(name, np.nan)) for row in rows for name in finite)
@@ -444,7 +452,7 @@ def _fault_of_notes(notes):
 
 # %% ../nbs/08_training.ipynb #fault-of-arrays
 def _fault_of_arrays(arrays, variables):
-    "What is wrong with arrays that are to be these variables, in words, or None."
+    "Why these variables cannot take over the values in arrays, in words; None where they can."
     if len(arrays) != len(variables):
         return (
             f"it has {len(arrays)} arrays, and the network and its optimiser need {len(variables)}"
@@ -465,9 +473,9 @@ class Checkpoint(keras.callbacks.Callback):
     of the callbacks.
 
     network : compiled. schedule, stopping : the ReduceLROnPlateau and the EarlyStopping of the run;
-        their counters belong to it.
-    path : of the file, or None. identity : what must be the same for a run to go on from it, a flat
-        dict for JSON.
+        their counters are part of the state.
+    path : of the file, or None. identity : a flat dict for JSON; a run goes on from the file only
+        if it has the same identity.
     earlier : rows of the history before this run. share : the part of the
         run's time that keeping may take.
     """
@@ -486,13 +494,13 @@ class Checkpoint(keras.callbacks.Callback):
         self.notes = {"earlier": list(earlier), "retried": False}
         self.state = None
         self.rows = []
-        self.cost = 0.0  # seconds that keeping takes, and when it was done last
-        self.last = 0.0
+        self.cost = 0.0  # seconds that keeping the state took
+        self.last = 0.0  # when it was kept last
 
     def begin(self, resume):
-        """Before training: keep the start, or take over what the file holds.
+        """Before training: keep the state at the start, or take over the state in the file.
 
-        A disk that is full or locked is noticed here.
+        So a disk that is full or locked is noticed before the first epoch.
         """
         if self.path and self.path.is_file() and not resume:
             raise FileExistsError(
@@ -505,7 +513,7 @@ class Checkpoint(keras.callbacks.Callback):
             self.keep()
 
     def on_train_begin(self, logs=None):
-        "Keras has just reset the counters."
+        "Set the counters, which Keras has just reset, to those that were kept."
         for callback, counters in zip(self.watched, self.notes["counters"]):
             for name, value in counters.items():
                 setattr(callback, name, value)
@@ -554,7 +562,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def restore(self):
         "Bring everything back to what was kept."
-        # it may be used in place
+        # copies, since the optimiser may change a variable's array in place
         for variable, value in zip(self._variables(), self.state):
             variable.assign(value.copy())
         self.rows = list(self.notes["rows"])
@@ -595,7 +603,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.restore()
 
     def _refuse(self, fault):
-        "ValueError where there is a fault, in words."
+        "ValueError that states this fault, a text; nothing where it is None."
         if fault is None:
             return
         raise ValueError(
@@ -612,7 +620,7 @@ class Diverged(Exception):
 
 # %% ../nbs/08_training.ipynb #guard-class
 class Guard(keras.callbacks.Callback):
-    """Raises Diverged when a loss is NaN or infinite, or when that of an epoch is more than
+    """Raises Diverged when a loss is NaN or infinite, or when the loss of an epoch is more than
     MAX_LOSS_RATIO times the lowest so far. rows: a function that returns the history.
 
     While the weight of the KL term rises, losses are compared at the present weight.
@@ -654,8 +662,8 @@ class Examine(keras.callbacks.Callback):
         self.before = [_copy(v) for v in self.variables]
 
     def first_bad(self, network):
-        """What was first not finite in the last step, by name; its gradient, if that is all that is
-        left.
+        """The name of what was first not finite in the last step: a weight, a stage of the forward
+        pass, or, where all of these are finite, "the gradient".
         """
         for variable, value in zip(self.variables, self.before):
             variable.assign(value.copy())
@@ -663,8 +671,8 @@ class Examine(keras.callbacks.Callback):
 
 # %% ../nbs/08_training.ipynb #not-finite
 def not_finite(network, cells, training):
-    """Name of the first that is not finite, a weight or a stage of the forward pass of `cells`,
-    counts (cells, genes); else None.
+    """Name of the first weight that is not finite, or else of the first such stage of the forward
+    pass; None where all are finite. cells : counts (cells, genes).
     """
     weights = ((f"the weights {v.path}", v) for v in network.weights)
     for name, value in itertools.chain(weights, network.stages(cells, training)):
@@ -673,8 +681,8 @@ def not_finite(network, cells, training):
 
 # %% ../nbs/08_training.ipynb #halving
 class Halving(keras.callbacks.ReduceLROnPlateau):
-    """Keras' schedule, halving the learning rate, that watches from the epoch `start_from_epoch`
-    on, as EarlyStopping can.
+    """Keras' schedule that halves the learning rate, but watches the loss only from the epoch
+    `start_from_epoch` on, as Keras' EarlyStopping can.
     """
 
     def __init__(self, patience, start_from_epoch=0):
@@ -706,15 +714,15 @@ class _Inputs(Batches):
     """Batches as Keras' fit takes them; with several devices, this process's share of each.
 
     kl_weight : a function of the epoch, handed on for each cell; None: the network's own, always.
-    steps : how many minibatches make an item, which holds the positions of their cells, and
-        `reading`'s arrays; 0: an item is the counts of one minibatch.
+    steps : how many minibatches make an item, which then holds the positions of their cells and the
+        arrays of `reading`; 0: an item is the counts of one minibatch.
     """
 
     def __init__(self, *args, kl_weight=None, steps=0, reading=None, **kwargs):
         self.kl_weight = kl_weight
         self.steps = steps
         self.reading = reading
-        # of here: the thread that reads batches knows of no strategy
+        # looked up now, since TensorFlow's strategy is not known in the thread that reads batches
         self.sharing = devices.sharing()
         super().__init__(*args, **kwargs)
 
@@ -739,11 +747,11 @@ class _Inputs(Batches):
         return self.order[i * size : None if i == len(self) - 1 else (i + 1) * size]
 
     def let_go(self):
-        "Forget the counts: TensorFlow keeps what has once fed it as long as the process lives."
+        "Forget the counts: TensorFlow keeps the object that fed it as long as the process lives."
         self.X = None
         self.rows = None
         self.reading = None
-        self.kl_weight = None  # a function that knows the whole run
+        self.kl_weight = None  # a function that holds the whole run
 
     def __len__(self):
         if self.steps:
@@ -852,8 +860,8 @@ class SeveralSteps:
 def checked_callbacks(callbacks):
     """A list of Keras callbacks, of one or of several.
 
-    TypeError for what is none; ValueError for a ModelCheckpoint that would write the network whole:
-    Keras can write its weights.
+    TypeError for an object that is no Keras callback. ValueError for a ModelCheckpoint that would
+    write the whole network, of which Keras can write only the weights.
     """
     given = (
         [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks or ())
@@ -884,9 +892,10 @@ STEP_HOOKS = (
 
 
 def watches_steps(callback):
-    """Does somebody's callback look at each step?
+    """Does this callback look at each step?
 
-    Progress only counts them. A LambdaCallback has its functions on the object, not on the class.
+    Progress only counts the steps, so for it the answer is no. A LambdaCallback has its functions
+    on the object, not on the class.
     """
     if isinstance(callback, Progress):
         return False
@@ -903,8 +912,8 @@ def watches_steps(callback):
 def quiet_about_tracing():
     """Within: TensorFlow does not warn that functions are traced anew.
 
-    Keras makes a function of the same name for each network, and TensorFlow takes those of several
-    networks for one that is traced again and again. All other warnings are shown.
+    Keras makes a function of the same name for each network. TensorFlow takes the functions of
+    several networks for one function that is traced again and again. All other warnings are shown.
     """
     if backend.backend() != "tensorflow":
         yield
@@ -970,7 +979,7 @@ class _Prepared:
         return pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="epoch"))
 
     def _alone(self):
-        "A context in which the checkpoint, if there is one, is this process's."
+        "A context in which only this process may write the checkpoint, if there is one."
         path = self.checkpoint[0]
         return (
             contextlib.nullcontext()
@@ -1042,9 +1051,9 @@ class _Prepared:
             self.callbacks.insert(0, self.falling)
 
     def _steps_at_once(self):
-        """How many steps one compiled call does; 0: it is handed the counts of one minibatch.
+        """How many steps one compiled call does; 0: one step, on the counts of one minibatch.
 
-        The numbers are the same.
+        Training gives the same numbers either way.
         """
         n = kernels.steps_at_once(self.network.count_params(), self.profile.batch_size)
         in_between = any(watches_steps(callback) for callback in self.shown)
@@ -1055,10 +1064,10 @@ class _Prepared:
         return n if self.network.reading else 0
 
     def _begin_epoch(self, epoch, logs):
-        self.train.epoch = epoch  # Keras advances a data set once before the first
+        self.train.epoch = epoch  # Keras moves a data set on once before the first epoch
         devices.separate_noise(self.network)
         if kernels.is_fused(self.network.optimizer, traced=True):
-            # a callback may hold them
+            # a callback may hold arrays that share the memory of the weights
             kernels.own_memory(self.network.trainable_variables)
 
 # %% ../nbs/08_training.ipynb #retried
@@ -1174,7 +1183,7 @@ class Run(_Retried):
         return self
 
     def ending(self):
-        "How the run ended, in words, where it was not at its end; else an empty text."
+        "How the run ended, in words, if it ended early; otherwise an empty text."
         done = len(self.state.rows)
         if self.interrupted:
             best = "the best weights so far are kept"
@@ -1225,8 +1234,8 @@ def fit(network, X, split, profile, **settings):
 
 # %% ../nbs/08_training.ipynb #only-new-batches
 class FixedRows(keras.constraints.Constraint):
-    """Keeps the first rows of a weight as they are, an array (rows, any); the rows below them are
-    trained.
+    """Keeps the first rows of a weight at `rows`, an array (rows, any); only the rows below them
+    are trained.
     """
 
     def __init__(self, rows):
@@ -1238,7 +1247,7 @@ class FixedRows(keras.constraints.Constraint):
 # %% ../nbs/08_training.ipynb #newrows
 @dataclasses.dataclass(frozen=True)
 class NewRows:
-    """What is trained of a model that took new batches in: the last `rows` rows of these weights.
+    """What is trained in a model that got new batches: the last `rows` rows of these weights.
 
     weights : positions in network.weights.
     """
@@ -1248,9 +1257,9 @@ class NewRows:
 
     @classmethod
     def of(cls, d, n_batches):
-        """The NewRows that JSON holds as a dict; of None, None.
+        """The NewRows that was stored as the dict d; None where d is None.
 
-        ValueError where so many rows cannot be those of new batches.
+        ValueError where a model of n_batches batches cannot have this number of new rows.
         """
         if d is None:
             return None

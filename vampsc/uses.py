@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['PROBABILITY_BINS', 'SHIFTS', 'MOST_OF_COUNTS', 'N_NEIGHBOURS', 'N_COMPONENTS', 'MIXED_IN', 'HIGH_CORRELATION',
            'LEAST_OF_TYPE', 'judge_labels', 'thinned', 'judge_differences', 'write_halves', 'poisson_loss',
-           'judge_denoising', 'losses_of_rates', 'write_permuted', 'judge_correlations', 'share_correlated',
-           'write_labelled', 'write_without', 'frequent_types', 'energy_of', 'judge_perturbation', 'write_part',
-           'write_made_up_batches', 'write_type_in_one_batch']
+           'judge_denoising', 'losses_of_rates', 'write_permuted', 'judge_correlations', 'rank_correlations',
+           'share_correlated', 'agreement', 'judge_kept_correlations', 'write_labelled', 'write_without',
+           'frequent_types', 'energy_of', 'judge_perturbation', 'write_part', 'write_made_up_batches',
+           'write_type_in_one_batch']
 
 # %% ../nbs/21_uses.ipynb #imports
 import hashlib
@@ -273,7 +274,7 @@ def _counts_of(adata):
     X = sparse.csr_matrix(adata.X, copy=True)
     X.eliminate_zeros()
     if (X.data < 0).any() or (X.data != np.round(X.data)).any():
-        raise ValueError("X must hold raw counts, whole numbers from 0 on; these are others.")
+        raise ValueError("X must hold raw counts, whole numbers from 0 on; these are not.")
     return X
 
 # %% ../nbs/21_uses.ipynb #write-halves-2
@@ -535,7 +536,25 @@ def _permuted(X, rng):
     return sparse.csc_matrix((X.data, np.concatenate(rows), X.indptr), X.shape)
 
 # %% ../nbs/21_uses.ipynb #judge-correlations
-HIGH_CORRELATION = 0.3  # Spearman's, in absolute value
+def _within_a_type(model, labels, n_genes, n_samples):
+    """The cells of the most frequent type, the genes with the highest means in them, and what each
+    method makes of these cells: a dict of shares (cells, genes).
+    """
+    kind = pd.Series(labels[labels != ""]).mode()[0]
+    cells = np.flatnonzero(labels == kind)
+    x = model.X[:].toarray().astype(float)
+    high = np.argsort(-x[cells].mean(0))[:n_genes]
+    train = model.split.train
+    drawn = model.posterior_predictive_sample(indices=cells, seed=model.seed)
+    shares = {
+        "counts": _shares(x[cells]),
+        "model": _shares(_rates_of(model, cells, n_samples)),
+        "model and counts": _shares(_rates_of(model, cells, n_samples, use_counts=True)),
+        "drawn": _shares(model.genes.map(drawn)[0].toarray()),
+        "neighbours": [*_of_neighbours(x, train, cells)][N_NEIGHBOURS.index(15)],
+        "components": [*_of_components(x, train, cells)][N_COMPONENTS.index(20)],
+    }
+    return cells, high, {method: values[:, high] for method, values in shares.items()}
 
 
 def judge_correlations(name, folder, n_genes=200, n_samples=25):
@@ -551,46 +570,89 @@ def judge_correlations(name, folder, n_genes=200, n_samples=25):
 
     Returns
     -------
-    dict : for "counts" (each a share of its cell's), "model", "drawn" (counts drawn from the
-        model's negative binomial for the same cells), "neighbours" (15) and "components" (20) the
-        share of pairs above HIGH_CORRELATION.
+    dict : for "counts" (each a share of its cell's), "model", "model and counts", "drawn" (counts
+        drawn from the model's negative binomial for the same cells), "neighbours" (15) and
+        "components" (20) the share of pairs above HIGH_CORRELATION.
+    """
+    folder = downloads.user_path(folder)
+
+    def judged():
+        shares = _within_a_type(*_model_and_texts(name, folder), n_genes, n_samples)[2]
+        return {method: share_correlated(values) for method, values in shares.items()}
+
+    return beyond.made_once(folder / "correlations_judged.json", judged)
+
+# %% ../nbs/21_uses.ipynb #share-correlated
+HIGH_CORRELATION = 0.3  # Spearman's, in absolute value
+
+
+def rank_correlations(values):
+    """Spearman's correlation of each pair of columns of (cells, genes), (pairs,); NaN where a
+    column is constant.
+    """
+    ranks = stats.rankdata(values, axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rho = np.corrcoef(ranks.T)
+    return rho[np.triu_indices(len(rho), 1)]
+
+
+def share_correlated(values):
+    "The share of pairs of columns of (cells, genes) whose |Spearman| is above HIGH_CORRELATION."
+    rho = rank_correlations(values)
+    return float((np.abs(rho[np.isfinite(rho)]) > HIGH_CORRELATION).mean())
+
+# %% ../nbs/21_uses.ipynb #judge-kept
+def agreement(rho, others):
+    "Pearson's correlation of two arrays (pairs,), over the pairs that are finite in both."
+    both = np.isfinite(rho) & np.isfinite(others)
+    return float(np.corrcoef(rho[both], others[both])[0, 1])
+
+
+def judge_kept_correlations(name, folder, n_genes=200, n_samples=25):
+    """How well correlations between genes, within the most frequent type, agree with those in
+    molecules that were held out.
+
+    Parameters
+    ----------
+    name : the file of a run's cells, of `write_halves`. folder : of the run, in which
+        correlations_kept.json keeps the result. n_genes, n_samples : as in `judge_correlations`.
+
+    Returns
+    -------
+    dict : for each method of `judge_correlations` its `agreement` with the counts that were held
+        out, and the `share` of pairs above HIGH_CORRELATION; for "held out" the share alone.
+
+    Raises
+    ------
+    ValueError : the cells are not of `write_halves`.
     """
     folder = downloads.user_path(folder)
 
     def judged():
         model, labels = _model_and_texts(name, folder)
-        kind = pd.Series(labels[labels != ""]).mode()[0]
-        cells = np.flatnonzero(labels == kind)
-        x = model.X[:].toarray().astype(float)
-        high = np.argsort(-x[cells].mean(0))[:n_genes]
-        train = model.split.train
-        drawn = model.posterior_predictive_sample(indices=cells, seed=model.seed)
-        shares = {
-            "counts": _shares(x[cells]),
-            "model": _shares(_rates_of(model, cells, n_samples)),
-            "drawn": _shares(model.genes.map(drawn)[0].toarray()),
-            "neighbours": [*_of_neighbours(x, train, cells)][N_NEIGHBOURS.index(15)],
-            "components": [*_of_components(x, train, cells)][N_COMPONENTS.index(20)],
+        held_out = _held_out(name, model)
+        cells, high, shares = _within_a_type(model, labels, n_genes, n_samples)
+        truth = _shares(held_out[cells])[:, high]
+        rho = rank_correlations(truth)
+        return {
+            "held out": {"share": share_correlated(truth)},
+            **{
+                method: {
+                    "agreement": agreement(rank_correlations(values), rho),
+                    "share": share_correlated(values),
+                }
+                for method, values in shares.items()
+            },
         }
-        return {method: share_correlated(values[:, high]) for method, values in shares.items()}
 
-    return beyond.made_once(folder / "correlations_judged.json", judged)
-
-# %% ../nbs/21_uses.ipynb #share-correlated
-def share_correlated(values):
-    "The share of pairs of columns of (cells, genes) whose |Spearman| is above HIGH_CORRELATION."
-    ranks = stats.rankdata(values, axis=0)
-    ranks = ranks[:, ranks.std(0) > 0]
-    rho = np.corrcoef(ranks.T)
-    pairs = rho[np.triu_indices(len(rho), 1)]
-    return float((np.abs(pairs) > HIGH_CORRELATION).mean())
+    return beyond.made_once(folder / "correlations_kept.json", judged)
 
 # %% ../nbs/21_uses.ipynb #write-labelled
 def _is_control(adata, condition, control):
     "Which cells (cells,) are of the control; ValueError where none or all are."
     if condition not in adata.obs:
         raise ValueError(
-            f"obs has no column {condition!r}: say condition=, the column of conditions."
+            f"obs has no column {condition!r}: give condition=, the column of conditions."
         )
     of_control = (adata.obs[condition].astype(str) == str(control)).to_numpy()
     if of_control.all() or not of_control.any():

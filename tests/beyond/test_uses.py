@@ -194,6 +194,8 @@ def test_rates_by_counts_are_the_mean_of_a_gamma_posterior(half):
 
 # ---- correlations
 
+METHODS = {"counts", "model", "model and counts", "drawn", "neighbours", "components"}
+
 
 def test_permuted_genes_keep_their_counts_within_a_type_and_lose_each_other(adata, tmp_path):
     adata.write_h5ad(tmp_path / "cells.h5ad")
@@ -216,9 +218,35 @@ def test_share_of_correlated_pairs():
     assert uses.share_correlated(values) == pytest.approx(1 / 6)
 
 
+def test_rank_correlations_are_spearmans():
+    values = np.random.default_rng(0).poisson(2.0, (50, 4)).astype(float)
+    values[:, 3] = 1
+    rho = uses.rank_correlations(values)
+    by_scipy = stats.spearmanr(values[:, :3]).statistic
+    assert rho[[0, 1, 3]] == pytest.approx(by_scipy[np.triu_indices(3, 1)])
+    assert np.isnan(rho[[2, 4, 5]]).all()
+
+
+def test_correlations_that_both_halves_have_are_agreed_on(half):
+    "Two halves of one draw agree better than the first half with genes in another order."
+    cells, folder = half
+    kept = uses.judge_kept_correlations(cells, folder, n_genes=20, n_samples=2)
+    assert set(kept) == METHODS | {"held out"} and "agreement" not in kept["held out"]
+    assert all(-1 <= kept[method]["agreement"] <= 1 for method in METHODS)
+    assert kept["counts"]["agreement"] > 0.3
+    assert uses.judge_kept_correlations("nowhere.h5ad", folder) == kept
+
+
+def test_agreement_by_hand():
+    rho = np.array([0.1, 0.5, np.nan, -0.2])
+    others = np.array([0.3, 0.7, 0.9, 0.0])
+    assert uses.agreement(rho, others) == pytest.approx(1)
+    assert uses.agreement(-rho, others) == pytest.approx(-1)
+
+
 def test_correlations_are_judged_once(a_run):
     judged = uses.judge_correlations(*a_run, n_genes=20, n_samples=2)
-    assert set(judged) == {"counts", "model", "drawn", "neighbours", "components"}
+    assert set(judged) == METHODS
     assert all(0 <= share <= 1 for share in judged.values())
     assert uses.judge_correlations("nowhere.h5ad", a_run[1]) == judged
 

@@ -74,7 +74,7 @@ def test_a_chosen_subset_is_modelled_on_its_own_genes(adata):
         UserWarning,
         match=(
             r"have 45 genes, a small part of gencode-48: the model has the 44.*not:"
-            r" MALAT1.*gene_space=None takes all 45.*whole 20,120"
+            r" MALAT1.*gene_space=None takes all 45.*all 20,120"
         ),
     ):
         model = models.VAE(adata, **SMALL)

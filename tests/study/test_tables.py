@@ -801,11 +801,11 @@ def test_organ_beside_organ(tmp_path):
     assert pancreas["direction"] == liver["direction"] == "not as claimed"
     assert (
         pancreas["beside the paper"]
-        == "the paper's own numbers are not as claimed, too: VAE 1.000, claimed below 0.2"
+        == "the paper's own numbers are not as claimed either: VAE 1.000, claimed below 0.2"
     )
     assert (
         liver["beside the paper"]
-        == "the paper's own numbers are otherwise, as claimed: VAE 0.164, claimed below 0.2"
+        == "unlike ours, the paper's own numbers are as claimed: VAE 0.164, claimed below 0.2"
     )
     assert lung["beside the paper"] == "the paper prints no number of it"
     # it prints pictures
@@ -820,7 +820,7 @@ def test_organ_beside_organ(tmp_path):
     assert (
         row["beside the paper"]
         == "pancreas: not as claimed, and not in the paper's own table either; "
-        "liver: not as claimed, other than in the paper's own table"
+        "liver: not as claimed here, but as claimed in the paper's own table"
     )
     fewer = over.loc[
         "The VAMP needs fewer PCs than AE, VAE and IAF, counted without sampling noise"
