@@ -12,7 +12,7 @@ import os
 from datetime import date
 
 import pandas as pd
-from step import HERE, SIZES, alone, train
+from step import HERE, SIZES, in_own_process, train
 
 MODELS = ["VAE", "VAMP", "IAF", "VAMPIAF"]
 BACKENDS = ["tensorflow", "jax"]
@@ -28,7 +28,7 @@ ONE_CORE = {
 def of_a_backend(backend, model, genes):
     "Milliseconds of processor time for a step."
     os.environ["KERAS_BACKEND"] = backend  # read by the new process
-    return alone(train, model, genes, False)[0]
+    return in_own_process(train, model, genes, False)[0]
 
 
 def main():

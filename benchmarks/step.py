@@ -116,7 +116,7 @@ def answer(pipe, function, arguments):
     pipe.send(function(*arguments))
 
 
-def alone(function, *arguments):
+def in_own_process(function, *arguments):
     "What a function returns in a process of its own."
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
@@ -144,9 +144,9 @@ def main():
         for _ in range(a.rounds):
             for name in a.models:
                 found = dict(
-                    many=alone(train, name, genes, False),
-                    each=alone(train, name, genes, True),
-                    bare=alone(products, name, genes),
+                    many=in_own_process(train, name, genes, False),
+                    each=in_own_process(train, name, genes, True),
+                    bare=in_own_process(products, name, genes),
                 )
                 row = {
                     f"{what}_{kind}_ms": value

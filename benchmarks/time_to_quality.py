@@ -139,7 +139,7 @@ def answer(pipe, function, arguments):
     pipe.send(function(*arguments))
 
 
-def alone(cores, function, *arguments):
+def in_own_process(cores, function, *arguments):
     "What a function returns in a process of its own, on so many cores."
     for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
         os.environ[name] = str(cores)
@@ -160,13 +160,14 @@ def rows(data, models, seed, cores):
     "One seed on one data set: SCVI first, whose bounds are the targets."
     place = dict(data=Path(data).stem, seed=seed, cores=cores)
     theirs = {
-        kind: alone(cores, scvi_tools, kind == "shape", data, seed) for kind in ("default", "shape")
+        kind: in_own_process(cores, scvi_tools, kind == "shape", data, seed)
+        for kind in ("default", "shape")
     }
     for kind, found in theirs.items():
         yield {**place, "model": f"SCVI, {kind}", **found}
     targets = {kind: found["validation"] for kind, found in theirs.items()}
     for name in models:
-        yield {**place, "model": name, **alone(cores, ours, name, data, seed, targets)}
+        yield {**place, "model": name, **in_own_process(cores, ours, name, data, seed, targets)}
 
 
 def main():

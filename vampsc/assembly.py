@@ -67,8 +67,8 @@ class Network(keras.Model):
         self.trackers = [
             keras.metrics.Mean(name, dtype="float32") for name in ("reconstruction", "kl")
         ]
-        # while training: a kernels.Reading, where one call does many steps
-        self.reading = None
+        # while training: a kernels.MinibatchReader, where one call does many steps
+        self.reader = None
 
     def build(self, shape):
         # each pseudo-input is of a batch, too
@@ -227,7 +227,7 @@ class Network(keras.Model):
         return kernels.each_minibatch(self, super().train_step, *arguments)
 
     def test_step(self, *arguments):
-        return kernels.each_minibatch(self, super().test_step, *arguments, lone=True)
+        return kernels.each_minibatch(self, super().test_step, *arguments, single_last=True)
 
     def get_config(self):
         raise NotImplementedError(

@@ -275,9 +275,9 @@ def made_once(path, how):
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with files.alone(path):
+        with files.locked(path):
             if not path.exists():
-                files.write_whole(path, json.dumps(how(), indent=1))
+                files.write_atomic(path, json.dumps(how(), indent=1))
     return json.loads(path.read_text())
 
 # %% ../nbs/20_beyond.ipynb #names
@@ -538,7 +538,7 @@ def units_by_step(
         count = CountUnits(model, steps_per_epoch, steps / counts_made)
         model.train(profile, progress=False, callbacks=[count])
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_whole(path, pd.DataFrame(count.rows).to_csv(index=False))
+        files.write_atomic(path, pd.DataFrame(count.rows).to_csv(index=False))
     return pd.read_csv(path).assign(variant=variant.name, seed=seed)
 
 # %% ../nbs/20_beyond.ipynb #compare
@@ -639,7 +639,7 @@ def data_sets_of(names, label_key):
         )
     )
     for name in names * (len(names) > 1):
-        study.labels_to_judge(organs.load(name), label_key)
+        study.evaluation_labels(organs.load(name), label_key)
     return data_sets
 
 
@@ -725,7 +725,7 @@ def gather(
         )
         failed = failed + [f"{data}, {sentence}" for sentence in wrong]
         n = n + tried
-        table = files.claim(folder, question, [f"{question}.csv"]) / f"{question}.csv"
+        table = files.prepare_folder(folder, question, [f"{question}.csv"]) / f"{question}.csv"
         if rows:
             pd.DataFrame(rows).drop(columns="folder").to_csv(table, index=False)
         frames.append(pd.DataFrame(rows).assign(data=data))
@@ -744,8 +744,8 @@ def check_replaceable(out, question, names, overwrite=False):
     file = f"{question}.csv"
     for folder in (Path(out) / plain(name) for name in listed(names)):
         if overwrite and (folder / file).exists():
-            files.claim(folder, question, [file], overwrite)
-        files.check_replaceable(folder / file, file in files.written(folder))
+            files.prepare_folder(folder, question, [file], overwrite)
+        files.check_replaceable(folder / file, file in files.recorded_names(folder))
 
 
 def part_of(frame, data):

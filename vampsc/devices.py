@@ -16,7 +16,7 @@ import keras
 from keras import backend
 
 # %% ../nbs/a3_devices.ipynb #all-devices
-_meant = None  # the Keras distribution that training on JAX puts in force
+_jax_distribution = None  # the Keras distribution that training on JAX puts in force
 
 
 @contextlib.contextmanager
@@ -28,9 +28,9 @@ def all_devices():
     `jax.distributed.initialize` of all processes, by `keras.distribution.DataParallel`, which is in
     force while a model trains. With one device, nothing changes.
     """
-    global _meant
+    global _jax_distribution
     scope = contextlib.nullcontext()
-    before = _meant
+    before = _jax_distribution
     if backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -41,12 +41,12 @@ def all_devices():
         import jax
 
         if jax.device_count() > 1:
-            _meant = keras.distribution.DataParallel(auto_shard_dataset=False)
+            _jax_distribution = keras.distribution.DataParallel(auto_shard_dataset=False)
     try:
         with scope:
             yield
     finally:
-        _meant = before
+        _jax_distribution = before
 
 # %% ../nbs/a3_devices.ipynb #mirrored
 @functools.cache
@@ -110,7 +110,9 @@ def replicas():
 
 def _distribution():
     "The Keras distribution for training on JAX, or None."
-    return keras.distribution.distribution() or _meant if backend.backend() == "jax" else None
+    if backend.backend() != "jax":
+        return None
+    return keras.distribution.distribution() or _jax_distribution
 
 # %% ../nbs/a3_devices.ipynb #sharing
 @dataclasses.dataclass(frozen=True)

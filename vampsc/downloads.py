@@ -28,7 +28,7 @@ import urllib3
 from platformdirs import user_cache_path
 from tqdm import tqdm
 
-from .files import alone, whole
+from .files import atomic_file, locked
 
 # %% ../nbs/a2_downloads.ipynb #cache-folder
 class DownloadError(OSError):
@@ -165,7 +165,7 @@ def _is_record(entry):
 
 def _record(path, digest, address):
     stat = path.stat()
-    with alone(path.parent / CHECKSUMS_FILE):
+    with locked(path.parent / CHECKSUMS_FILE):
         known = records(path.parent)
         known[path.name] = {
             "sha256": digest,
@@ -173,7 +173,7 @@ def _record(path, digest, address):
             "time": stat.st_mtime_ns,
             "address": address,
         }
-        with whole(path.parent / CHECKSUMS_FILE) as new:
+        with atomic_file(path.parent / CHECKSUMS_FILE) as new:
             new.write_text(json.dumps(known, indent=1, sort_keys=True))
 
 # %% ../nbs/a2_downloads.ipynb #verify
@@ -610,7 +610,7 @@ def fetch(addresses, path, expected=None, progress=True):
         return verify(path, expected)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with alone(path):
+        with locked(path):
             return (
                 verify(path, expected)
                 if path.exists()

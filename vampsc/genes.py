@@ -30,7 +30,7 @@ from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
 
 from . import downloads
-from .files import whole
+from .files import atomic_file
 
 # %% ../nbs/00_genes.ipynb #gene-space-error
 class GeneSpaceError(ValueError):
@@ -365,7 +365,7 @@ def _ensembl(release, name):
             f"{gtf} is damaged ({error}); delete it, and it is fetched again"
         ) from None
     try:
-        with whole(path) as new:
+        with atomic_file(path) as new:
             table.to_csv(new, index=False)
     except OSError as error:
         warnings.warn(

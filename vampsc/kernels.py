@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PATHS', 'F', 'inlined', 'summing', 'ZERO', 'BLOCK_SIZE', 'MAX_DENSE_BYTES', 'FLOPS_PER_CALL', 'compiled', 'use_path',
            'jit', 'nb_log_prob_of_heads', 'dense_rows', 'fits_on_device', 'RowsOnDevice', 'row_reader', 'penalty',
-           'adam_in_place', 'own_memory', 'updates_in_place', 'is_fused', 'Reading', 'reading_of',
+           'adam_in_place', 'own_memory', 'updates_in_place', 'is_fused', 'MinibatchReader', 'minibatch_reader',
            'number_of_minibatches', 'each_minibatch', 'steps_at_once', 'traced']
 
 # %% ../nbs/a4_speed.ipynb #imports
@@ -768,7 +768,7 @@ def _shares_memory():
 
 # %% ../nbs/a4_speed.ipynb #reading
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class MinibatchReader:
     """How one compiled call that does many steps gets the cells of a minibatch: it makes their rows
     from their positions.
 
@@ -777,7 +777,8 @@ class Reading:
     arrays : what `rows` reads from. They are handed over in each call, since TensorFlow never frees
         an array that is part of a function.
     batch : Counts.batch, the batch of each cell and the number of batches. has_covariates : the
-        last array holds Counts.covariates. held : a list of other objects that `rows` reads from.
+        last array holds Counts.covariates. references : a list of
+        other objects that `rows` reads from.
     """
 
     batch_size: int
@@ -785,11 +786,11 @@ class Reading:
     arrays: tuple = ()
     batch: tuple | None = None
     has_covariates: bool = False
-    held: list = dataclasses.field(default_factory=list)
+    references: list = dataclasses.field(default_factory=list)
 
-    def let_go(self):
+    def release(self):
         "Forget the counts, since TensorFlow keeps `rows` for ever."
-        self.held.clear()
+        self.references.clear()
 
     def minibatch(self, positions, arrays):
         "What a Network takes: counts, or a pair of counts and the columns of `condition_columns`."
@@ -809,34 +810,34 @@ class Reading:
 MAX_DENSE_BYTES = 2**29
 
 
-def reading_of(X, batch_size):
-    """The Reading of Counts X (cells, genes) on this backend, or None where rows are better made
-    outside of the compiled call.
+def minibatch_reader(X, batch_size):
+    """The MinibatchReader of Counts X (cells, genes) on this backend, or None where rows are
+    better made outside of the compiled call.
 
     It is None for counts in a file, which another thread reads ahead; on a TensorFlow GPU; and for
     counts that do not fit into the memory of a JAX device.
     """
-    reading = _reading_of_counts(X, batch_size)
-    if reading is None or X.covariates is None:
-        return reading
-    arrays = (*reading.arrays, ops.convert_to_tensor(X.covariates))
-    return dataclasses.replace(reading, arrays=arrays, has_covariates=True)
+    reader = _reader_of_counts(X, batch_size)
+    if reader is None or X.covariates is None:
+        return reader
+    arrays = (*reader.arrays, ops.convert_to_tensor(X.covariates))
+    return dataclasses.replace(reader, arrays=arrays, has_covariates=True)
 
 # %% ../nbs/a4_speed.ipynb #reading-of-counts
-def _reading_of_counts(X, batch_size):
-    "As `reading_of`, but without the covariates."
+def _reader_of_counts(X, batch_size):
+    "As `minibatch_reader`, but without the covariates."
     if X.source.place != "in memory":
         return None
     small = 4 * math.prod(X.shape) <= MAX_DENSE_BYTES
     if backend.backend() == "tensorflow":
-        return None if _gpus() else _reading_on_host(X, batch_size, small)
+        return None if _gpus() else _reader_on_host(X, batch_size, small)
     if backend.backend() != "jax":
         return None
     import jax
 
     if fits_on_device(X):
         on_device = row_reader(X)
-        return Reading(
+        return MinibatchReader(
             batch_size,
             lambda positions, *arrays: on_device.read(*arrays, positions),
             on_device.arrays,
@@ -844,7 +845,7 @@ def _reading_of_counts(X, batch_size):
         )
     if jax.local_devices()[0].platform != "cpu" or not small:
         return None
-    return Reading(
+    return MinibatchReader(
         batch_size,
         lambda positions, counts: counts[positions],
         (jax.device_put(X.toarray()),),
@@ -852,8 +853,8 @@ def _reading_of_counts(X, batch_size):
     )
 
 # %% ../nbs/a4_speed.ipynb #reading-on-host
-def _reading_on_host(X, batch_size, small):
-    """The Reading of Counts X within a TensorFlow function.
+def _reader_on_host(X, batch_size, small):
+    """The MinibatchReader of Counts X within a TensorFlow function.
 
     small : read from a dense copy; False: from the sparse matrix.
     """
@@ -861,15 +862,15 @@ def _reading_on_host(X, batch_size, small):
 
     if small:
         dense = tf.constant(X.toarray())
-        return Reading(
+        return MinibatchReader(
             batch_size, lambda positions, dense: tf.gather(dense, positions), (dense,), X.batch
         )
     n_genes = X.shape[1]
     where = np.arange(n_genes, dtype="int32")
-    held = [X[:]]  # on the model's genes alone
+    references = [X[:]]  # on the model's genes alone
 
     def read(positions):
-        csr = held[0]
+        csr = references[0]
         return dense_rows(csr.data, csr.indices, csr.indptr, positions, where, n_genes)
 
     def rows(positions):
@@ -877,61 +878,61 @@ def _reading_on_host(X, batch_size, small):
             tf.numpy_function(read, [positions], tf.float32, stateful=False), (None, n_genes)
         )
 
-    return Reading(batch_size, rows, (), X.batch, held=held)
+    return MinibatchReader(batch_size, rows, (), X.batch, references=references)
 
 # %% ../nbs/a4_speed.ipynb #each-minibatch
-def number_of_minibatches(n, batch_size, lone):
+def number_of_minibatches(n, batch_size, single_last):
     """The number of minibatches of n >= 2 cells, an int or a tensor.
 
-    lone : a single last cell is a minibatch of its own; False: it is added to the one before.
+    single_last : one last cell is a minibatch of its own; False: it is added to the one before.
     """
-    return (n + batch_size - (1 if lone else 2)) // batch_size
+    return (n + batch_size - (1 if single_last else 2)) // batch_size
 
 
-def each_minibatch(network, step, *arguments, lone=False):
+def each_minibatch(network, step, *arguments, single_last=False):
     """Keras' train_step or test_step, on one minibatch, or on each of several within one compiled
     call.
 
-    network : its `reading` makes minibatches where the data are ((positions (n,), *arrays), and
+    network : its `reader` makes minibatches where the data are ((positions (n,), *arrays), and
         maybe a weight for each cell (n,)).
-    step, arguments : of Keras. lone : as in `number_of_minibatches`. Returns what the last step
-        returns.
+    step, arguments : of Keras. single_last : as in `number_of_minibatches`.
+    Returns what the last step returns.
     """
     x = arguments[-1][0]
     if not (isinstance(x, (tuple, list)) and len(x[0].shape) == 1):
         return step(*arguments)
     several = _each_on_tensorflow if backend.backend() == "tensorflow" else _each_on_jax
-    return several(network, step, *arguments, lone)
+    return several(network, step, *arguments, single_last)
 
 # %% ../nbs/a4_speed.ipynb #each-on-tensorflow
-def _each_on_tensorflow(network, step, data, lone):
+def _each_on_tensorflow(network, step, data, single_last):
     import tensorflow as tf
 
     (positions, *arrays), *weights = data
-    size = network.reading.batch_size
+    size = network.reader.batch_size
     n = tf.shape(positions)[0]
-    steps = number_of_minibatches(n, size, lone)
+    steps = number_of_minibatches(n, size, single_last)
 
     def one(i):
         here = slice(i * size, tf.where(i == steps - 1, n, (i + 1) * size))
-        step((network.reading.minibatch(positions[here], arrays), *(w[here] for w in weights)))
+        step((network.reader.minibatch(positions[here], arrays), *(w[here] for w in weights)))
         return (i + 1,)
 
     tf.while_loop(lambda i: i < steps, one, (0,))
     return network.get_metrics_result()
 
 # %% ../nbs/a4_speed.ipynb #each-on-jax
-def _each_on_jax(network, step, state, data, lone):
+def _each_on_jax(network, step, state, data, single_last):
     import jax
 
     (positions, *arrays), *weights = data
-    size = network.reading.batch_size
-    steps = number_of_minibatches(len(positions), size, lone)
+    size = network.reader.batch_size
+    steps = number_of_minibatches(len(positions), size, single_last)
     # the last one may be longer or shorter
     alike = steps if steps * size == len(positions) else steps - 1
 
     def one(state, cells):
-        logs, state = step(state, (network.reading.minibatch(cells[0], arrays), *cells[1:]))
+        logs, state = step(state, (network.reader.minibatch(cells[0], arrays), *cells[1:]))
         return tuple(state), logs
 
     given = [positions, *weights]

@@ -32,7 +32,7 @@ from scipy import sparse
 
 from . import downloads, genes
 from .downloads import DownloadError, in_words, path_in
-from .files import whole
+from .files import atomic_file
 from vampsc.genes import (
     DamagedError,
     GeneSpaceError,
@@ -493,7 +493,7 @@ def _of_cellxgene(study, wanted, ask=True):
     files = _named(study, wanted, downloads.fetch_json(CELLXGENE.format(wanted["collection"])))
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
-        with whole(note) as new:
+        with atomic_file(note) as new:
             new.write_text(json.dumps(files, indent=1))
     except OSError as error:
         raise DownloadError(
@@ -832,7 +832,7 @@ def _write(adata, path):
         adata.obs[column] = _writable(adata.obs[column])
     adata.obs_names_make_unique()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as new:
+    with atomic_file(path) as new:
         adata.write_h5ad(new, compression="lzf")
 
 

@@ -108,7 +108,7 @@ def prepare(adata, seed=0, n_genes=1000, label_key="auto", test=TEST, batch_key=
     uses.write_halves, layers["held_out"] are the other halves.
     ValueError : what models.VAE and study.run say of counts and labels.
     """
-    _, labels = study.labels_to_judge(adata, label_key)
+    _, labels = study.evaluation_labels(adata, label_key)
     chosen = models.VAE(
         adata,
         n_genes=n_genes,
@@ -657,7 +657,7 @@ def score(arguments=None):
 
 
 def _write_numbers(path, numbers):
-    files.write_whole(
+    files.write_atomic(
         path, json.dumps({k: v if v is None else float(v) for k, v in numbers.items()}, indent=1)
     )
 
@@ -767,7 +767,7 @@ def gather(
     for data, name in beyond.data_sets_of(names, label_key).items():
         adata = organs.load(name)
         folder = Path(out) / data
-        _, labels = study.labels_to_judge(adata, label_key)
+        _, labels = study.evaluation_labels(adata, label_key)
         mark = study.hash_of(
             study.data_hash(adata),
             n_genes,
@@ -813,7 +813,9 @@ def gather(
                 for ((m, seed, _), numbers), more in zip(done, scores)
             ]
         )
-        frame.to_csv(files.claim(folder, "peers", ["peers.csv"]) / "peers.csv", index=False)
+        frame.to_csv(
+            files.prepare_folder(folder, "peers", ["peers.csv"]) / "peers.csv", index=False
+        )
         frames.append(frame.assign(data=data))
     if failed:
         raise ValueError(beyond.failures_in_words(failed, n))
@@ -824,7 +826,7 @@ def _write_cells(adata, path, **settings):
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with files.whole(path) as new:
+    with files.atomic_file(path) as new:
         prepare(adata, **settings).write_h5ad(new)
 
 

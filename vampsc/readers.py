@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['READ_ERRORS', 'WEB_PAGE', 'FORMULAS', 'TOLERANCE', 'MAX_ERROR', 'MIN_SHARE_WHOLE', 'MIN_VALUES', 'TENX', 'LOOM',
-           'DISEASE', 'GROUPS', 'SUMMARY', 'READERS', 'ReaderError', 'reading', 'undone', 'whole', 'recover_counts',
-           'rounded_counts', 'opened', 'read_table', 'read_labels', 'labels_of', 'table', 'tables', 'rpkm_and_counts',
-           'h5ad', 'tenx_h5', 'loom', 'kinchen', 'mtx_tar', 'cell_files_tar', 'series_matrix', 'seurat']
+           'DISEASE', 'GROUPS', 'SUMMARY', 'READERS', 'ReaderError', 'reading', 'undone', 'whole_numbers',
+           'recover_counts', 'rounded_counts', 'opened', 'read_table', 'read_labels', 'labels_of', 'table', 'tables',
+           'rpkm_and_counts', 'h5ad', 'tenx_h5', 'loom', 'kinchen', 'mtx_tar', 'cell_files_tar', 'series_matrix',
+           'seurat']
 
 # %% ../nbs/16_readers.ipynb #imports
 import csv
@@ -118,7 +119,7 @@ def undone(x, totals, log, scaled):
     return values, error
 
 # %% ../nbs/16_readers.ipynb #whole
-def whole(values, error, tolerance=TOLERANCE):
+def whole_numbers(values, error, tolerance=TOLERANCE):
     """Which values are whole numbers of 1 or more, and which are exact enough to tell.
 
     Parameters
@@ -162,7 +163,7 @@ def _tried(X, totals, name):
     passed = judged = total = 0
     for _, x, n in _value_blocks(X, totals):
         values, error = undone(x, n, *FORMULAS[name])
-        good, seen = whole(values, error, 1e-6 if name == "X" else TOLERANCE)
+        good, seen = whole_numbers(values, error, 1e-6 if name == "X" else TOLERANCE)
         passed = passed + good.sum()
         judged = judged + seen.sum()
         total = total + values.sum()

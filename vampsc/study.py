@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['UMAP_FILE', 'EMBEDDED_FILE', 'RUN_FILES', 'UMAP_OF_BATCHES_FILE', 'IN_A_RUN', 'MAX_CELLS_DRAWN', 'METRICS',
-           'TEMPLATE', 'ERROR_KINDS', 'KERNEL', 'IN_A_REPORT', 'NO_ALT', 'STYLE', 'embed', 'without_noise',
+           'TEMPLATE', 'ERROR_KINDS', 'KERNEL_ARGUMENTS', 'IN_A_REPORT', 'NO_ALT', 'STYLE', 'embed', 'without_noise',
            'compactness', 'judge', 'judge_by_labels', 'hash_of', 'data_hash', 'Run', 'read_run', 'configuration',
-           'difference', 'preset', 'run', 'transfer', 'check_replaceable_run', 'labels_to_judge', 'when_finished',
+           'difference', 'preset', 'run', 'transfer', 'check_replaceable_run', 'evaluation_labels', 'when_finished',
            'cells_of', 'draw', 'division_of', 'Metric', 'table', 'show_table', 'findings', 'refuse_unknown', 'report',
            'fill_in', 'to_html', 'find_runs', 'settings_of', 'run_page']
 
@@ -205,9 +205,9 @@ def read_run(folder):
     """
     folder = downloads.user_path(folder)
 
-    def read(name, how):
+    def read(name, reader):
         try:
-            return how(folder / name)
+            return reader(folder / name)
         except (OSError, ValueError, EOFError, KeyError) as error:
             raise ValueError(
                 f"{folder / name} is missing or damaged ({error}); remove {folder} to run it again."
@@ -376,14 +376,14 @@ def run(
     model = model.lower()
     seed = counts.whole_number("seed", seed)
     folder = check_replaceable_run(Path(out).expanduser() / f"{model}-seed{seed}", overwrite)
-    label_key, labels = labels_to_judge(adata, label_key, unlabelled)
-    profile = _to_judge(profile)
+    label_key, labels = evaluation_labels(adata, label_key, unlabelled)
+    profile = _checked_profile(profile)
     config = configuration(adata, model, profile, seed, label_key, settings, unlabelled)
-    if done := _as_wanted(folder, config, overwrite):
+    if done := _finished_run(folder, config, overwrite):
         return done
     # first, since it may fail
     net = preset(model)(adata, seed=seed, **{"n_genes": profile.n_genes, **settings})
-    return _alone_in(folder, net, config, profile, labels, progress, overwrite)
+    return _run_locked(folder, net, config, profile, labels, progress, overwrite)
 
 # %% ../nbs/18_study.ipynb #transfer
 def _covariate_settings(model):
@@ -427,7 +427,7 @@ def transfer(
     weights it begins with, or where no batch is new, so that there is nothing to train.
     """
     source = Path(source).expanduser()
-    profile = _to_judge(profile)
+    profile = _checked_profile(profile)
     saved = source / "model" if (source / "model").is_dir() else source
     origin = models.load(saved)
     model = type(origin).__name__.lower()
@@ -439,7 +439,7 @@ def transfer(
             " another seed."
         )
     check_replaceable_run(folder, overwrite)
-    label_key, labels = labels_to_judge(adata, label_key, unlabelled)
+    label_key, labels = evaluation_labels(adata, label_key, unlabelled)
     settings = {
         "layer": origin.layer,
         "use_raw": origin.use_raw,
@@ -454,7 +454,7 @@ def transfer(
         **configuration(adata, model, profile, seed, label_key, settings, unlabelled),
         "begins_with": begins_with,
     }
-    if done := _as_wanted(folder, config, overwrite):
+    if done := _finished_run(folder, config, overwrite):
         return done
     # first: it may fail
     net = origin.transfer(
@@ -465,10 +465,10 @@ def transfer(
             f"{source} is not trained further: no batch of these cells is new to it. `vampsc embed`"
             " embeds them as they are; --unfrozen (unfrozen=True) trains all weights."
         )
-    return _alone_in(folder, net, config, profile, labels, progress, overwrite)
+    return _run_locked(folder, net, config, profile, labels, progress, overwrite)
 
 # %% ../nbs/18_study.ipynb #to-judge
-def _to_judge(profile):
+def _checked_profile(profile):
     "The training.Profile; ValueError where it trains nothing that could be judged."
     profile = training.get_profile(profile)
     if profile.max_epochs == 0:
@@ -478,12 +478,12 @@ def _to_judge(profile):
     return profile
 
 
-def _alone_in(folder, net, config, profile, labels, progress, overwrite):
+def _run_locked(folder, net, config, profile, labels, progress, overwrite):
     "Train and record while no other process may do so in this folder."
     folder.mkdir(parents=True, exist_ok=True)
     # a call that had to wait here finds a finished run
-    with files.alone(folder):
-        return _as_wanted(folder, config, overwrite) or _train_and_record(
+    with files.locked(folder):
+        return _finished_run(folder, config, overwrite) or _train_and_record(
             net, folder, config, profile, labels, progress, overwrite
         )
 
@@ -511,7 +511,9 @@ def check_replaceable_run(folder, overwrite=False):
     )
     for name in IN_A_RUN:
         files.check_replaceable(folder / name, ours, overwrite)
-    files.only(folder / "model", saving.FILES, "part of a saved model", saving.is_saved)
+    files.check_replaceable_folder(
+        folder / "model", saving.FILES, "part of a saved model", saving.is_saved
+    )
     return folder
 
 # %% ../nbs/18_study.ipynb #is-configuration
@@ -532,7 +534,7 @@ def _is_checkpoint(path):
     return True
 
 # %% ../nbs/18_study.ipynb #labels-to-judge
-def labels_to_judge(adata, label_key, unlabelled=None):
+def evaluation_labels(adata, label_key, unlabelled=None):
     """(the column of obs to judge by, its labels), None where there is none.
 
     label_key : as in `run`. ValueError : no such column, or labels that nothing can be judged by.
@@ -546,7 +548,7 @@ def labels_to_judge(adata, label_key, unlabelled=None):
     return label_key, labels
 
 # %% ../nbs/18_study.ipynb #as-wanted
-def _as_wanted(folder, config, overwrite):
+def _finished_run(folder, config, overwrite):
     """The finished run in a folder if it has this configuration; None where there is no finished
     run, or where it may be replaced.
     """
@@ -583,7 +585,7 @@ def _train_and_record(net, folder, config, profile, labels, progress, overwrite)
         checkpoint.unlink(missing_ok=True)
     for name in ("metrics.json", UMAP_FILE, UMAP_OF_BATCHES_FILE, EMBEDDED_FILE):
         (folder / name).unlink(missing_ok=True)
-    files.write_whole(folder / "config.json", json.dumps(config, indent=1))
+    files.write_atomic(folder / "config.json", json.dumps(config, indent=1))
     models.run_training(net, profile, progress, checkpoint=checkpoint, resume=True)
     if net.interrupted:
         raise KeyboardInterrupt(f"stopped after epoch {len(net.history)}; the same call goes on")
@@ -596,12 +598,12 @@ def _train_and_record(net, folder, config, profile, labels, progress, overwrite)
         n_genes=len(net.genes),
     )
     net.save(folder / "model", overwrite=True)
-    files.write_whole(folder / "history.csv", net.history.to_csv())
-    files.write_whole(folder / "latent.npy", _as_npy(z))
+    files.write_atomic(folder / "history.csv", net.history.to_csv())
+    files.write_atomic(folder / "latent.npy", _as_npy(z))
     batches = np.asarray(net.batches)[net.X.batch[0]] if net.batches else None
     cells = cells_of(net.X.names, net.split, labels, batches)
-    files.write_whole(folder / "cells.csv", cells.to_csv())
-    files.write_whole(folder / "metrics.json", json.dumps(result, indent=1))
+    files.write_atomic(folder / "cells.csv", cells.to_csv())
+    files.write_atomic(folder / "metrics.json", json.dumps(result, indent=1))
     checkpoint.unlink(missing_ok=True)
     return read_run(folder)
 
@@ -656,7 +658,7 @@ def draw(run, seed=0):
         figure = figures.umap_grid(z, colours, seed, coordinates)
         content = io.BytesIO()
         figure.savefig(content, dpi=150, bbox_inches="tight", format="png")
-        files.write_whole(run.folder / name, content.getvalue())
+        files.write_atomic(run.folder / name, content.getvalue())
     return run.folder / UMAP_FILE
 
 # %% ../nbs/18_study.ipynb #division-of
@@ -916,7 +918,7 @@ ERROR_KINDS = {
 }
 # With these, the notebook has neither what libraries write to the error stream, nor the advice of
 # the kernel itself.
-KERNEL = ["--IPKernelApp.capture_fd_output=False", "--IPKernelApp.log_level=50"]
+KERNEL_ARGUMENTS = ["--IPKernelApp.capture_fd_output=False", "--IPKernelApp.log_level=50"]
 
 IN_A_REPORT = (
     "table.csv",
@@ -984,7 +986,9 @@ def fill_in(template, target, parameters, leave_out=(), others=(), overwrite=Fal
         for name, value in parameters.items()
     }
     names = (target.name, target.with_suffix(".html").name, *others)
-    files.claim(target.parent, target.stem, names, overwrite, ours=_is_of(template, target))
+    files.prepare_folder(
+        target.parent, target.stem, names, overwrite, ours=_is_of(template, target)
+    )
     try:
         with _kernels_of_this_python() as kernels:
             papermill.execute_notebook(
@@ -994,7 +998,7 @@ def fill_in(template, target, parameters, leave_out=(), others=(), overwrite=Fal
                 stdout_file=sys.stdout,
                 progress_bar=False,
                 kernel_name="python3",
-                extra_arguments=KERNEL,
+                extra_arguments=KERNEL_ARGUMENTS,
                 kernel_manager_class=kernels,
             )
     except papermill.PapermillExecutionError as error:
@@ -1008,7 +1012,7 @@ def fill_in(template, target, parameters, leave_out=(), others=(), overwrite=Fal
     done = nbformat.read(target, 4)
     done.cells = [cell for cell in done.cells if cell.id not in leave_out]
     nbformat.write(done, target)
-    return to_html(target, overwrite=True)  # files.claim has checked this
+    return to_html(target, overwrite=True)  # files.prepare_folder has checked this
 
 # %% ../nbs/18_study.ipynb #kernels-of-this-python
 @contextlib.contextmanager
@@ -1171,7 +1175,7 @@ def to_html(notebook, overwrite=False):
     page = re.sub(
         f'alt="{NO_ALT}"', lambda _: f'alt="{html.escape(next(texts, "a figure"))}"', page
     )
-    files.write_whole(path, page.replace("<head>", f"<head>{files.MARK}", 1))
+    files.write_atomic(path, page.replace("<head>", f"<head>{files.MARK}", 1))
     return path
 
 # %% ../nbs/18_study.ipynb #figure-texts
@@ -1337,7 +1341,7 @@ def run_page(folder, path=None, overwrite=False):
     ]
     title = f"vampsc: {', '.join(names)}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_whole(
+    files.write_atomic(
         path,
         f'<!doctype html><html lang="en"><meta charset="utf-8">{files.MARK}'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -335,7 +335,7 @@ def write_checkpoint(path, notes, arrays):
     path.parent.mkdir(parents=True, exist_ok=True)
     notes = json.dumps({"format": CHECKPOINT_FORMAT, "arrays": len(arrays), **notes}).encode()
     try:
-        with files.whole(path) as new, open(new, "wb") as file:
+        with files.atomic_file(path) as new, open(new, "wb") as file:
             np.savez(
                 file,
                 notes=np.frombuffer(notes, "uint8"),
@@ -715,13 +715,13 @@ class _Inputs(Batches):
 
     kl_weight : a function of the epoch, handed on for each cell; None: the network's own, always.
     steps : how many minibatches make an item, which then holds the positions of their cells and the
-        arrays of `reading`; 0: an item is the counts of one minibatch.
+        arrays of `reader`; 0: an item is the counts of one minibatch.
     """
 
-    def __init__(self, *args, kl_weight=None, steps=0, reading=None, **kwargs):
+    def __init__(self, *args, kl_weight=None, steps=0, reader=None, **kwargs):
         self.kl_weight = kl_weight
         self.steps = steps
-        self.reading = reading
+        self.reader = reader
         # looked up now, since TensorFlow's strategy is not known in the thread that reads batches
         self.sharing = devices.sharing()
         super().__init__(*args, **kwargs)
@@ -729,7 +729,7 @@ class _Inputs(Batches):
     def __getitem__(self, i):
         cells = self.cells(i)
         x = (
-            (np.asarray(cells, "int32"), *self.reading.arrays)
+            (np.asarray(cells, "int32"), *self.reader.arrays)
             if self.steps
             else super().__getitem__(i)
         )
@@ -746,11 +746,11 @@ class _Inputs(Batches):
         size = self.steps * self.batch_size
         return self.order[i * size : None if i == len(self) - 1 else (i + 1) * size]
 
-    def let_go(self):
+    def release(self):
         "Forget the counts: TensorFlow keeps the object that fed it as long as the process lives."
         self.X = None
         self.rows = None
-        self.reading = None
+        self.reader = None
         self.kl_weight = None  # a function that holds the whole run
 
     def __len__(self):
@@ -785,9 +785,9 @@ def forget_compiled(network):
     """Let go of what only training needs: the compiled steps, some megabytes, and the counts that
     they read.
     """
-    if network.reading:
-        network.reading.let_go()
-    network.reading = None
+    if network.reader:
+        network.reader.release()
+    network.reader = None
     network.train_function = network.test_function = None
 
 # %% ../nbs/08_training.ipynb #several-steps
@@ -796,7 +796,7 @@ class SeveralSteps:
 
     Keras makes a tf.data pipeline for each epoch, whose start takes longer than an epoch of a few
     thousand cells.
-    network : compiled, with a `reading`. weighted : a weight for each cell is handed on.
+    network : compiled, with a `reader`. weighted : a weight for each cell is handed on.
     """
 
     def __init__(self, network, weighted):
@@ -807,7 +807,7 @@ class SeveralSteps:
     def _compiled(self, step, weighted):
         import tensorflow as tf
 
-        arrays = [tf.TensorSpec(array.shape, array.dtype) for array in self.network.reading.arrays]
+        arrays = [tf.TensorSpec(array.shape, array.dtype) for array in self.network.reader.arrays]
         positions = (tf.TensorSpec([None], tf.int32), *arrays)
         weights = (tf.TensorSpec([None], tf.float32),)
         return tf.function(
@@ -984,7 +984,7 @@ class _Prepared:
         return (
             contextlib.nullcontext()
             if path is None or not devices.is_first()
-            else files.alone(path, wait=False)
+            else files.locked(path, wait=False)
         )
 
     def _prepare(self):
@@ -1023,7 +1023,7 @@ class _Prepared:
             if profile.kl_warmup
             else None
         )
-        how = dict(rows=rows, steps=self._steps_at_once(), reading=self.network.reading)
+        how = dict(rows=rows, steps=self._steps_at_once(), reader=self.network.reader)
         self.train = _Inputs(
             self.X,
             split.train,
@@ -1058,10 +1058,10 @@ class _Prepared:
         n = kernels.steps_at_once(self.network.count_params(), self.profile.batch_size)
         in_between = any(watches_steps(callback) for callback in self.shown)
         alone = n == 1 or in_between or devices.sharing().n > 1
-        self.network.reading = (
-            None if alone else kernels.reading_of(self.X, self.profile.batch_size)
+        self.network.reader = (
+            None if alone else kernels.minibatch_reader(self.X, self.profile.batch_size)
         )
-        return n if self.network.reading else 0
+        return n if self.network.reader else 0
 
     def _begin_epoch(self, epoch, logs):
         self.train.epoch = epoch  # Keras moves a data set on once before the first epoch
@@ -1179,7 +1179,7 @@ class Run(_Retried):
             forget_compiled(self.network)
             self.compiled = None
             for batches in self.inputs:
-                batches.let_go()
+                batches.release()
         return self
 
     def ending(self):

@@ -305,7 +305,7 @@ def fit_truth(name, folder, n_dims=5, n_genes=500, kind="types", depth=1.0, prof
     profile : how to train the decoder. ValueError : the cells have no types.
     """
     adata = organs.load(name)
-    if study.labels_to_judge(adata, "auto")[1] is None:
+    if study.evaluation_labels(adata, "auto")[1] is None:
         raise ValueError(f"{name} has no cell types; they belong into obs['cell_type'].")
     run = study.run(
         adata,
@@ -337,7 +337,7 @@ def write_cells(truth, path, n_cells, seed=0, judged=False):
     if judged:
         cells.obs = cells.obs.join(log_prob(truth, cells))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with files.whole(path) as new:
+    with files.atomic_file(path) as new:
         cells.write_h5ad(new)
     return path
 

@@ -264,7 +264,7 @@ def _written(adata, X, path, made_of, uns=None, **layers):
     uns = {"made_of": repr(made_of), **(uns or {})}
     adata = ad.AnnData(X, adata.obs.copy(), adata.var.copy(), uns, layers=layers)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with files.whole(path) as new:
+    with files.atomic_file(path) as new:
         adata[counts.has_counts(adata)].copy().write_h5ad(new)
     return path
 
@@ -517,7 +517,7 @@ def write_permuted(name, path, label_key="auto", seed=0):
     if _is_made(path, made_of):
         return path
     adata = organs.load(name)
-    _, labels = study.labels_to_judge(adata, label_key)
+    _, labels = study.evaluation_labels(adata, label_key)
     if labels is None:
         raise ValueError(f"{name}: permuting within cell types needs a column of obs with them.")
     rng = np.random.default_rng(seed)
@@ -688,7 +688,7 @@ def write_labelled(
         return path
     adata = organs.load(name)
     of_control = _is_control(adata, condition, control)
-    label_key, labels = study.labels_to_judge(adata, label_key)
+    label_key, labels = study.evaluation_labels(adata, label_key)
     if label_key is None:
         raise ValueError(f"{name}: a column of obs with cell types is needed.")
     missing = genes.missing_labels(labels)
@@ -948,7 +948,7 @@ def write_type_in_one_batch(name, path, batch_key="batch", label_key="auto", kin
     if _is_made(path, made_of):
         return path
     adata = organs.load(name)
-    _, labels = study.labels_to_judge(adata, label_key)
+    _, labels = study.evaluation_labels(adata, label_key)
     if labels is None:
         raise ValueError(f"{name} has no cell types: label_key= names their column of obs.")
     batches = intake.names_of_batches(adata, batch_key)

@@ -48,7 +48,7 @@ def until(seen, process=None, seconds=120):
 HOLDS = """
     import sys, time
     from vampsc import files
-    with files.alone(sys.argv[1], wait=False):
+    with files.locked(sys.argv[1], wait=False):
         print("mine", flush=True)
         time.sleep(600)
 """
@@ -64,26 +64,26 @@ def test_the_other_process_is_named_and_a_killed_one_blocks_nobody(tmp_path, cap
             rf"{path} is in use by process {other.pid} on \S+, since \d{{4}}-.*; wait for its end"
         ),
     ):
-        with files.alone(path, wait=False):
+        with files.locked(path, wait=False):
             raise AssertionError("two at once")
     left = tmp_path / ".checkpoint.0123.new"
     left.write_text("half of it")
     other.kill(), other.communicate()
-    with files.alone(path, wait=False):
+    with files.locked(path, wait=False):
         assert (
             json.loads((tmp_path / ".checkpoint.holder").read_text())["pid"] == os.getpid()
             and not left.exists()
         )
         # what is in it is held with it
-        with files.alone(path / "within", wait=False):
+        with files.locked(path / "within", wait=False):
             pass
     assert not (tmp_path / ".checkpoint.holder").exists()
 
 
 def test_who_waits_says_for_whom(tmp_path, capsys):
-    with files.alone(tmp_path / "run"):
+    with files.locked(tmp_path / "run"):
         waits = start(
-            "from vampsc import files; import sys\nwith files.alone(sys.argv[1]): print('after')",
+            "from vampsc import files; import sys\nwith files.locked(sys.argv[1]): print('after')",
             tmp_path / "run",
         )
         until(lambda: waits.stderr.readline().startswith(f"run: process {os.getpid()} on "), waits)
@@ -100,7 +100,7 @@ def test_a_file_system_without_locks(error, tmp_path, monkeypatch):
 
     monkeypatch.setattr(filelock.FileLock, "acquire", none)
     with pytest.warns(UserWarning, match="file system without locks"):
-        with files.alone(tmp_path / "x", wait=False):
+        with files.locked(tmp_path / "x", wait=False):
             went_on = True
     assert went_on
 
@@ -108,7 +108,7 @@ def test_a_file_system_without_locks(error, tmp_path, monkeypatch):
 def test_other_errors_of_a_lock_are_errors(tmp_path):
     (tmp_path / ".x.lock").mkdir()
     with pytest.raises(OSError):
-        with files.alone(tmp_path / "x"):
+        with files.locked(tmp_path / "x"):
             pass
 
 
@@ -154,7 +154,7 @@ def test_writers_at_once_leave_a_whole_file(tmp_path):
 def test_what_fails_leaves_what_was_there(tmp_path):
     (tmp_path / "a").write_text("before")
     with pytest.raises(ZeroDivisionError):
-        with files.whole(tmp_path / "a") as new:
+        with files.atomic_file(tmp_path / "a") as new:
             new.write_text("half"), 1 / 0
     assert (tmp_path / "a").read_text() == "before" and os.listdir(tmp_path) == ["a"]
 

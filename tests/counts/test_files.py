@@ -440,11 +440,11 @@ def test_what_is_none_in_a_zarr_folder(model, tmp_path):
 
 
 def test_a_file_is_there_whole_or_the_folder_is_named(tmp_path):
-    files.write_whole(tmp_path / "a", "one")
-    files.write_whole(tmp_path / "a", b"two")
+    files.write_atomic(tmp_path / "a", "one")
+    files.write_atomic(tmp_path / "a", b"two")
     assert (tmp_path / "a").read_bytes() == b"two" and len(list(tmp_path.iterdir())) == 1
     with pytest.raises(OSError, match="nowhere"):
-        files.write_whole(tmp_path / "nowhere" / "a", "one")
+        files.write_atomic(tmp_path / "nowhere" / "a", "one")
 
 
 OF_TWO_CELLS = np.array([[0, 2, 0], [1, 0, 3]], "float32")

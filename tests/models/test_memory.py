@@ -79,7 +79,7 @@ def test_no_copy_of_the_counts_stays(adata, monkeypatch, resident):
 
     class Watched(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            sparse.extend(map(weakref.ref, self.model.reading.held))
+            sparse.extend(map(weakref.ref, self.model.reader.references))
 
     model = models.VAE(adata, **SMALL)
     shape = model.X.shape

@@ -189,7 +189,7 @@ KILLED = """
         if event != "os.rename": return
         renames.append(arguments)
         if len(renames) == moment: os.kill(os.getpid(), signal.SIGKILL)              # before this rename is done
-    with files.whole_folder(path) as new:
+    with files.atomic_folder(path) as new:
         for p in Path(how).iterdir(): (new / p.name).write_bytes(p.read_bytes())
         sys.addaudithook(seen)
 """  # noqa: E501
@@ -253,7 +253,7 @@ def test_an_interrupt_between_the_two_renames(saved, monkeypatch):
 
     monkeypatch.setattr(Path, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        with files.whole_folder(saved) as new:
+        with files.atomic_folder(saved) as new:
             (new / "a").write_text("new")
     assert inside(saved) == before and os.listdir(saved.parent) == ["m"]
 

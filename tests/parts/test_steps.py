@@ -132,9 +132,11 @@ def test_epoch_k_sees_each_cell_once_in_order_k(adata, monkeypatch):
     assert list(seen) == list(np.random.default_rng([0, 2]).permutation(np.arange(97)))
 
 
-@pytest.mark.parametrize("lone, expected", [(False, [1, 3, 3, 4]), (True, [1, 3, 4, 4])])
-def test_number_of_minibatches(lone, expected):
-    found = [int(kernels.number_of_minibatches(np.int32(n), 32, lone)) for n in (32, 96, 97, 98)]
+@pytest.mark.parametrize("single_last, expected", [(False, [1, 3, 3, 4]), (True, [1, 3, 4, 4])])
+def test_number_of_minibatches(single_last, expected):
+    found = [
+        int(kernels.number_of_minibatches(np.int32(n), 32, single_last)) for n in (32, 96, 97, 98)
+    ]
     assert found == expected
 
 
@@ -145,7 +147,7 @@ def test_a_call_takes_less_where_a_step_takes_more():
 
 def test_what_training_needs_is_not_kept(adata, monkeypatch):
     model, _ = trained(adata, "VAE", monkeypatch, 50)
-    assert model.network.reading is None and model.network.train_function is None
+    assert model.network.reader is None and model.network.train_function is None
 
 
 def test_what_is_looked_at():
@@ -158,18 +160,18 @@ def test_what_is_looked_at():
 
 
 @pytest.mark.skipif(
-    BACKEND != "tensorflow", reason="elsewhere, counts too many to be kept dense have no reading"
+    BACKEND != "tensorflow", reason="elsewhere, counts too many to be kept dense have no reader"
 )
 def test_a_reading_lets_go(adata, monkeypatch):
     monkeypatch.setattr(kernels, "MAX_DENSE_BYTES", 0)
-    reading = kernels.reading_of(counts.Counts(adata.X), 32)
-    assert isinstance(reading, kernels.Reading) and len(reading.held) == 1
-    reading.let_go()
-    assert reading.held == []
+    reader = kernels.minibatch_reader(counts.Counts(adata.X), 32)
+    assert isinstance(reader, kernels.MinibatchReader) and len(reader.references) == 1
+    reader.release()
+    assert reader.references == []
 
 
 def test_compiled_steps_are_forgotten(adata):
     network = models.VAE(adata, gene_space=None, **SMALL).network
-    network.train_function = network.reading = kernels.Reading(32, None)
+    network.train_function = network.reader = kernels.MinibatchReader(32, None)
     training.forget_compiled(network)
-    assert network.train_function is None and network.reading is None
+    assert network.train_function is None and network.reader is None

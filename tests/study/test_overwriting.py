@@ -272,21 +272,23 @@ def test_ask_and_claim(tmp_path):
     with pytest.raises(FileExistsError):
         files.check_replaceable(tmp_path / "link")
     with pytest.raises(FileExistsError):
-        files.claim(tmp_path / "x", "report", ["b.csv", "a.csv"])
+        files.prepare_folder(tmp_path / "x", "report", ["b.csv", "a.csv"])
     # nothing was made
     assert os.listdir(tmp_path / "x") == ["a.csv"]
     (
-        files.claim(tmp_path / "x", "report", ["b.csv"]),
-        files.claim(tmp_path / "x", "tables", ["c.csv"]),
-        files.claim(tmp_path / "x", "report", ["d.csv"]),
+        files.prepare_folder(tmp_path / "x", "report", ["b.csv"]),
+        files.prepare_folder(tmp_path / "x", "tables", ["c.csv"]),
+        files.prepare_folder(tmp_path / "x", "report", ["d.csv"]),
     )
     assert (
-        files.written(tmp_path / "x")
+        files.recorded_names(tmp_path / "x")
         == {"b.csv", "c.csv", "d.csv"}
-        == {*files.written(tmp_path / "x")}
+        == {*files.recorded_names(tmp_path / "x")}
     )
     with pytest.raises(FileExistsError, match="a.csv is there and is no part"):
-        files.only(tmp_path / "x", [".vampsc-report", ".vampsc-tables"], "part of it")
+        files.check_replaceable_folder(
+            tmp_path / "x", [".vampsc-report", ".vampsc-tables"], "part of it"
+        )
 
 
 def test_embed_and_sample_ask_first(finished, tmp_path, no_work, monkeypatch):

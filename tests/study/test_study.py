@@ -632,11 +632,11 @@ def test_a_page_of_a_notebook(tmp_path):
     assert 'alt="a dot"' in text and "secret" not in text and "skip_exec" not in text
 
 
-def test_labels_to_judge_by_are_the_columns_or_none():
+def test_evaluation_labels_are_the_columns_or_none():
     adata = organs.load("pancreas")[:50]
-    key, labels = study.labels_to_judge(adata, "auto")
+    key, labels = study.evaluation_labels(adata, "auto")
     assert key == "cell_type" and len(labels) == 50
-    assert study.labels_to_judge(adata, None) == (None, None)
+    assert study.evaluation_labels(adata, None) == (None, None)
 
 
 def test_an_embedding_is_judged_by_labels_alone():
