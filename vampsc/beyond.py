@@ -75,19 +75,21 @@ class Variant:
 N_INVENTED = 1000
 
 
-def judge_cells(model, cells, labels=None, seed=0):
+def judge_cells(model, cells, labels=None, seed=0, training=None):
     """The numbers that compare a set of cells with the test cells of a model.
 
     Parameters
     ----------
     model : trained, with its cells. cells : counts (cells, genes) on the model's genes. labels :
         (all cells of the model,), missing where a cell has none; None: types are not compared.
+    training : positions of the cells that `cells` may be copies of; None: no such test.
 
     Returns
     -------
     dict : accuracy, accuracy_low, accuracy_high, energy, energy_p, library, dropout, correlation,
         correlation_slope, and, with labels, types: the share of the cells that would have to be of
-        another type for the types to be as in the test cells.
+        another type for the types to be as in the test cells; with training, copied, copied_p and
+        closer.
     """
     test = model.X[model.split.test]
     # few cells need no warning here: pages show the same number of real cells for comparison
@@ -101,6 +103,8 @@ def judge_cells(model, cells, labels=None, seed=0):
         "energy_p": energy["p_value"],
         **metrics.count_marginals(test, cells),
     }
+    if training is not None:
+        numbers.update(metrics.data_copying(model.X[training], test, cells, seed=seed))
     if labels is not None:
         learning, _ = training_halves(model, seed)
         shares = metrics.type_shares(
@@ -130,9 +134,8 @@ def judge_invented(model, labels=None, seed=0):
     log p(x) from 200 draws of posterior and prior, aggregate_kl and mutual_information, all of the
     test cells, in nats. ValueError : an AE.
     """
-    numbers = judge_cells(
-        model, model.genes.map(model.sample_prior(N_INVENTED, seed=seed))[0], labels, seed
-    )
+    invented = model.genes.map(model.sample_prior(N_INVENTED, seed=seed))[0]
+    numbers = judge_cells(model, invented, labels, seed, training=model.split.train)
     if model.architecture.posterior == "gaussian":
         parts = model.get_aggregate_kl(indices=model.split.test, seed=seed)
         numbers.update({name: parts[name] for name in ("aggregate_kl", "mutual_information")})
@@ -144,9 +147,10 @@ def judge_invented(model, labels=None, seed=0):
 # %% ../nbs/20_beyond.ipynb #judge-real
 def judge_real(model, labels=None, seed=0):
     """The dict of `judge_cells` for real training cells. They are drawn at random from the half of
-    the training cells that cell types are not learnt from.
+    the training cells that cell types are not learnt from, and compared with the other half.
     """
-    return judge_cells(model, model.X[training_halves(model, seed)[1][:N_INVENTED]], labels, seed)
+    known, others = training_halves(model, seed)
+    return judge_cells(model, model.X[others[:N_INVENTED]], labels, seed, training=known)
 
 # %% ../nbs/20_beyond.ipynb #refit-posterior-2
 def refit_posterior(model, profile="quick", seed=0, **changes):

@@ -6,7 +6,7 @@
 __all__ = ['activity', 'active_units', 'activity_split_half', 'active_units_split_half', 'n_components',
            'n_components_split_half', 'n_labelled', 'check_labels', 'silhouette_samples', 'silhouette',
            'silhouette_split_half', 'co_variation_split_half', 'nmi_ari', 'knn_purity', 'batch_mixing',
-           'two_sample_accuracy', 'energy_distance', 'count_marginals', 'type_shares']
+           'two_sample_accuracy', 'energy_distance', 'count_marginals', 'type_shares', 'data_copying']
 
 # %% ../nbs/14_metrics.ipynb #imports
 import math
@@ -20,11 +20,16 @@ import pandas as pd
 import scipy.sparse as sp
 from joblib import cpu_count
 from scipy.spatial.distance import cdist
-from scipy.stats import binomtest, wasserstein_distance
+from scipy.stats import binomtest, mannwhitneyu, wasserstein_distance
 from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.metrics import (
+    adjusted_rand_score,
+    euclidean_distances,
+    normalized_mutual_info_score,
+)
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
@@ -769,3 +774,65 @@ def type_shares(real, labels, *others, seed=0, unlabelled=None):
         .fillna(0.0)
         .rename_axis("type")
     )
+
+# %% ../nbs/14_metrics.ipynb #data-copying
+def data_copying(training, test, invented, n_permutations=1000, seed=0, most=1000):
+    """Do invented cells lie nearer to the training cells of their model than to its test cells?
+    Euclidean distances in the first 50 principal components of log-normalised expression.
+
+    Parameters
+    ----------
+    training, test, invented : (cells, genes) counts, dense or sparse, of the same genes; at least
+        10 cells each.
+    n_permutations : of the permutation test. seed : of these and of the cells drawn. most : largest
+        number of test and of invented cells that are used, and a tenth of that of training cells.
+
+    Returns
+    -------
+    dict : copied, the share of copies by equation (11), 0 on average where nothing is copied, 1
+        where everything is; copied_p, its p-value by permutations of training and test cells;
+        closer, the probability that an invented cell is closer to the training cells than a test
+        cell is (Meehan et al. 2020).
+    """
+    rng = np.random.default_rng(seed)
+    training = _drawn(training, 10 * _whole_number("most", most), "training", rng)
+    test = _drawn(test, most, "test", rng)
+    invented = _drawn(invented, most, "invented", rng)
+    if not training.shape[1] == test.shape[1] == invented.shape[1]:
+        raise ValueError("Training, test and invented cells must have the same genes.")
+    real = np.vstack([training, test])
+    components = PCA(min(50, *real.shape), random_state=seed).fit(real)
+    training, test, invented = map(components.transform, (training, test, invented))
+    to_training = euclidean_distances(invented, training)
+    to_test = euclidean_distances(invented, test)
+    of_test = euclidean_distances(test, training).min(1)
+    greater = mannwhitneyu(of_test, to_training.min(1)).statistic
+    return {
+        **_copied(to_training, to_test, n_permutations, rng),
+        "closer": float(greater / (len(test) * len(invented))),
+    }
+
+# %% ../nbs/14_metrics.ipynb #data-copying-2
+def _drawn(counts, most, name, rng):
+    "Log-normalised expression of at most so many cells."
+    n = counts.shape[0]
+    if n < 10:
+        raise ValueError(f"At least 10 {name} cells are needed; got {n}.")
+    chosen = np.sort(rng.choice(n, min(n, most), replace=False))
+    return _expression(counts[chosen], name)
+
+
+def _copied(to_training, to_test, n_permutations, rng):
+    "The share of copies, and its p-value, from distances (invented, training), (invented, test)."
+    n_training = to_training.shape[1]
+    nearest = np.hstack([to_training, to_test]).argmin(1)
+    is_training = np.arange(n_training + to_test.shape[1]) < n_training
+    permuted = rng.permuted(np.tile(is_training, (n_permutations, 1)), axis=1)
+    shares = permuted[:, nearest].mean(1)
+    share = is_training[nearest].mean()
+    expected = is_training.mean()
+    as_large = (shares >= share - 1e-12).sum()
+    return {
+        "copied": float((share - expected) / (1 - expected)),
+        "copied_p": float((1 + as_large) / (1 + n_permutations)),
+    }

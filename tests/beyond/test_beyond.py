@@ -124,7 +124,7 @@ def test_what_is_well_is_written_when_another_data_set_fails(adata, tmp_path):
     logs.X = np.log1p(logs.X)
     logs.write_h5ad(tmp_path / "bad.h5ad")
     with pytest.raises(
-        ValueError, match="1 of 2 runs failed: bad, full, seed 0: .*The others are kept"
+        ValueError, match="1 of 2 runs failed: bad, full, seed 0: .*The other runs are kept"
     ):
         beyond.gather(
             "q",
@@ -256,6 +256,9 @@ def test_judges_of_real_and_invented_cells(adata, swept):
     # the test cells themselves; no types without labels
     same = beyond.judge_cells(model, model.X[model.split.test])
     assert same["energy"] < 0 and same["library"] == same["dropout"] == 0 and "types" not in same
+    assert "copied" not in same and real["copied_p"] > 0.01 and invented["copied_p"] > 0.01
+    copies = model.X[model.split.train][::2]
+    assert beyond.judge_cells(model, copies, training=model.split.train)["copied"] == 1
     with pytest.raises(ValueError, match="an AE has no prior"):
         beyond.judge_invented(models.AE(adata, n_genes=60, hidden=(8,), n_latent=4))
 

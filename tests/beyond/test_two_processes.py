@@ -34,6 +34,11 @@ def start(code, *arguments, **more):
     )
 
 
+def heed_ctrl_c():
+    "In a process that is started, also where the tests run in the background of a shell."
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def until(seen, process=None, seconds=120):
     for _ in range(int(seconds / 0.05)):
         if found := seen():
@@ -366,6 +371,7 @@ def test_nothing_is_left_of_a_question_that_is_ended(moment, to, tmp_path):
         cwd=tmp_path,
         env={**os.environ, "VAMPSC_TEST": mark},
         start_new_session=True,
+        preexec_fn=heed_ctrl_c,
     )
     try:
         until(lambda: MOMENTS[moment](marked(mark), tmp_path), process, 300)

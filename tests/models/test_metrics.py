@@ -10,6 +10,7 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
+from scipy.stats import kstest
 from sklearn import metrics as sk
 from sklearn.decomposition import PCA
 
@@ -21,6 +22,7 @@ from vampsc.metrics import (
     activity_split_half,
     co_variation_split_half,
     count_marginals,
+    data_copying,
     energy_distance,
     knn_purity,
     n_components,
@@ -590,8 +592,56 @@ def test_a_forest_of_few_cells_warns_that_it_learns_little():
         two_sample_accuracy(a, b)
 
 
+def test_copies_are_found_and_counted():
+    training = poisson_cells(300, seed=0)[0]
+    test = poisson_cells(100, seed=1)[0]
+    fresh = poisson_cells(300, seed=2)[0]
+    assert data_copying(training, test, training[::-1])["copied"] == 1
+    half = data_copying(training, test, np.vstack([training[:150], fresh[:150]]))
+    assert half["copied"] == pytest.approx(0.5, abs=0.3) and half["copied_p"] < 0.01
+    # copies of test cells
+    other = data_copying(training, test, test)
+    assert other["copied"] == pytest.approx(-3) and other["copied_p"] == 1
+    # cells that vary too little are near to all cells, and copies of none
+    middle = data_copying(training, test, np.tile(fresh.mean(0), (50, 1)))
+    assert middle["closer"] > 0.95 and middle["copied_p"] > 0.05
+
+
+def test_without_copies_the_p_value_is_uniform_and_the_share_is_zero():
+    found = []
+    for seed in range(40):
+        cells = np.split(poisson_cells(300, seed=seed)[0], 3)
+        found.append(data_copying(*cells, n_permutations=200, seed=seed))
+    p = [f["copied_p"] for f in found]
+    assert kstest(p, "uniform").pvalue > 0.01
+    for name, expected in (("copied", 0), ("closer", 0.5)):
+        values = [f[name] for f in found]
+        assert abs(np.mean(values) - expected) < 4 * np.std(values) / np.sqrt(40)
+
+
+def test_data_copying_from_its_definition():
+    training = poisson_cells(30, seed=0)[0]
+    test = poisson_cells(12, seed=1)[0]
+    invented = poisson_cells(25, seed=2)[0]
+    x, y, z = (np.log1p(1e4 * m / m.sum(1, keepdims=True)) for m in (training, test, invented))
+
+    def nearest(cell, others):
+        return min(np.linalg.norm(cell - other) for other in others)
+
+    share = np.mean([nearest(cell, x) < nearest(cell, y) for cell in z])
+    pairs = [nearest(cell, x) < nearest(other, x) for cell in z for other in y]
+    found = data_copying(sp.csr_matrix(training), test, invented)
+    assert found["copied"] == pytest.approx((share - 30 / 42) / (12 / 42))
+    assert found["closer"] == pytest.approx(np.mean(pairs))
+    assert 1 / 1001 <= found["copied_p"] <= 1
+
+
 def test_wrong_samples_are_named():
     a = poisson_cells(50)[0]
+    with pytest.raises(ValueError, match="test and invented cells must have the same genes"):
+        data_copying(a, a[:, 1:], a)
+    with pytest.raises(ValueError, match="10 test cells are needed; got 4"):
+        data_copying(a, a[:4], a)
     with pytest.raises(ValueError, match="same genes; got 40 and 39"):
         two_sample_accuracy(a, a[:, 1:])
     with pytest.raises(ValueError, match="at least 10 cells"):
