@@ -7,6 +7,7 @@ module, from the same parts.
 
 import importlib
 import inspect
+import json
 import re
 
 from nbdev.config import get_config
@@ -140,11 +141,16 @@ def inherited(cls):
     return [(base, methods(base)) for base in ours if methods(base)]
 
 
+def in_yaml(text):
+    "A text as a scalar in YAML, whatever quotes and colons are in it."
+    return json.dumps(text, ensure_ascii=False)
+
+
 def page(module, chapter):
     "The reference of a module as a Quarto page; chapter is the name of the page that builds it."
     intro = (module.__doc__ or "").strip().splitlines()[0]
     lines = [
-        f'---\ntitle: "{module.__name__}"\ndescription: "{intro}"\n---\n',
+        f"---\ntitle: {in_yaml(module.__name__)}\ndescription: {in_yaml(intro)}\n---\n",
         (
             "Explained, step by step and with its tests, in the chapter"
             f" [{chapter}](../{chapter}.ipynb).\n"

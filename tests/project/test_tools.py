@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -327,9 +328,12 @@ def test_signatures_and_links():
 
 
 def test_the_page_of_a_module_documents_all_that_it_exports():
-    from vampsc import priors
+    from vampsc import groups, priors
 
     page = reference.page(priors, "priors")
+    for module in (priors, groups):
+        _, head, _ = reference.page(module, "chapter").split("---\n", 2)
+        assert yaml.safe_load(head)["description"] == module.__doc__.splitlines()[0].strip()
     assert (
         all(f"## {s.__name__}\n" in page for s in reference.public(priors))
         and "### Mixture.log_prob\n" in page
