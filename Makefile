@@ -24,6 +24,8 @@ STATISTICS := $(foreach name,likelihood networks posteriors flows priors bounds 
 # What `make test` takes of the tests: all but these marks of pytest.ini.
 QUICK := not slow and not study and not other_model and not long
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# JAX compiles each function for seconds, and these tests call it a few times.
+COMPILED_QUICKLY := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
 export TF_CPP_MIN_LOG_LEVEL := 3
 
 help:
@@ -50,7 +52,7 @@ test: $(READY)
 test-all: $(READY)
 	$(BIN)/python tools/run_notebooks.py --strict
 	$(BIN)/python -m pytest tests -m "not ($(QUICK))" -rs $(SIDE_BY_SIDE) -n 3
-	KERAS_BACKEND=jax $(BIN)/python -m pytest $(STATISTICS) -m "not slow" -rs $(SIDE_BY_SIDE)
+	KERAS_BACKEND=jax XLA_FLAGS="$(COMPILED_QUICKLY)" $(BIN)/python -m pytest $(STATISTICS) -m "not slow" -rs $(SIDE_BY_SIDE)
 	$(MAKE) test-oldest
 	$(BIN)/python tools/build_site.py
 

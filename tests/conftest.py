@@ -201,6 +201,15 @@ def compiled_quickly(request):
         tensorflow.config.optimizer.set_experimental_options(options)
 
 
+@pytest.fixture
+def notebooks_here(monkeypatch):
+    "Pages are executed in this process, where TensorFlow is already imported."
+    import notebooks
+    import papermill
+
+    monkeypatch.setattr(papermill, "execute_notebook", notebooks.execute_here)
+
+
 # A server ends what takes too long, and then nothing is known at all. On a slow machine tests that
 # would begin after this moment, in seconds since 1970, are skipped instead, and counted.
 UNTIL = float(os.environ.get("TESTS_UNTIL", "inf"))

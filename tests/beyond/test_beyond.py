@@ -635,7 +635,7 @@ def test_the_answer_of_a_page_has_the_numbers_of_its_run(question):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("question", beyond.QUESTIONS)
-def test_notebook_of_a_question(question, folder, files):
+def test_notebook_of_a_question(question, folder, files, notebooks_here):
     "What cannot be said of a data set is left out, of that one alone."
     given = {**SMALL, "seeds": SEEDS.get(question, "0,1"), **OWN.get(question, {})}
     for name in UNKNOWN.get(question, ()):
@@ -676,7 +676,7 @@ def test_notebook_of_a_question(question, folder, files):
 
 
 @pytest.mark.slow
-def test_batches_without_a_type_in_one_batch(files, tmp_path):
+def test_batches_without_a_type_in_one_batch(files, tmp_path, notebooks_here):
     given = {**SMALL, "methods": "pca", "python": sys.executable, "one_batch": "False"}
     page = beyond.make("integrate", tmp_path, organs=str(files / "some cells.h5ad"), **given)
     raw = pd.read_csv(tmp_path / "some-cells" / "integrate.csv")
@@ -715,7 +715,7 @@ def checked(question, **given):
 
 
 @pytest.mark.slow
-def test_wrong_questions_and_parameters_are_named(tmp_path):
+def test_wrong_questions_and_parameters_are_named(tmp_path, notebooks_here):
     with pytest.raises(ValueError, match="question 'why' is not known; there are units, kl_weight"):
         beyond.make("why", tmp_path)
     with pytest.raises(ValueError, match="parameter 'weihgts' is not known"):
@@ -768,7 +768,7 @@ def test_changes_name_what_is_clear_data_set_by_data_set():
 
 
 @pytest.mark.slow
-def test_cells_without_labels(files, tmp_path):
+def test_cells_without_labels(files, tmp_path, notebooks_here):
     given = {**SMALL, "max_epochs": 2, "seeds": "0"}
     page = beyond.make(
         "kl_weight",

@@ -177,7 +177,7 @@ def test_a_command(folder):
 
 
 @pytest.mark.slow
-def test_a_report(folder):
+def test_a_report(folder, notebooks_here):
     study.report(
         folder / "report",
         data=str(folder / "mine.h5ad"),

@@ -244,7 +244,7 @@ def data(folder):
         ("kl_weight", dict(weights="1,1e-2", warmup="0.5", n_pseudo_inputs=10)),
     ],
 )
-def test_the_page_of_a_question(question, given, data, folder):
+def test_the_page_of_a_question(question, given, data, folder, notebooks_here):
     markers = folder / "markers.csv"
     pd.DataFrame(
         {"cell_type": NAMES * 2, "gene": [f"{name} {j}" for j in range(2) for name in NAMES]}
@@ -261,7 +261,7 @@ def test_the_page_of_a_question(question, given, data, folder):
 
 
 @pytest.mark.slow
-def test_the_pages_of_reports_and_tables(data, folder):
+def test_the_pages_of_reports_and_tables(data, folder, notebooks_here):
     study_folder = folder / "<b>study"
     organ = study_folder / "<img src=x onerror=alert(1)> $x$ *a*"
     page = study.report(

@@ -547,14 +547,14 @@ def test_organ_notebook_on_sorted_blood(shared_data, tmp_path):
         ),
     ],
 )
-def test_organ_notebook_stops_with_one_line(tmp_path, parameters, message):
+def test_organ_notebook_stops_with_one_line(tmp_path, parameters, message, notebooks_here):
     with pytest.raises(papermill.PapermillExecutionError) as stop:
         execute(tmp_path, **parameters)
     assert message in stop.value.evalue and "\n" not in stop.value.evalue.strip()
 
 
 @pytest.mark.slow
-def test_organ_notebook_refuses_data_that_are_no_counts(adata, tmp_path):
+def test_organ_notebook_refuses_data_that_are_no_counts(adata, tmp_path, notebooks_here):
     logged = adata[:200].copy()
     logged.X = sp.csr_matrix(np.log1p(logged.X.toarray()))
     logged.write_h5ad(tmp_path / "logged.h5ad")

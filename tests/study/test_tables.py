@@ -1058,7 +1058,7 @@ def test_figure_2_is_of_the_colon_or_the_first(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_page_of_a_study(tmp_path):
+def test_the_page_of_a_study(tmp_path, notebooks_here):
     make_study(make_study(tmp_path), "spleen", 1, models=("vae", "vamp", "vampiaf"), labels=False)
     (tmp_path / "liver" / "ae-seed2" / "latent.npy").write_bytes(b"")
     page = tables.make(tmp_path)

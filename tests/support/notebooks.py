@@ -1,0 +1,53 @@
+"""Notebooks that the tests' own process executes.
+
+A kernel is a process of its own, which first imports TensorFlow and compiles its functions: that
+takes longer than what most pages do with a few small models.
+"""
+
+import matplotlib.pyplot as plt
+import nbformat
+import papermill
+from execnb.shell import CaptureShell
+from IPython.core.interactiveshell import InteractiveShell
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+
+
+def execute_here(template, target, parameters, **_):
+    "As papermill.execute_notebook, which also takes how a kernel is started."
+    notebook = parameterize_notebook(
+        load_notebook_node(template), parameters, kernel_name="python3", language="python"
+    )
+    shell = CaptureShell()
+    try:
+        for number, cell in enumerate(notebook.cells):
+            if cell.cell_type == "code":
+                run_cell(shell, cell, number)
+    finally:
+        nbformat.write(notebook, target)
+        InteractiveShell._instance = None
+        plt.close("all")
+
+
+def run_cell(shell, cell, number):
+    "Execute a cell and keep its outputs; an error as papermill raises it."
+    outputs = shell.run(cell.source)
+    cell.outputs = [nbformat.from_dict(joined(output)) for output in outputs]
+    if shell.exc:
+        name = type(shell.exc).__name__
+        raise papermill.PapermillExecutionError(
+            number, number, cell.source, name, str(shell.exc), outputs[-1]["traceback"]
+        )
+
+
+def joined(output):
+    "An output whose texts are one text each."
+    output = dict(output)
+    if "text" in output:
+        output["text"] = "".join(output["text"])
+    if "data" in output:
+        output["data"] = {
+            kind: "".join(value) if isinstance(value, list) else value
+            for kind, value in output["data"].items()
+        }
+    return output
