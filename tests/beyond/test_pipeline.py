@@ -185,7 +185,7 @@ def test_a_question_is_asked_again_when_it_is_another(tmp_path):
     cells.X = np.log1p(cells.X)
     cells.write_h5ad(tmp_path / "logs.h5ad")
     small = [
-        "questions=linear_decoder",
+        "questions=labels",
         "max_epochs=1",
         "n_genes=60",
         "set=hidden=8 n_latent=4 n_pseudo_inputs=10",
@@ -193,22 +193,19 @@ def test_a_question_is_asked_again_when_it_is_another(tmp_path):
 
     failed = ask(tmp_path, *small, "seeds=0,1", "organs=logs.h5ad")
     assert failed.returncode != 0 and re.search(
-        r"vampsc: linear_decoder failed: .*look log-transformed", failed.stderr
+        r"vampsc: labels failed: .*look log-transformed", failed.stderr
     )
     assert "vampsc tables" not in failed.stderr
 
     done = ask(tmp_path, *small, "seeds=0,1", "organs=some.h5ad")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "runs/beyond/linear_decoder.html").exists()
-    raw = pd.read_csv(tmp_path / "runs/beyond/some/linear_decoder.csv")
+    assert (tmp_path / "runs/beyond/labels.html").exists()
+    raw = pd.read_csv(tmp_path / "runs/beyond/some/labels.csv")
     assert set(raw.seed) == {0, 1} and (raw.n_genes == 60).all()
 
     assert "Nothing to be done" in ask(tmp_path, *small, "seeds=0,1", "organs=some.h5ad").stderr
     again = ask(tmp_path, *small, "seeds=0,1,2", "organs=some.h5ad", options=["-n"])
-    assert (
-        "reason: Updated input files: runs/beyond/.linear_decoder.asked"
-        in again.stdout + again.stderr
-    )
+    assert "reason: Updated input files: runs/beyond/.labels.asked" in again.stdout + again.stderr
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ def test_the_example_runs_on_less(tmp_path, monkeypatch):
     code = EXAMPLE
     for whole, less in (
         ('load("pancreas")', 'load("pancreas")[:100].copy()'),
-        ("n_genes=4000", "n_genes=100"),
+        ("n_genes=2000", "n_genes=100"),
         ("max_epochs=30", "max_epochs=1, progress=False"),
     ):
         assert code.count(whole) == 1
