@@ -272,7 +272,7 @@ PRIORS_OF = {
 # %% ../nbs/07_assembly.ipynb #architecture-class
 # fields that were added later: `as_dict` leaves them out at their default, so that models and
 # checkpoints of earlier versions stay comparable
-NEWER_FIELDS = ("n_covariates", "likelihood")
+NEWER_FIELDS = ("n_covariates", "likelihood", "plain_decoder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,6 +293,8 @@ class Architecture:
     dispersion: str = "gene-cell"  # or "gene"
     likelihood: str = "nb"  # or "poisson", "zinb": LIKELIHOODS of chapter 2
     linear_decoder: bool = False
+    # no normalisation, dropout and penalties in the decoder's hidden layers
+    plain_decoder: bool = False
     beta: float = 1.0  # weight of the KL term while training
     n_pseudo_inputs: int = 500  # K, the number of components of a mixture or VAMP prior
     learn_weights: bool = False  # learn the shares of the K components; False: 1/K each
@@ -331,7 +333,7 @@ class Architecture:
         for name in ("l1", "l2", "beta"):
             settle(name, real_number, least=0)
         settle("dropout", real_number, least=0, below=1)
-        for name in ("learn_weights", "linear_decoder", "encode_batch"):
+        for name in ("learn_weights", "linear_decoder", "plain_decoder", "encode_batch"):
             settle(name, flag)
 
     def as_dict(self):
@@ -388,6 +390,7 @@ def _built_network(a, n_genes, seed):
         **penalty,
         n_conditions=a.n_conditions,
         likelihood=LIKELIHOODS[a.likelihood](),
+        plain=a.plain_decoder,
     )
     network = Network(
         encoder, posterior, prior, decoder, a.beta, next(seeds), a.n_conditions, a.encode_batch

@@ -371,7 +371,7 @@ class CountAutoencoder(Groups, Transferable, Persistence, _OtherPackagesMethods)
     dropout, l1, l2 : after each hidden layer, and on its weights.
     likelihood : "nb", negative binomial; "zinb", zero-inflated negative binomial; or "poisson".
     dispersion : "gene-cell", or "gene" for one of each gene. linear_decoder : no hidden layers in
-        the decoder.
+        the decoder. plain_decoder : its hidden layers have no normalisation, dropout and penalties.
     beta : weight of the KL term while training.
     n_pseudo_inputs : number of components of a VAMP or mixture prior.
     learn_weights : whether a VAMP prior's component weights are learnt; those of a plain mixture

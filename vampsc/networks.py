@@ -38,25 +38,32 @@ def new_seeds(seed):
         yield int(rng.integers(2**31))
 
 # %% ../nbs/03_networks.ipynb #hidden-layers
-def hidden_layers(sizes, seeds, dropout=0.2, l1=5e-4, l2=5e-4, name="hidden"):
+def hidden_layers(sizes, seeds, dropout=0.2, l1=5e-4, l2=5e-4, name="hidden", plain=False):
     """Dense(tanh), batch normalisation, dropout for each of `sizes`: (cells, any) -> (cells,
     sizes[-1]).
 
     With no sizes, the identity. seeds: from `new_seeds`; two are taken for each layer. l1, l2:
-    weights of the penalties on the kernels; `.losses` has one entry for each layer.
+    weights of the penalties on the kernels; `.losses` has one entry for each layer. plain: Dense
+    (tanh) alone, without normalisation, dropout and penalties.
     """
     stack = []
     for i, units in enumerate(sizes):
-        stack += [
+        seed = next(seeds)
+        noise = next(seeds)
+        stack.append(
             layers.Dense(
                 units,
                 "tanh",
-                kernel_initializer=keras.initializers.GlorotUniform(next(seeds)),
-                kernel_regularizer=keras.regularizers.L1L2(l1, l2),
+                kernel_initializer=keras.initializers.GlorotUniform(seed),
+                kernel_regularizer=None if plain else keras.regularizers.L1L2(l1, l2),
                 name=f"dense_{i}",
-            ),
+            )
+        )
+        if plain:
+            continue
+        stack += [
             layers.BatchNormalization(synchronized=devices.replicas() > 1, name=f"norm_{i}"),
-            layers.Dropout(dropout, seed=next(seeds), name=f"dropout_{i}"),
+            layers.Dropout(dropout, seed=noise, name=f"dropout_{i}"),
         ]
     return keras.Sequential(stack or [layers.Identity()], name=name)
 
@@ -95,6 +102,7 @@ class Decoder(layers.Layer):
     gene). n_conditions: 0, or the number of columns that the decoder is conditioned on: one for
     each batch (donor, laboratory), one-hot, and one for each covariate. They enter beside z, and as
     an offset for each gene. likelihood: of chapter 2; None: the negative binomial.
+    plain: as in `hidden_layers`.
     Raises ValueError for another dispersion.
     """
 
@@ -109,6 +117,7 @@ class Decoder(layers.Layer):
         l2=5e-4,
         n_conditions=0,
         likelihood=None,
+        plain=False,
         name="decoder",
     ):
         # its inputs and outputs are float32, also if its layers compute in half precision
@@ -116,7 +125,7 @@ class Decoder(layers.Layer):
         if dispersion not in ("gene-cell", "gene"):
             raise ValueError(f"dispersion={dispersion!r} is not known; take 'gene-cell' or 'gene'.")
         self.likelihood = likelihood or NegativeBinomial()
-        self.body = hidden_layers(hidden, seeds, dropout, l1, l2)
+        self.body = hidden_layers(hidden, seeds, dropout, l1, l2, plain=plain)
         self.log_rate = head(n_genes, seeds, "log_rate")
         self.log_dispersion = None
         self.gene_dispersion = None

@@ -558,7 +558,7 @@ OWN = {
 }
 UNKNOWN = {"units": ["max_epochs"], "active_units": ["n_pseudo_inputs"]}
 # These are also executed for a data set without labels. Those with one seed give no interval.
-MIXED = ("linear_decoder", "pseudo_inputs", "peers")
+MIXED = ("pseudo_inputs", "peers")
 SEEDS = {"kl_weight": "0", "pseudo_inputs": "0", "peers": "0"}
 JUDGED_BY = {
     "units": "active_units",

@@ -56,6 +56,7 @@ def test_numbers_of_numpy_are_pythons_in_an_architecture():
         n_flow_steps=2,
         flow_hidden=(6,),
         linear_decoder=False,
+        plain_decoder=True,
     )
     numpys = dict(
         posterior=np.str_("iaf"),
@@ -71,6 +72,7 @@ def test_numbers_of_numpy_are_pythons_in_an_architecture():
         n_flow_steps=np.int16(2),
         flow_hidden=[np.int64(6)],
         linear_decoder=np.bool_(False),
+        plain_decoder=np.bool_(True),
     )
     given = assembly.Architecture(**numpys)
     expected = assembly.Architecture(**plain)

@@ -86,6 +86,7 @@ def test_architecture(built, name):
         beta=1.0,
         dispersion="gene-cell",
         linear_decoder=False,
+        plain_decoder=False,
     )
 
 

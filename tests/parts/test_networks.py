@@ -323,6 +323,25 @@ def test_linear_decoder():
     assert not made.losses
 
 
+def test_a_plain_decoder_is_its_dense_layers_alone():
+    "tanh of an affine function, and the same in training: no normalisation, dropout or penalty."
+    made = decoder(plain=True)
+    h = Z
+    for layer in made.body.layers:
+        assert isinstance(layer, keras.layers.Dense)
+        h = np.tanh(h @ np.asarray(layer.kernel) + np.asarray(layer.bias))
+    kernel, bias = (np.asarray(w) for w in made.log_rate.get_weights())
+    expected = h @ kernel + bias
+    expected = expected / np.sqrt(1 + (expected / 20) ** 2)
+    for training in (False, True):
+        found = np.asarray(made(Z, NO_SIZE, training=training)[0])
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert not made.losses and len(made.body.layers) == 2
+    # the same seeds give the same first weights with and without
+    for one, other in zip(dense_kernels(made.body), dense_kernels(decoder().body), strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+
+
 def test_heads_carry_no_penalty():
     made = decoder()
     assert float(sum(made.losses)) == pytest.approx(penalty(dense_kernels(made.body)), rel=1e-5)
