@@ -752,74 +752,104 @@ def gather(
     ValueError : an unknown method, an environment that lacks a package, or runs that failed, by
         name, after all others were done, which are in the csv.
     """
-    methods = beyond.distinct(beyond.listed(methods), "methods")
+    methods = _checked_methods(methods, batch_key)
     seeds = beyond.listed_seeds(seeds)
-    if unknown := [m for m in methods if m not in ALL_METHODS]:
-        raise ValueError(f"method {unknown[0]!r} is not known; there are {', '.join(ALL_METHODS)}.")
-    if batch_key is None and (needing := [m for m in methods if m in BATCH_METHODS]):
-        raise ValueError(f"method {needing[0]!r} needs batch_key=, a column of obs.")
     python = environment(python, methods)
     settings = {**settings, "hidden": [*hidden]}
+    of_cells = dict(n_genes=n_genes, label_key=label_key, batch_key=batch_key)
+    beyond.check_replaceable(out, "peers", names)
     frames = []
     failed = []
     n = 0
-    beyond.check_replaceable(out, "peers", names)
     for data, name in beyond.data_sets_of(names, label_key).items():
-        adata = organs.load(name)
-        folder = Path(out) / data
-        _, labels = study.evaluation_labels(adata, label_key)
-        mark = study.hash_of(
-            study.data_hash(adata),
-            n_genes,
-            json.dumps(settings, sort_keys=True),
-            *([] if labels is None else labels),
-            *([] if batch_key is None else intake.names_of_batches(adata, batch_key)),
-        )
-        tasks = [
-            (m, seed, folder / "peers" / mark / f"{m}-seed{seed}")
-            for seed in seeds
-            for m in methods
-        ]
-        for seed in seeds:
-            _write_cells(
-                adata,
-                folder / "peers" / mark / f"cells-seed{seed}.h5ad",
-                seed=seed,
-                n_genes=n_genes,
-                label_key=label_key,
-                batch_key=batch_key,
-            )
-        with ThreadPoolExecutor(min(jobs or cpu_count(), len(tasks))) as pool:
-            ended = [*pool.map(lambda t: _process(python, *t, settings, progress), tasks)]
-        failed = failed + [f"{data}, {sentence}" for sentence in ended if isinstance(sentence, str)]
-        n = n + len(tasks)
-        done = [
-            (task, numbers) for task, numbers in zip(tasks, ended) if not isinstance(numbers, str)
-        ]
+        runs = _Runs(organs.load(name), methods, seeds, python, of_cells, settings, progress)
+        done, sentences = runs.run(Path(out) / data / "peers", jobs)
+        failed += [f"{data}, {sentence}" for sentence in sentences]
+        n += len(methods) * len(seeds)
         if not done:
             continue
-        divided = {seed: _division(adata, seed) for seed in seeds}
-        scores = _scores(python, [run for (*_, run), _ in done], progress)
-        frame = pd.DataFrame(
-            [
-                {
-                    "method": m,
-                    "variant": ALL_METHODS[m][0],
-                    "seed": seed,
-                    **numbers,
-                    **more,
-                    **divided[seed],
-                }
-                for ((m, seed, _), numbers), more in zip(done, scores)
-            ]
-        )
-        frame.to_csv(
-            files.prepare_folder(folder, "peers", ["peers.csv"]) / "peers.csv", index=False
-        )
+        frame = _table(runs, done)
+        folder = files.prepare_folder(Path(out) / data, "peers", ["peers.csv"])
+        frame.to_csv(folder / "peers.csv", index=False)
         frames.append(frame.assign(data=data))
     if failed:
         raise ValueError(beyond.failures_in_words(failed, n))
     return pd.concat(frames, ignore_index=True)
+
+# %% ../nbs/22_peers.ipynb #checked-methods
+def _checked_methods(methods, batch_key):
+    "The methods as a list; ValueError where one is not known, or needs batches."
+    methods = beyond.distinct(beyond.listed(methods), "methods")
+    if unknown := [m for m in methods if m not in ALL_METHODS]:
+        raise ValueError(f"method {unknown[0]!r} is not known; there are {', '.join(ALL_METHODS)}.")
+    if batch_key is None and (needing := [m for m in methods if m in BATCH_METHODS]):
+        raise ValueError(f"method {needing[0]!r} needs batch_key=, a column of obs.")
+    return methods
+
+# %% ../nbs/22_peers.ipynb #runs-of-a-data-set
+@dataclasses.dataclass
+class _Runs:
+    """All methods on one data set, with all seeds.
+
+    of_cells : the arguments of `prepare` but the seed. settings : of Task.
+    """
+
+    adata: ad.AnnData
+    methods: list
+    seeds: list
+    python: str
+    of_cells: dict
+    settings: dict
+    progress: bool
+
+    def mark(self):
+        "A short hash of the data, and of all settings but method and seed."
+        _, labels = study.evaluation_labels(self.adata, self.of_cells["label_key"])
+        batch_key = self.of_cells["batch_key"]
+        return study.hash_of(
+            study.data_hash(self.adata),
+            self.of_cells["n_genes"],
+            json.dumps(self.settings, sort_keys=True),
+            *([] if labels is None else labels),
+            *([] if batch_key is None else intake.names_of_batches(self.adata, batch_key)),
+        )
+
+    def run(self, folder, jobs):
+        """Fit and judge what is not there yet.
+
+        Returns a list of ((method, seed, folder of the run), numbers), and sentences about the runs
+        that failed.
+        """
+        folder = folder / self.mark()
+        tasks = [(m, seed, folder / f"{m}-seed{seed}") for seed in self.seeds for m in self.methods]
+        for seed in self.seeds:
+            _write_cells(self.adata, folder / f"cells-seed{seed}.h5ad", seed=seed, **self.of_cells)
+        with ThreadPoolExecutor(min(jobs or cpu_count(), len(tasks))) as pool:
+            ended = list(
+                pool.map(lambda t: _process(self.python, *t, self.settings, self.progress), tasks)
+            )
+        failed = [sentence for sentence in ended if isinstance(sentence, str)]
+        done = [pair for pair in zip(tasks, ended) if not isinstance(pair[1], str)]
+        return done, failed
+
+# %% ../nbs/22_peers.ipynb #table-of-runs
+def _table(runs, done):
+    "A row for each run of _Runs that `run` returned, with the numbers of scib-metrics."
+    divided = {seed: _division(runs.adata, seed) for seed in runs.seeds}
+    scores = _scores(runs.python, [folder for (*_, folder), _ in done], runs.progress)
+    return pd.DataFrame(
+        [
+            {
+                "method": method,
+                "variant": ALL_METHODS[method][0],
+                "seed": seed,
+                **numbers,
+                **more,
+                **divided[seed],
+            }
+            for ((method, seed, _), numbers), more in zip(done, scores)
+        ]
+    )
 
 # %% ../nbs/22_peers.ipynb #processes
 def _write_cells(adata, path, **settings):
