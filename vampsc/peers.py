@@ -133,14 +133,13 @@ def prepare(adata, seed=0, n_genes=1000, label_key="auto", test=TEST, batch_key=
     genes = pd.DataFrame(
         {"symbol": [str(s) for s in chosen.genes.symbols]}, index=[str(i) for i in chosen.genes.ids]
     )
-    uns = {name: adata.uns[name] for name in ("alone",) if name in adata.uns}
-    held_out = {
-        name: sp.csr_matrix(chosen.genes.map(adata, layer=name)[0])
-        for name in ("held_out",)
-        if name in adata.layers
-    }
-    X = sp.csr_matrix(chosen.X[np.arange(adata.n_obs)])
-    return ad.AnnData(X, obs, genes, uns, layers=held_out)
+    prepared = ad.AnnData(sp.csr_matrix(chosen.X[np.arange(adata.n_obs)]), obs, genes)
+    if "alone" in adata.uns:
+        prepared.uns["alone"] = adata.uns["alone"]
+    if "held_out" in adata.layers:
+        other_half = chosen.genes.map(adata, layer="held_out")[0]
+        prepared.layers["held_out"] = sp.csr_matrix(other_half)
+    return prepared
 
 # %% ../nbs/22_peers.ipynb #ours
 def ours(model, task, conditioned=""):
