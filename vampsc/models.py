@@ -337,8 +337,106 @@ class _OtherPackagesMethods:
     load = _Elsewhere("vampsc.load(path, adata) reads a saved model of any kind")
     load_query_data = _Elsewhere("vampsc.load(path).transfer(new_cells) does the same")
 
+# %% ../nbs/13_models.ipynb #assembled
+class _Assembled(Groups, Transferable, Persistence, _OtherPackagesMethods):
+    "A model's parts, and what it keeps of its cells."
+
+    # a Covariates, and the columns of the training cells: float32 (cells, columns)
+    covariates = None
+    library_covariates = None
+
+    # CellMarks of the cells of a loaded model, which were not handed in
+    _marks = None
+    # what identifies a start that the other settings do not, such as that of a transferred model
+    _origin = ()
+
+    def _assemble(
+        self, architecture, space, split, seed, layer, library, use_raw=False, batch=None
+    ):
+        "The part of the constructor that needs no cells; loading a model needs only this part."
+        self.architecture = architecture
+        self.genes = space
+        self.split = split
+        self.seed = seed
+        self.layer = layer
+        self.use_raw = use_raw
+        self.library = library
+        self.X = None
+        self.mapping = None
+        self.batch_key, self.batches = (batch["key"], list(batch["names"])) if batch else (None, [])
+        self.library_batch = np.asarray(batch["of_library"], int) if batch else None
+        self.network = build_network(architecture, len(space), seed)
+        self._compiled = {}
+        self.history = pd.DataFrame(index=pd.RangeIndex(1, 1, name="epoch"))
+        self.interrupted = False
+        self.own_names = genes.OwnNames.by_id(space)
+
+    def _condition_on(self, covariates, X, train):
+        "Keep the covariates, if there are some, and those of the training cells."
+        self.covariates = covariates
+        self.library_covariates = X.covariates[train] if covariates else None
+
+    def _own(self, X, adata, mapping):
+        "Take these counts as the model's own cells."
+        self.X = X
+        self.mapping = mapping
+        X.names = adata.obs_names
+        self.own_names = self._name_genes(X, adata)
+
+    def _initialise_pseudo_inputs(self, origin):
+        rng = np.random.default_rng(self.seed)
+        k = self.architecture.n_pseudo_inputs
+        cells = rng.choice(self.split.train, k, replace=False)
+        start = log_normalise(self.X[cells].toarray())
+        if origin == "random":
+            start = rng.permuted(np.asarray(start), axis=0)
+            self._origin = ["random pseudo-inputs"]
+        self.network.prior.initialise(start, rng)
+        if self.network.pseudo_batch is not None:
+            self.network.pseudo_batch.assign(self.X.conditions(cells))
+
+# %% ../nbs/13_models.ipynb #kept-genes
+def _kept_genes(n_genes, keep_genes, adata, data, X, mapping, space, gene_space, train, seed):
+    """Which genes of the space a model keeps: positions, or None for all.
+
+    data : adata, or its raw. X, mapping : its counts on the space, and how they got there. train :
+        positions of the training cells. The other arguments are those of a model.
+    """
+    always = genes_to_keep("keep_genes", keep_genes, adata, data, X.where, space)
+    if n_genes is not None and np.iterable(n_genes):
+        keep = genes_to_keep("n_genes", n_genes, adata, data, X.where, space)
+    elif n_genes is not None:
+        keep = variable_genes(X, n_genes, train, seed)
+    elif isinstance(gene_space, str) and gene_space == "auto":
+        keep = genes_present(space, X, mapping)
+    else:
+        keep = None
+    return None if keep is None else np.union1d(keep, always)
+
+# %% ../nbs/13_models.ipynb #warnings-of-the-constructor
+def _warn_absent(batch_key, names, codes):
+    "Warn of batches that have no training cell. codes : of the training cells."
+    if absent := [name for i, name in enumerate(names) if i not in codes]:
+        warnings.warn(
+            f"{batch_key} {', '.join(absent)} has no training cell; its cells are decoded"
+            " with untrained weights.",
+            stacklevel=3,
+        )
+
+
+def _enough_cells(architecture, n_training):
+    "The architecture with at most as many pseudo-inputs as there are training cells."
+    k = architecture.n_pseudo_inputs
+    if not architecture.has_pseudo_inputs or k <= n_training:
+        return architecture
+    warnings.warn(
+        f"{k} pseudo-inputs are more than the {n_training} training cells; taking {n_training}.",
+        stacklevel=3,
+    )
+    return dataclasses.replace(architecture, n_pseudo_inputs=n_training)
+
 # %% ../nbs/13_models.ipynb #count-autoencoder
-class CountAutoencoder(Groups, Transferable, Persistence, _OtherPackagesMethods):
+class CountAutoencoder(_Assembled):
     """An autoencoder of single-cell RNA counts, assembled from a posterior and a prior.
 
     Parameters
@@ -432,96 +530,25 @@ class CountAutoencoder(Groups, Transferable, Persistence, _OtherPackagesMethods)
             batch = {"key": batch_key, "names": names, "of_library": codes[split.train]}
             X.batch = (codes, len(names))
             a = dataclasses.replace(a, n_batches=len(names))
-            if absent := [name for i, name in enumerate(names) if i not in codes[split.train]]:
-                warnings.warn(
-                    f"{batch_key} {', '.join(absent)} has no training cell; its cells are decoded"
-                    " with untrained weights.",
-                    stacklevel=2,
-                )
+            _warn_absent(batch_key, names, codes[split.train])
         if covariates:
             X.covariates = covariates.columns(adata)
             a = dataclasses.replace(a, n_covariates=len(covariates))
-        keep = None
-        always = genes_to_keep("keep_genes", keep_genes, adata, data, X.where, space)
-        if named:
-            keep = genes_to_keep("n_genes", n_genes, adata, data, X.where, space)
-        elif n_genes is not None:
-            keep = variable_genes(X, n_genes, split.train, seed)
-        elif isinstance(gene_space, str) and gene_space == "auto":
-            keep = genes_present(space, X, mapping)
+        keep = _kept_genes(
+            n_genes, keep_genes, adata, data, X, mapping, space, gene_space, split.train, seed
+        )
         if keep is not None:
-            keep = np.union1d(keep, always)
             space = space.subset(keep)
             X = X.columns(keep)
             # a cell may have none of the chosen genes
             check_counts(X, adata.obs_names, space.symbols, leave_out=EMPTY_CELLS_REMEDY)
-        if a.has_pseudo_inputs and a.n_pseudo_inputs > len(split.train):
-            warnings.warn(
-                f"{a.n_pseudo_inputs} pseudo-inputs are more than the {len(split.train)} training"
-                f" cells; taking {len(split.train)}.",
-                stacklevel=2,
-            )
-            a = dataclasses.replace(a, n_pseudo_inputs=len(split.train))
+        a = _enough_cells(a, len(split.train))
         self._assemble(a, space, split, seed, layer, X.totals[split.train], use_raw, batch)
         self._condition_on(covariates, X, split.train)
         self._own(X, adata, mapping)
         self.network.decoder.start_at(mean_log_rates(X, split.train, seed))
         if a.has_pseudo_inputs:
             self._initialise_pseudo_inputs(pseudo_inputs_from)
-
-    def _assemble(
-        self, architecture, space, split, seed, layer, library, use_raw=False, batch=None
-    ):
-        "The part of the constructor that needs no cells; loading a model needs only this part."
-        self.architecture = architecture
-        self.genes = space
-        self.split = split
-        self.seed = seed
-        self.layer = layer
-        self.use_raw = use_raw
-        self.library = library
-        self.X = None
-        self.mapping = None
-        self.batch_key, self.batches = (batch["key"], list(batch["names"])) if batch else (None, [])
-        self.library_batch = np.asarray(batch["of_library"], int) if batch else None
-        self.network = build_network(architecture, len(space), seed)
-        self._compiled = {}
-        self.history = pd.DataFrame(index=pd.RangeIndex(1, 1, name="epoch"))
-        self.interrupted = False
-        self.own_names = genes.OwnNames.by_id(space)
-
-    # a Covariates, and the columns of the training cells: float32 (cells, columns)
-    covariates = None
-    library_covariates = None
-
-    def _condition_on(self, covariates, X, train):
-        "Keep the covariates, if there are some, and those of the training cells."
-        self.covariates = covariates
-        self.library_covariates = X.covariates[train] if covariates else None
-
-    def _own(self, X, adata, mapping):
-        "Take these counts as the model's own cells."
-        self.X = X
-        self.mapping = mapping
-        X.names = adata.obs_names
-        self.own_names = self._name_genes(X, adata)
-
-    def _initialise_pseudo_inputs(self, origin):
-        rng = np.random.default_rng(self.seed)
-        k = self.architecture.n_pseudo_inputs
-        cells = rng.choice(self.split.train, k, replace=False)
-        start = log_normalise(self.X[cells].toarray())
-        if origin == "random":
-            start = rng.permuted(np.asarray(start), axis=0)
-            self._origin = ["random pseudo-inputs"]
-        self.network.prior.initialise(start, rng)
-        if self.network.pseudo_batch is not None:
-            self.network.pseudo_batch.assign(self.X.conditions(cells))
-
-    # CellMarks of the cells of a loaded model, which were not handed in
-    _marks = None
-    # what identifies a start that the other settings do not, such as that of a transferred model
-    _origin = ()
 
     def __repr__(self):
         a = self.architecture
