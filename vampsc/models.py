@@ -49,7 +49,7 @@ from vampsc.intake import (
     variable_genes,
     warn_if_alike,
 )
-from .networks import log_normalise
+from .priors import PSEUDO_INPUT_STARTS, start_pseudo_inputs
 from .saving import Persistence
 from .training import NewRows
 
@@ -383,15 +383,11 @@ class _Assembled(Groups, Transferable, Persistence, _OtherPackagesMethods):
         X.names = adata.obs_names
         self.own_names = self._name_genes(X, adata)
 
-    def _initialise_pseudo_inputs(self, origin):
+    def _start_pseudo_inputs(self, start):
         rng = np.random.default_rng(self.seed)
-        k = self.architecture.n_pseudo_inputs
-        cells = rng.choice(self.split.train, k, replace=False)
-        start = log_normalise(self.X[cells].toarray())
-        if origin == "random":
-            start = rng.permuted(np.asarray(start), axis=0)
+        cells = start_pseudo_inputs(self.network.prior, self.X, self.split.train, start, rng)
+        if start == "random":
             self._origin = ["random pseudo-inputs"]
-        self.network.prior.initialise(start, rng)
         if self.network.pseudo_batch is not None:
             self.network.pseudo_batch.assign(self.X.conditions(cells))
 
@@ -500,7 +496,7 @@ class CountAutoencoder(_Assembled):
     ):
         devices.check_ready()
         a = _architecture(posterior, prior, architecture)
-        pseudo_inputs_from = choice("pseudo_inputs_from", pseudo_inputs_from, ("cells", "random"))
+        pseudo_inputs_from = choice("pseudo_inputs_from", pseudo_inputs_from, PSEUDO_INPUT_STARTS)
         seed = whole_number("seed", seed)
         use_raw = flag("use_raw", use_raw)
         named = n_genes is not None and (isinstance(n_genes, str) or np.iterable(n_genes))
@@ -548,7 +544,7 @@ class CountAutoencoder(_Assembled):
         self._own(X, adata, mapping)
         self.network.decoder.start_at(mean_log_rates(X, split.train, seed))
         if a.has_pseudo_inputs:
-            self._initialise_pseudo_inputs(pseudo_inputs_from)
+            self._start_pseudo_inputs(pseudo_inputs_from)
 
     def __repr__(self):
         a = self.architecture

@@ -9,7 +9,7 @@ from autodiff import gradients, jacobian, variable_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers, ops
-from scipy import special, stats
+from scipy import sparse, special, stats
 
 from vampsc import priors
 from vampsc.assembly import Architecture, build_network
@@ -22,6 +22,7 @@ from vampsc.priors import (
     VampPrior,
     gaussian_log_densities,
     mixture_by_unit,
+    start_pseudo_inputs,
 )
 
 
@@ -734,3 +735,19 @@ def test_what_every_prior_does(name):
     mean, covariance = z.mean(0), np.cov(z.T) / 2
     weights = np.exp(stats.multivariate_normal.logpdf(z, mean, covariance) - log_p)
     assert weights.mean() == pytest.approx(1, abs=5 * weights.std() / np.sqrt(len(weights)) + 1e-3)
+
+
+def test_pseudo_inputs_start_at_training_cells_or_at_their_shuffled_values():
+    x = sparse.csr_matrix(np.random.default_rng(3).poisson(2.0, (40, 7)).astype("float32"))
+    train = np.arange(5, 30)
+    prior = VampPrior(6, 7)
+    cells = start_pseudo_inputs(prior, x, train, "cells", np.random.default_rng(1))
+    assert len(set(cells)) == 6 and set(cells) <= set(train)
+    expected = np.asarray(log_normalise(x[cells].toarray()))
+    at_cells = np.asarray(prior.pseudo_inputs)
+    np.testing.assert_allclose(at_cells, expected, atol=0.06)
+    again = start_pseudo_inputs(prior, x, train, "random", np.random.default_rng(1))
+    np.testing.assert_array_equal(again, cells)
+    shuffled = np.asarray(prior.pseudo_inputs)
+    np.testing.assert_allclose(np.sort(shuffled, 0), np.sort(expected, 0), atol=0.06)
+    assert np.abs(shuffled - expected).max() > 1
