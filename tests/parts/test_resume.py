@@ -571,7 +571,21 @@ def test_after_one_nan_the_run_goes_on_at_half_the_rate(adata, tmp_path):
         and model.history["learning_rate"].is_monotonic_decreasing
     )
     notes = training.read_checkpoint(tmp_path / "c")[0]
-    assert notes["retried"] and len(notes["rows"]) == 5
+    assert notes["retried"] == 1 and len(notes["rows"]) == 5
+
+
+def test_after_a_second_nan_the_rate_is_halved_again_and_a_third_ends_the_run(adata):
+    spoilt = [At(1, 1, spoil), At(3, 1, spoil)]
+    with pytest.warns(UserWarning, match="at half the learning rate, 0.0005"):
+        model = new(adata).train(**HOW | dict(lr_patience=10), max_epochs=5, callbacks=spoilt)
+    rates = model.history["learning_rate"]
+    assert len(rates) == 5 and rates.is_monotonic_decreasing and rates.iloc[-1] < 0.0006
+    spoilt = [At(1, 1, spoil), At(2, 1, spoil), At(3, 1, spoil)]
+    with (
+        pytest.warns(UserWarning, match="at half the learning rate"),
+        pytest.raises(FloatingPointError, match="the loss became nan in epoch [34].*, again; try"),
+    ):
+        new(adata).train(**HOW | dict(lr_patience=10), max_epochs=5, callbacks=spoilt)
 
 
 @pytest.mark.long
