@@ -405,7 +405,7 @@ _NOTES = {
     "earlier": list,
     "rows": list,
     "counters": list,
-    "retried": int,  # or bool, in older files
+    "retried": int,
     "stopped": bool,
     "n_best": int,
 }
@@ -439,7 +439,9 @@ def _fault_of_notes(notes):
     for name, kind in _NOTES.items():
         if name not in notes:
             return f"it has no {name}"
-        if type(notes[name]) is not kind:
+        # in older files, whether it was tried again: a bool
+        known = (kind, bool) if name == "retried" else (kind,)
+        if type(notes[name]) not in known:
             return f"{name} is {notes[name]!r:.60}, not of the kind {kind.__name__}"
     for name, finite in (("earlier", ()), ("rows", ("loss", "val_loss"))):
         if not _are_rows(notes[name], finite):

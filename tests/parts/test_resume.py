@@ -551,6 +551,16 @@ def test_nan_is_named_and_tried_once_more(adata):
     assert len(said) == 1 and "first in the posterior's mean;" in said[0]
 
 
+@pytest.mark.parametrize("retried", [False, True])
+def test_an_older_file_says_only_whether_it_was_tried_again(adata, tmp_path, retried):
+    how = dict(HOW, checkpoint=tmp_path / "c")
+    new(adata).train(**how, max_epochs=2)
+    notes, arrays = training.read_checkpoint(tmp_path / "c")
+    training.write_checkpoint(tmp_path / "c", {**notes, "retried": retried}, arrays)
+    assert training.read_checkpoint(tmp_path / "c")[0]["retried"] is retried
+    assert len(new(adata).train(**how, max_epochs=3, resume=True).history) == 3
+
+
 def spoil(model):
     model.encoder.layers[0].kernel.assign(model.encoder.layers[0].kernel * np.nan)
 
