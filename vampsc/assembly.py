@@ -84,9 +84,9 @@ class _Parts(keras.Model):
 
     def get_config(self):
         raise NotImplementedError(
-            "a network cannot be described to Keras, which keras.Model.save, clone_model and copies"
-            " of it need: copy or save the model that it belongs to, as in copy.deepcopy(model) and"
-            " model.save(path)."
+            "a network cannot be described to Keras, so keras.Model.save, clone_model and copies of"
+            " it do not work: copy or save the model that it belongs to, as in copy.deepcopy(model)"
+            " and model.save(path)."
         )
 
 # %% ../nbs/07_assembly.ipynb #network-covariates
@@ -163,7 +163,7 @@ class _Terms(_Passes):
 
     def kl_by_unit(self, parameters, z, log_q, components):
         """The KL in two parts: of each unit, (cells, latent), and of choosing the component,
-        (cells,) or 0. log_q is that of `sample_by_unit`. In numpy: for judging, not for training.
+        (cells,) or 0. log_q is that of `sample_by_unit`. NumPy, so not for training.
         """
         if self.closed_kl:
             return np.asarray(self.closed_kl(*parameters)), 0.0
@@ -188,8 +188,8 @@ class _Weights(_Terms):
     "The logarithms of importance weights, for each cell."
 
     def log_weight(self, cells, parameters, noise, components):
-        """log p(x, z) - log q(z|x) at the z drawn with this noise: (cells,), in nats; nothing in
-        closed form.
+        """log p(x, z) - log q(z|x) at the z drawn with this noise: (cells,), in nats; never by a
+        closed KL.
         """
         z, log_q = self.posterior.sample(parameters, noise)
         return self.prior.log_prob(z, components) - log_q - self.reconstruction(cells, z)
@@ -198,8 +198,8 @@ class _Weights(_Terms):
         """log p(x, z) less the log-density of the mixture of posterior and prior from which z was
         drawn: (cells,), in nats.
 
-        log_odds : what `log_odds_of_both` (chapter 10) returns for the number of draws; by default
-            half of them are from the prior.
+        log_odds : of `log_odds_of_both` (chapter 10); default: half of the draws are from the
+            prior.
         """
         log_p = self.prior.log_prob(z, components)
         log_q = self.posterior.log_prob(z, parameters)
@@ -211,11 +211,10 @@ class Network(_Weights):
     """Encoder, posterior, prior and decoder in one Keras model: counts (cells, genes) -> the terms
     of the loss.
 
-    prior is None for a point posterior. beta weighs the KL term in the loss, of training and of
-    validation; get_elbo and similar methods always use 1.
+    prior is None for a point posterior. beta: weight of the KL term in the training and validation
+    loss; get_elbo and similar methods always use 1.
     n_conditions : number of columns, of covariates and batches, that the decoder is conditioned on;
-        above 0, the argument `cells` of every method is a pair of the counts and these columns,
-        (cells, n_conditions).
+        above 0, an argument `cells` is a pair: counts, and these columns (cells, n_conditions).
     encode_batch : the encoder is conditioned on them, too.
     """
 
@@ -224,7 +223,9 @@ class Network(_Weights):
         return self.terms(cells, noise, self.components(), training)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        "y : the weight of the KL term, (cells,), while it rises (kl_warmup); None: beta."
+        """y : no targets. With kl_warmup it is the present weight of the KL term, (cells,); None:
+        beta.
+        """
         for tracker, term in zip(self.trackers, y_pred):
             tracker.update_state(term)
         reconstruction, kl = y_pred
@@ -234,7 +235,7 @@ class Network(_Weights):
         ) / devices.replicas()
 
     def penalty(self):
-        "The L1/L2 penalties. In a fused step no gradient comes from here; the optimiser adds it."
+        "The L1/L2 penalties; where `kernels.is_fused`, the optimiser adds their gradient."
         return (
             kernels.penalty(self.trainable_variables)
             if kernels.is_fused(getattr(self, "optimizer", None))
@@ -285,8 +286,8 @@ PRIORS_OF = {
 }
 
 # %% ../nbs/07_assembly.ipynb #architecture-class
-# fields that were added later: `as_dict` leaves them out at their default, so that models and
-# checkpoints of earlier versions stay comparable
+# fields of later versions: `as_dict` omits them at their default, so that runs can still be
+# resumed from checkpoints of earlier versions
 NEWER_FIELDS = ("n_covariates", "likelihood", "plain_decoder")
 
 

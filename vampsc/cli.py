@@ -274,10 +274,12 @@ def fit(
         None, "Column of obs with donors or studies, on which the decoder is conditioned."
     ),
     categorical_covariate_keys: str = option(
-        None, "Further such columns of names, as in sex,site."
+        None, "Further columns of obs that are categories, as in sex,site."
     ),
     continuous_covariate_keys: str = option(None, "Further such columns of numbers, as in age."),
-    encode_batch: bool = flag("--encode-batch", "Condition the encoder on them, too."),
+    encode_batch: bool = flag(
+        "--encode-batch", "Condition the encoder on batch and covariates, too."
+    ),
     seed: int = option(0, "Decides split, weights, order and noise."),
     layer: str = option(None, "Layer with the counts, if they are not in X."),
     use_raw: bool = flag("--use-raw", "The counts are in adata.raw."),
@@ -824,7 +826,7 @@ def sample(
     n: int = option(1000, "How many cells."),
     out: Path = option(Path("sampled.h5ad"), "An .h5ad of counts, with the draws of z in obsm."),
     batch: str = option(None, "The batch that all cells are of; else as in the training data."),
-    seed: int = option(0, "Other cells with another seed."),
+    seed: int = option(0, "Decides which cells are drawn."),
     overwrite: bool = flag("--overwrite", "Replace the file if it exists."),
     as_json: bool = JSON,
 ):
@@ -983,7 +985,7 @@ def beyond(
         None, "quick, or paper for the paper's settings; the notebook has its own."
     ),
     label_key: str = option(
-        "auto", "Column of obs with cell types; auto: cell_type if there is one; none."
+        "auto", "Column of obs with cell types; auto: cell_type if there is one; none: no labels."
     ),
     n_genes: int = option(
         None, "Number of most variable genes to keep; the profile decides if not given."

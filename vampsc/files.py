@@ -115,8 +115,8 @@ def check_replaceable_folder(folder, names, what, known=None):
     ----------
     folder : it need not exist, and may be empty. names : of the files that may be in it. what :
         such a folder in words, such as "saved model".
-    known : a function that is called where the folder has no other files. It returns whether the
-        package wrote them, since a user's file may have one of these names, too. None: not called.
+    known : function of the folder, asked if it has only files of these names: did the package
+        write them? (A user's file may have such a name.) None: not called.
 
     Raises
     ------
@@ -175,7 +175,7 @@ def locate_folder(folder):
     """The path of a folder, also where a process was ended while it replaced the folder: then the
     folder has the name `.NAME.*.old`, in the same place.
 
-    A warning gives such a name. Returns a Path, which need not exist.
+    A warning then names the folder that is read. Returns a Path, which need not exist.
     """
     folder = Path(folder)
     old = _aside(folder)

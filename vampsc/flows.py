@@ -85,7 +85,7 @@ class MADE(layers.Layer):
     relu, context everywhere.
 
     z (cells, D), context (cells, any); m and g, the gate before the sigmoid, (cells, D) each,
-    float32. n_latent: D >= 2. seeds: a stream as of `new_seeds`. l1, l2: penalties on the kernels
+    float32. n_latent: D >= 2. seeds: from `new_seeds`. l1, l2: penalties on the kernels
     of the hidden layers. gate_bias: the start of the biases of g.
     Source: Germain et al. (2015); the context as in Kingma et al. (2016).
     """

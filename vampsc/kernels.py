@@ -120,7 +120,7 @@ _parallel = jit(parallel=True)
 # %% ../nbs/a4_speed.ipynb #exponential
 @inlined
 def _exp(x):
-    """exp(x) in float32, by Cephes' polynomial on half an octave; below -87 and above 88 it is
+    """exp(x) in float32, by Cephes' polynomial for |r| <= log(2) / 2; below -87 and above 88 it is
     constant.
     """
     x = min(max(x, F(-87)), F(88))
@@ -278,8 +278,8 @@ BLOCK_SIZE = 1024
 
 @inlined
 def _at_zeros(x, a, b, log_size, curve, scale, m, r, bend_a, bend_b, value, by_a, by_b):
-    """Equation (1), and its derivatives times scale, for a stretch of genes, as if every count were
-    0; value is 0 for other counts.
+    """For a stretch of genes: value, equation (1) where the count is 0 and 0 elsewhere; by_a,
+    by_b, its derivatives times scale as if all counts were 0.
     """
     for k in range(len(x)):
         root_a = math.sqrt(F(1) + a[k] * a[k] * curve)
@@ -735,8 +735,8 @@ def updates_in_place():
 
 # %% ../nbs/a4_speed.ipynb #is-fused
 def is_fused(optimizer, traced=None):
-    """Does this optimiser's update, here in this TensorFlow function, add the gradient of the
-    penalties?
+    """Does this optimiser's update add the penalties' gradient? Asked within the traced function;
+    traced=True: asked before it is traced.
 
     traced=True: the question is about a function that is still to be traced. The optimiser must be
     built, as compile_network does.
@@ -793,7 +793,7 @@ class MinibatchReader:
         self.references.clear()
 
     def minibatch(self, positions, arrays):
-        "What a Network takes: counts, or a pair of counts and the columns of `condition_columns`."
+        "What a Network takes: counts, or a pair of them and columns (see `condition_columns`)."
         columns = []
         if self.has_covariates:
             *arrays, covariates = arrays

@@ -347,7 +347,7 @@ class _Assembled(Groups, Transferable, Persistence, _OtherPackagesMethods):
 
     # CellMarks of the cells of a loaded model, which were not handed in
     _marks = None
-    # what identifies a start that the other settings do not, such as that of a transferred model
+    # identifies how the weights began where the settings do not, as in a transferred model
     _origin = ()
 
     def _assemble(
@@ -443,9 +443,9 @@ class CountAutoencoder(_Assembled):
         a name, a path or a GeneSpace maps onto that one; None takes the data's genes as they are.
     n_genes : a number: the genes that vary most between training cells are kept; or which to keep:
         a list of genes, or the name of a column of adata.var of True and False, such as
-        "highly_variable". None keeps the whole gene space. But with gene_space="auto", and data
-        that have less than half of its genes, such as adata[:, highly_variable], None keeps only
-        the genes of the data, with a warning.
+        "highly_variable". None keeps the whole gene space. But if the data have less than half of
+        the genes of an "auto" space, such as adata[:, highly_variable], None keeps only these,
+        with a warning.
     keep_genes : genes, by name, that are kept in addition to the n_genes that vary most, such as
         markers.
     layer : the layer of adata that holds the counts. None: X. use_raw : adata.raw holds them.
@@ -462,9 +462,9 @@ class CountAutoencoder(_Assembled):
     seed : decides split, initial weights, and the order and noise of training.
     n_latent : width of the bottleneck. hidden : widths of the encoder's layers, which the decoder
         mirrors.
-    dropout, l1, l2 : after each hidden layer, and on its weights.
+    dropout : after each hidden layer. l1, l2 : penalties on its weights.
     likelihood : "nb", negative binomial; "zinb", zero-inflated negative binomial; or "poisson".
-    dispersion : "gene-cell", or "gene" for one of each gene. linear_decoder : no hidden layers in
+    dispersion : "gene-cell", or "gene" for one value per gene. linear_decoder : no hidden layers in
         the decoder. plain_decoder : its hidden layers have no normalisation, dropout and penalties.
     beta : weight of the KL term while training.
     n_pseudo_inputs : number of components of a VAMP or mixture prior.

@@ -142,8 +142,8 @@ class VampPrior(Mixture):
         return cls(architecture.n_pseudo_inputs, n_genes, architecture.learn_weights)
 
     def initialise(self, cells, rng, noise=0.01):
-        """Start the pseudo-inputs at `cells` (K, genes), log-normalised, each value with normal
-        noise of this spread, at least 0.
+        """Start the pseudo-inputs at `cells` (K, genes), log-normalised, plus normal noise of
+        standard deviation `noise`; negative results become 0.
         """
         cells = np.asarray(cells)
         if cells.shape != tuple(self.pseudo_inputs.shape):
@@ -392,7 +392,7 @@ PRIORS = {
     "hvamp": HierarchicalVampPrior,
 }
 
-# For pairs of a posterior's and a prior's class whose KL has a closed form: the function from the
-# posterior's parameters to the KL of each unit, (cells, latent). For all other pairs the KL is
+# (posterior class, prior class) -> function(*posterior parameters) -> KL of each unit, (cells,
+# latent). It cannot see weights of the prior. For all other pairs the KL is
 # estimated from draws.
 CLOSED_KL = {(GaussianPosterior, StandardNormal): kl_to_standard_normal}

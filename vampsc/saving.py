@@ -324,7 +324,7 @@ class _InMemory(io.BytesIO):
 
 # %% ../nbs/12_saving.ipynb #writing
 class Saving:
-    "The verb that writes a folder: mixed into CountAutoencoder."
+    "The method `save`, mixed into CountAutoencoder."
 
     @verb
     def save(self, path, overwrite=False):

@@ -355,8 +355,8 @@ def run(
     adata : AnnData of raw counts. model : "ae", "vae", "iaf", "vamp", "vampiaf", "mog" or "hvamp".
     profile : name or training.Profile. label_key : the column of obs with cell types, None, or
         "auto": cell_type if there is one.
-    overwrite : replace what the folder holds of a run with other settings or data, or files of
-        these names that are not a run's.
+    overwrite : replace a run of other settings or data, or files that are not a run's but have the
+        names of its files.
     unlabelled : labels that mean that a cell has no label, such as "unknown,unassigned", or a list;
         a warning names the labels that look as if they meant this.
     **settings : of the model, such as gene_space, n_genes, keep_genes, layer or batch_key.
@@ -916,8 +916,7 @@ TEMPLATE = _templates() / "organ.ipynb"
 ERROR_KINDS = {
     kind.__name__: kind for kind in (FloatingPointError, KeyboardInterrupt, FileExistsError)
 }
-# With these, the notebook has neither what libraries write to the error stream, nor the advice of
-# the kernel itself.
+# These keep what libraries write to the error stream, and Jupyter's own hints, out of the notebook.
 KERNEL_ARGUMENTS = ["--IPKernelApp.capture_fd_output=False", "--IPKernelApp.log_level=50"]
 
 IN_A_REPORT = (
@@ -1078,8 +1077,8 @@ def _end_group(process, patience=5.0):
 def _left_behind(pid):
     """Is there a process group with this number, whose leader has ended?
 
-    As long as the group has processes, the system gives its number to no new process. So if there
-    is a process with this number, the group is not one that we have started.
+    No new process gets the number of a group that still has processes. So a process with this
+    number leads another group.
     """
     if not hasattr(os, "killpg"):
         return False

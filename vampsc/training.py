@@ -181,8 +181,8 @@ def with_defaults(settings):
 class FusedAdam(keras.optimizers.Adam):
     """Keras' Adam whose update is one fused operation under TensorFlow.
 
-    adds_penalty: where the kernels of appendix A4 are in use, add the gradient of the weights'
-    L1/L2 penalties within the update; the loss must then have no penalty (see `kernels.is_fused`).
+    adds_penalty: where the kernels of appendix A4 are in use, the update adds the gradient of the
+    L1/L2 penalties; the loss must then not give it (see `kernels.is_fused`).
     """
 
     def __init__(self, *args, adds_penalty=False, **kwargs):
@@ -476,8 +476,8 @@ class Checkpoint(keras.callbacks.Callback):
 
     network : compiled. schedule, stopping : the ReduceLROnPlateau and the EarlyStopping of the run;
         their counters are part of the state.
-    path : of the file, or None. identity : a flat dict for JSON; a run goes on from the file only
-        if it has the same identity.
+    path : of the file, or None. identity : settings and hashes that must be equal in the file for
+        a run to go on from it; a flat dict for JSON.
     earlier : rows of the history before this run. share : the part of the
         run's time that keeping may take.
     """
@@ -715,7 +715,8 @@ class Falling(keras.callbacks.Callback):
 class _Inputs(Batches):
     """Batches as Keras' fit takes them; with several devices, this process's share of each.
 
-    kl_weight : a function of the epoch, handed on for each cell; None: the network's own, always.
+    kl_weight : a function of the epoch; each cell gets its value as a weight. None: the network
+        uses beta.
     steps : how many minibatches make an item, which then holds the positions of their cells and the
         arrays of `reader`; 0: an item is the counts of one minibatch.
     """
@@ -1164,7 +1165,8 @@ class _Retried(_Prepared):
 class Run(_Retried):
     """A training run of a Network on counts, on one device or on those of `devices.all_devices`.
 
-    X : Counts or any layout (cells, genes). split : a Split; trains on .train, watches .validation.
+    X : Counts, or counts as `as_counts` takes them, (cells, genes). split : a Split; trains on
+        .train, watches .validation.
     profile : a Profile.
     seed : decides the order of the cells. progress : show losses and time left. callbacks : more
         Keras callbacks.
