@@ -325,32 +325,32 @@ class Architecture:
     precision: str = "float32"
 
     def __post_init__(self):
-        def settle(name, check, *bounds, **named):
+        def set_checked(name, check, *bounds, **named):
             object.__setattr__(self, name, check(name, getattr(self, name), *bounds, **named))
 
-        settle("posterior", choice, tuple(POSTERIORS))
-        settle("prior", choice, ("none", *PRIORS))
-        settle("precision", choice, ("float32", "mixed_bfloat16"))
-        settle("dispersion", choice, ("gene-cell", "gene"))
-        settle("likelihood", choice, tuple(LIKELIHOODS))
+        set_checked("posterior", choice, tuple(POSTERIORS))
+        set_checked("prior", choice, ("none", *PRIORS))
+        set_checked("precision", choice, ("float32", "mixed_bfloat16"))
+        set_checked("dispersion", choice, ("gene-cell", "gene"))
+        set_checked("likelihood", choice, tuple(LIKELIHOODS))
         if self.prior not in (fitting := PRIORS_OF[self.posterior]):
             raise ValueError(
                 f"posterior={self.posterior!r} does not go with prior={self.prior!r}; "
                 f"it takes {' or '.join(map(repr, fitting))}."
             )
 
-        settle("n_latent", whole_number, 1)
-        settle("n_flow_steps", whole_number, 1)
-        settle("n_pseudo_inputs", whole_number, int(self.has_components))
-        settle("n_batches", whole_number)
-        settle("n_covariates", whole_number)
+        set_checked("n_latent", whole_number, 1)
+        set_checked("n_flow_steps", whole_number, 1)
+        set_checked("n_pseudo_inputs", whole_number, int(self.has_components))
+        set_checked("n_batches", whole_number)
+        set_checked("n_covariates", whole_number)
         for name in ("hidden", "flow_hidden"):
-            settle(name, whole_numbers)
+            set_checked(name, whole_numbers)
         for name in ("l1", "l2", "beta"):
-            settle(name, real_number, least=0)
-        settle("dropout", real_number, least=0, below=1)
+            set_checked(name, real_number, least=0)
+        set_checked("dropout", real_number, least=0, below=1)
         for name in ("learn_weights", "linear_decoder", "plain_decoder", "encode_batch"):
-            settle(name, flag)
+            set_checked(name, flag)
 
     def as_dict(self):
         "The fields as a dict; those of NEWER_FIELDS only where they do not have their default."

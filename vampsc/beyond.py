@@ -254,13 +254,13 @@ def run(
         done.folder / "invented.json", lambda: judge_invented(seen(), labels, seed)
     )
     real = made_once(
-        downloads.user_path(out) / "real" / f"{_of_real_cells(done.config)}-seed{seed}.json",
+        downloads.user_path(out) / "real" / f"{_hash_for_real_cells(done.config)}-seed{seed}.json",
         lambda: judge_real(seen(), labels, seed),
     )
     return {**row, **invented, **{f"real_{name}": value for name, value in real.items()}}
 
 # %% ../nbs/20_beyond.ipynb #of-real-cells
-def _of_real_cells(config):
+def _hash_for_real_cells(config):
     """A short hash of all that decides the numbers of `judge_real`. The model is not part of it, so
     all variants share these numbers.
     """
@@ -382,7 +382,7 @@ def in_processes(function, tasks, names, jobs=None, progress=True):
             within.enter_context(_environment(**ONE_CORE, TF_CPP_MIN_LOG_LEVEL="3"))
         # A worker must end when this process ends. This is arranged before the worker starts
         # TensorFlow, which takes long.
-        ends = {"initializer": files.end_with, "initargs": (os.getpid(),)}
+        ends = {"initializer": files.end_with_parent, "initargs": (os.getpid(),)}
         pool = within.enter_context(
             Parallel(
                 jobs,

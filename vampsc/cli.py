@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CODES', 'app', 'organs_app', 'DATA', 'JSON', 'N_GENES', 'KEEP_GENES', 'LABELS', 'NO_UMAP', 'STEPS', 'MAX_EPOCHS',
-           'LEARNING_RATE', 'BATCH_SIZE', 'KL_WARMUP', 'BACKED', 'UNLABELLED', 'KINDS', 'ends_well', 'printing',
+           'LEARNING_RATE', 'BATCH_SIZE', 'KL_WARMUP', 'BACKED', 'UNLABELLED', 'KINDS', 'with_exit_code', 'printing',
            'new_file', 'option', 'flag', 'vampsc', 'fit', 'transfer', 'embed', 'label', 'differences', 'sample',
            'report', 'tables', 'beyond', 'organs_list', 'organs_fetch', 'organs_callback', 'main']
 
@@ -28,7 +28,7 @@ CODES = (
 )
 
 
-def ends_well(command):
+def with_exit_code(command):
     """Decorates a command: errors that a user can correct become one line and an exit code, without
     a traceback.
 
@@ -262,7 +262,7 @@ def _with_embedding(run, adata, data):
 
 # %% ../nbs/23_command_line.ipynb #fit
 @app.command()
-@ends_well
+@with_exit_code
 def fit(
     data: str = typer.Argument(help=DATA),
     model: str = option("vamp", "ae, vae, iaf, vamp, vampiaf, mog or hvamp."),
@@ -419,7 +419,7 @@ def _some_cells(names):
 
 # %% ../nbs/23_command_line.ipynb #transfer
 @app.command()
-@ends_well
+@with_exit_code
 def transfer(
     source: Path = typer.Argument(metavar="RUN", help="A run's folder, or a saved model's."),
     data: str = typer.Argument(help=DATA),
@@ -498,7 +498,7 @@ KINDS = (".h5ad", ".csv", ".npy")
 
 
 @app.command()
-@ends_well
+@with_exit_code
 def embed(
     run_folder: Path = typer.Argument(help="A run's folder, or a saved model's."),
     data: str = typer.Argument(help=DATA),
@@ -701,7 +701,7 @@ def _accuracy_in_words(table, good=0.8, most=3):
 
 
 @app.command()
-@ends_well
+@with_exit_code
 def label(
     run_folder: Path = typer.Argument(help="A run's folder, or a saved model's."),
     data: str = typer.Argument(help="The cells to label. " + DATA),
@@ -774,7 +774,7 @@ def _called_in_words(name, rows, called, most=5):
 
 # %% ../nbs/23_command_line.ipynb #command-differences
 @app.command()
-@ends_well
+@with_exit_code
 def differences(
     run_folder: Path = typer.Argument(help="A run's folder, or a saved model's."),
     data: str = typer.Argument(help=DATA),
@@ -820,7 +820,7 @@ def differences(
 
 # %% ../nbs/23_command_line.ipynb #command-sample
 @app.command()
-@ends_well
+@with_exit_code
 def sample(
     run_folder: Path = typer.Argument(help="A run's folder, or a saved model's."),
     n: int = option(1000, "How many cells."),
@@ -847,7 +847,7 @@ def sample(
 
 # %% ../nbs/23_command_line.ipynb #command-report
 @app.command()
-@ends_well
+@with_exit_code
 def report(
     source: str = typer.Argument(
         help="The folder of one or several runs; or " + DATA[0].lower() + DATA[1:]
@@ -940,7 +940,7 @@ def report(
 
 # %% ../nbs/23_command_line.ipynb #command-tables
 @app.command()
-@ends_well
+@with_exit_code
 def tables(
     folder: Path = typer.Argument(
         help=(
@@ -970,7 +970,7 @@ def tables(
 
 # %% ../nbs/23_command_line.ipynb #command-beyond
 @app.command()
-@ends_well
+@with_exit_code
 def beyond(
     question: str = typer.Argument(
         help="units, kl_weight, both, linear_decoder, active_units, pseudo_inputs, labels,"
@@ -1058,7 +1058,7 @@ def beyond(
 
 # %% ../nbs/23_command_line.ipynb #command-organs
 @organs_app.command("list")
-@ends_well
+@with_exit_code
 def organs_list(as_json: bool = JSON):
     """What can be loaded by name: the studies, how large they are, whether they have labels, how to
     get them.
@@ -1082,7 +1082,7 @@ def _listed(table):
 
 # %% ../nbs/23_command_line.ipynb #organs-fetch
 @organs_app.command("fetch")
-@ends_well
+@with_exit_code
 def organs_fetch(
     name: str = typer.Argument(
         help=(

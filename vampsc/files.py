@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MARK', 'NOTE', 'WITHOUT_LOCKS', 'check_replaceable', 'is_page', 'recorded_names', 'prepare_folder',
            'check_replaceable_folder', 'atomic_file', 'write_atomic', 'locate_folder', 'bring_back', 'atomic_folder',
-           'locked', 'end_with']
+           'locked', 'end_with_parent']
 
 # %% ../nbs/a1_files.ipynb #imports
 import contextlib
@@ -342,7 +342,7 @@ def _named(holder):
 _watched = set()
 
 
-def end_with(parent, every=1.0):
+def end_with_parent(parent, every=1.0):
     """From now on this process ends when its parent ends, so that no worker goes on training alone.
 
     parent : number of the parent process; nothing is done where it is this process itself. every :

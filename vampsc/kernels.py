@@ -591,25 +591,25 @@ def row_reader(X, on_device=None):
 
 # %% ../nbs/a4_speed.ipynb #adam-kernel
 @inlined
-def _adam_stretch(w, g, m, v, alpha, keep_m, keep_v, epsilon, l1, l2, low):
+def _adam_stretch(w, g, m, v, alpha, renew_m, renew_v, epsilon, l1, l2, low):
     """One step of Adam with the penalty's gradient, for a stretch of weights, in place; no weight
     ends below `low`.
     """
     for i in range(len(w)):
         x = w[i]
         d = g[i] + (l1 if x > 0 else (-l1 if x < 0 else F(0))) + F(2) * l2 * x
-        m[i] += keep_m * (d - m[i])
-        v[i] += keep_v * (d * d - v[i])
+        m[i] += renew_m * (d - m[i])
+        v[i] += renew_v * (d * d - v[i])
         w[i] = max(x - alpha * m[i] / (math.sqrt(v[i]) + epsilon), low)
 
 
 @_parallel
-def _adam(w, g, m, v, alpha, keep_m, keep_v, epsilon, l1, l2, low):
+def _adam(w, g, m, v, alpha, renew_m, renew_v, epsilon, l1, l2, low):
     "The same for all weights of a variable; w, g, m, v: flat arrays."
     stretch = len(w) // 64 + 1
     for k in numba.prange(64):
         at = slice(k * stretch, (k + 1) * stretch)
-        _adam_stretch(w[at], g[at], m[at], v[at], alpha, keep_m, keep_v, epsilon, l1, l2, low)
+        _adam_stretch(w[at], g[at], m[at], v[at], alpha, renew_m, renew_v, epsilon, l1, l2, low)
 
 # %% ../nbs/a4_speed.ipynb #penalty-kernel
 @summing

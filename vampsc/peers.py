@@ -889,7 +889,7 @@ def _call(python, command, log):
     this process; what it says is in the log.
     """
     code, *arguments = command
-    first = f"from vampsc import files\nfiles.end_with({os.getpid()})\n"
+    first = f"from vampsc import files\nfiles.end_with_parent({os.getpid()})\n"
     environment_ = {**os.environ, **beyond.ONE_CORE, "TF_CPP_MIN_LOG_LEVEL": "3"}
     with open(log, "w") as f:
         return subprocess.run(

@@ -269,8 +269,8 @@ class CellMarks:
                 " not tell which; hand them in as they were when the model was made,"
                 f" or{OTHER_CELLS_REMEDY[1:]}"
             )
-        telling = len(np.unique(self.totals)) >= min(100, len(self.totals) / 2)
-        if telling and _same_totals(marks.totals, self.totals).all():
+        totals_identify = len(np.unique(self.totals)) >= min(100, len(self.totals) / 2)
+        if totals_identify and _same_totals(marks.totals, self.totals).all():
             return np.arange(len(self.names))
         strange = np.flatnonzero(~np.isin(marks.names, self.names))
         raise ValueError(
@@ -534,7 +534,7 @@ class Persistence(_Copying):
 
 # %% ../nbs/12_saving.ipynb #saved-files
 # What the functions that rebuild a model raise when a file or a field is not as `save` writes it.
-_MISFITS = (
+_LOAD_ERRORS = (
     TypeError,
     ValueError,
     KeyError,
@@ -564,7 +564,7 @@ class _SavedFiles:
         "Within: an error becomes a ValueError that names this file, and the field if one is given."
         try:
             yield
-        except _MISFITS as error:
+        except _LOAD_ERRORS as error:
             what = f"{field} in {self.folder / file}" if field else self.folder / file
             why = " ".join(str(error).split())[:200]
             raise ValueError(

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['PROFILES', 'CHECKPOINT_FORMAT', 'READ_ERRORS', 'COUNTERS', 'MAX_LOSS_RATIO', 'STEP_HOOKS', 'MAX_RETRIES', 'REMEDY',
            'Profile', 'get_profile', 'with_defaults', 'FusedAdam', 'Progress', 'rising_weight', 'Record',
-           'write_checkpoint', 'read_checkpoint', 'Checkpoint', 'Diverged', 'Guard', 'Examine', 'not_finite', 'Halving',
-           'Falling', 'widest_hidden', 'compile_network', 'forget_compiled', 'SeveralSteps', 'checked_callbacks',
-           'watches_steps', 'quiet_about_tracing', 'Run', 'fit', 'FixedRows', 'NewRows', 'only_new_rows']
+           'write_checkpoint', 'read_checkpoint', 'Checkpoint', 'Diverged', 'Guard', 'VariableRecorder',
+           'first_not_finite', 'Halving', 'CosineSchedule', 'widest_hidden', 'compile_network', 'forget_compiled',
+           'SeveralSteps', 'checked_callbacks', 'watches_steps', 'quiet_about_tracing', 'Run', 'fit', 'FixedRows',
+           'NewRows', 'only_new_rows']
 
 # %% ../nbs/08_training.ipynb #imports
 import contextlib
@@ -45,7 +46,8 @@ from .genes import nearest
 # %% ../nbs/08_training.ipynb #profile
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """How to train: for a fixed number of steps, or until the validation loss no longer falls.
+    """How to train: for a fixed number of steps, until the validation loss no longer falls, or for
+    max_epochs.
 
     With `steps`, the learning rate falls to 0 along half a cosine, and training ends there.
     Without `steps`, patience decides: training ends after a number of epochs (passes over the
@@ -69,20 +71,20 @@ class Profile:
     beta_2: float = 0.999  # of Adam: how slowly its average of squared gradients forgets
 
     def __post_init__(self):
-        def settle(name, value):
+        def set_checked(name, value):
             object.__setattr__(self, name, value)
 
-        settle("learning_rate", real_number("learning_rate", self.learning_rate, above=0))
-        settle("beta_2", real_number("beta_2", self.beta_2, above=0, below=1))
+        set_checked("learning_rate", real_number("learning_rate", self.learning_rate, above=0))
+        set_checked("beta_2", real_number("beta_2", self.beta_2, above=0, below=1))
         for name, least in dict(batch_size=1, kl_warmup=0).items():
-            settle(name, whole_number(name, getattr(self, name), least))
+            set_checked(name, whole_number(name, getattr(self, name), least))
         for name, least in dict(
             max_epochs=0, lr_patience=1, patience=1, n_genes=1, steps=1
         ).items():
             value = getattr(self, name)
             by_rule = name == "steps" and value == "auto"
             if value is not None and not by_rule:
-                settle(name, whole_number(name, value, least))
+                set_checked(name, whole_number(name, value, least))
         if self.steps is None and self.max_epochs is None:
             raise ValueError(
                 "training would never end: give steps, such as steps=4000, or max_epochs."
@@ -648,7 +650,7 @@ class Guard(keras.callbacks.Callback):
             raise Diverged(f"the loss jumped from {lowest:.4g} to {logs['loss']:.4g}")
 
 # %% ../nbs/08_training.ipynb #examine
-class Examine(keras.callbacks.Callback):
+class VariableRecorder(keras.callbacks.Callback):
     """Keeps the variables before each step on `batches`, so that a step that went wrong can be
     looked at.
     """
@@ -669,10 +671,12 @@ class Examine(keras.callbacks.Callback):
         """
         for variable, value in zip(self.variables, self.before):
             variable.assign(value.copy())
-        return not_finite(network, self.batches[self.batch][0], training=True) or "the gradient"
+        return (
+            first_not_finite(network, self.batches[self.batch][0], training=True) or "the gradient"
+        )
 
 # %% ../nbs/08_training.ipynb #not-finite
-def not_finite(network, cells, training):
+def first_not_finite(network, cells, training):
     """Name of the first weight that is not finite, or else of the first such stage of the forward
     pass; None where all are finite. cells : counts (cells, genes).
     """
@@ -696,7 +700,7 @@ class Halving(keras.callbacks.ReduceLROnPlateau):
             super().on_epoch_end(epoch, logs)
 
 # %% ../nbs/08_training.ipynb #falling
-class Falling(keras.callbacks.Callback):
+class CosineSchedule(keras.callbacks.Callback):
     """Sets the learning rate of each epoch: from `start` along half a cosine, to reach 0 after
     `epochs` epochs.
     """
@@ -1038,9 +1042,9 @@ class _Prepared:
         )
         self.validation = _Inputs(self.X, split.validation, profile.batch_size, **how)
         self.inputs = (self.train, self.validation)
-        in_step = keras.callbacks.LambdaCallback(on_epoch_begin=self._begin_epoch)
+        at_epoch_begin = keras.callbacks.LambdaCallback(on_epoch_begin=self._begin_epoch)
         self.callbacks = [
-            in_step,
+            at_epoch_begin,
             Record(len(split.train), kl_weight),
             Guard(lambda: state.rows),
             schedule,
@@ -1048,7 +1052,7 @@ class _Prepared:
         ]
         if profile.steps:
             rate = profile.learning_rate / 2 ** state.notes["retried"]
-            self.falling = Falling(rate, self.epochs)
+            self.falling = CosineSchedule(rate, self.epochs)
             self.callbacks.insert(0, self.falling)
 
     def _steps_at_once(self):
@@ -1145,13 +1149,15 @@ class _Retried(_Prepared):
             self.train.steps = self.validation.steps = steps
 
     def _first_bad_of_validation(self):
-        names = (not_finite(self.network, batch[0], training=False) for batch in self.validation)
+        names = (
+            first_not_finite(self.network, batch[0], training=False) for batch in self.validation
+        )
         return f", first in {next(filter(None, names), 'their mean')}"
 
     def _first_bad_of_training(self):
         bad = len(self.state.rows) + 1
         self.state.restore()
-        examine = Examine(self.state._variables(), self.train)
+        examine = VariableRecorder(self.state._variables(), self.train)
         self.state.frozen = True
         try:
             self._fit([examine], bad)

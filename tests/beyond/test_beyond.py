@@ -191,7 +191,7 @@ def test_real_cells_are_judged_anew_by_other_labels_splits_and_genes():
     }
 
     def changed(**to):
-        return beyond._of_real_cells({**config, **to})
+        return beyond._hash_for_real_cells({**config, **to})
 
     # a matter of the model
     assert changed() == changed(settings={**config["settings"], "n_latent": 8})

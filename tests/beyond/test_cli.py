@@ -650,7 +650,7 @@ def test_a_result_is_printed_as_json_alone_or_as_text(capsys):
     ],
 )
 def test_errors_become_exit_codes_and_one_line(error, code, capsys):
-    @cli.ends_well
+    @cli.with_exit_code
     def command():
         raise error
 
@@ -662,7 +662,7 @@ def test_errors_become_exit_codes_and_one_line(error, code, capsys):
 
 
 def test_a_fault_of_ours_keeps_its_traceback():
-    @cli.ends_well
+    @cli.with_exit_code
     def command():
         raise ZeroDivisionError
 

@@ -238,7 +238,7 @@ def test_sigterm_ends_the_notebook_and_what_it_started(tmp_path, template):
 def test_a_worker_ends_with_its_parent(tmp_path):
     code = """
         import subprocess, sys, time
-        worker = subprocess.Popen([sys.executable, "-c", "import os, time; from vampsc import files; files.end_with(os.getppid(), 0.1); print('ready', flush=True); time.sleep(600)"])
+        worker = subprocess.Popen([sys.executable, "-c", "import os, time; from vampsc import files; files.end_with_parent(os.getppid(), 0.1); print('ready', flush=True); time.sleep(600)"])
         print(worker.pid, flush=True)
         time.sleep(600)
     """  # noqa: E501
@@ -249,7 +249,7 @@ def test_a_worker_ends_with_its_parent(tmp_path):
     parent.wait()
     assert not psutil.wait_procs([worker], timeout=30)[1]
     # of itself it is no worker
-    files.end_with(os.getpid())
+    files.end_with_parent(os.getpid())
 
 
 def marked(value):

@@ -624,12 +624,15 @@ def test_the_first_bad_stage_is_named(adata, layer, name):
     which = network.encoder.layers[0] if layer == "encoder" else network.decoder.log_rate
     which.kernel.assign(which.kernel * np.nan)
     cells = np.ones((5, 150), "float32")
-    assert training.not_finite(network, cells, training=False) == f"the weights {which.kernel.path}"
+    assert (
+        training.first_not_finite(network, cells, training=False)
+        == f"the weights {which.kernel.path}"
+    )
     stages = [
         stage for stage, value in network.stages(cells) if not np.isfinite(np.asarray(value)).all()
     ]
     assert stages[0] == f"the {name}"
-    assert training.not_finite(new(adata).network, cells, training=True) is None
+    assert training.first_not_finite(new(adata).network, cells, training=True) is None
 
 
 def test_a_run_that_max_epochs_ended_says_so(adata, capsys):

@@ -522,7 +522,7 @@ def test_the_state_before_a_bad_step_comes_back():
     model = models.AE(adata, n_genes=50, n_latent=4, hidden=(8,))
     weight = model.network.decoder.log_rate.kernel
     batch = (model.X.dense(np.arange(10)),)
-    examine = training.Examine(model.network.variables, [batch])
+    examine = training.VariableRecorder(model.network.variables, [batch])
     examine.set_model(model.network)
     before = np.asarray(weight).copy()
     examine.on_train_batch_begin(0)
