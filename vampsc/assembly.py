@@ -57,7 +57,7 @@ class _Parts(keras.Model):
         self.trackers = [
             keras.metrics.Mean(name, dtype="float32") for name in ("reconstruction", "kl")
         ]
-        # while training: a kernels.MinibatchReader, where one call does many steps
+        # while training: reads the minibatches of many steps for one call (chapter 8), or None
         self.reader = None
 
     def build(self, shape):
@@ -321,7 +321,7 @@ class Architecture:
     # set by the covariate keys: the number of their columns, those of batches not counted
     n_covariates: int = 0
     encode_batch: bool = False  # the encoder is conditioned on them, too
-    # or "mixed_bfloat16": the layers' products; weights, densities and loss stay float32
+    # or "mixed_bfloat16", for the products within layers only
     precision: str = "float32"
 
     def __post_init__(self):

@@ -187,8 +187,8 @@ class Counts:
         return fewer
 
     def blocks(self, cells=4096):
-        """Blocks of `cells` cells: (position of the first, CSR of the data's genes, CSR of those
-        with a place).
+        """Blocks of `cells` cells: (position of the first cell, CSR on all genes of the data, CSR
+        on the genes with a place).
 
         In the second matrix, the columns are places; where several genes share one, their entries
         are not yet added up.

@@ -81,8 +81,8 @@ class MaskedDense(layers.Layer):
 
 # %% ../nbs/05_flows.ipynb #made
 class MADE(layers.Layer):
-    """(z, context) -> (m, g), where m_d and g_d see z_1..z_{d-1} and the whole context. Masks,
-    relu, context everywhere.
+    """(z, context) -> (m, g), where m_d and g_d see z_1..z_{d-1} and the whole context. All layers
+    are masked and get the context; the hidden ones have relu.
 
     z (cells, D), context (cells, any); m and g, the gate before the sigmoid, (cells, D) each,
     float32. n_latent: D >= 2. seeds: from `new_seeds`. l1, l2: penalties on the kernels

@@ -137,8 +137,8 @@ def check_words(labels, unlabelled=None):
     that no cell has as its label.
 
     labels : (cells,) of any kind.
-    unlabelled : None warns of labels that look like missing ones. Words, as in `unlabelled_words`,
-        or none, () or "", are the user's decision which labels are missing: no such warning.
+    unlabelled : None warns of labels that look like missing ones. Words as in `unlabelled_words`,
+        or an empty () or "", say that the user has decided: no such warning.
     """
     values = pd.Series(np.asarray(labels, dtype=object))
     counted = values[[isinstance(label, str) for label in values]].value_counts()
@@ -444,13 +444,14 @@ def _plain(name):
 def _types_in(values):
     """Of a column of feature types: the type of each feature that is not a gene, None for genes.
 
-    There is no list of the biotypes of genes, such as protein_coding.
+    A type in neither list, such as the biotype protein_coding, is a gene, unless the column also
+    has types of GENE_TYPES.
     """
     codes, types = pd.factorize(np.where(missing_labels(values), None, values))
     plain = pd.Series([_plain(kind) for kind in types], dtype=object)
     with_genes = plain.isin(GENE_TYPES).any()
     other = plain.isin(OTHER_TYPES) | (with_genes & ~plain.isin(GENE_TYPES))
-    # the last answers for -1
+    # a missing type has the code -1, which reads the appended None
     return np.append(np.where(other, np.asarray(types, object), None), None)[codes]
 
 # %% ../nbs/00_genes.ipynb #other-features
@@ -571,7 +572,8 @@ def _names_in(adata):
     """Lists of candidate identifiers and of candidate symbols (each an array over the data's
     genes), best first.
 
-    Peaks have no candidates but their names. Identifiers of another species than that of the
+    For peaks of chromatin (ATAC), which are no genes, the only candidates are their names.
+    Identifiers of another species than that of the
     names are those of orthologs and are left out.
     """
     names = _stripped(adata.var_names.astype(str))
@@ -1229,7 +1231,7 @@ def mapping(space, adata, min_recognised=MIN_RECOGNISED, own_names=None):
     space : GeneSpace. adata : AnnData (cells, genes of the data).
     min_recognised : the mapping stops if fewer genes have a place than this share of the shorter of
         the two lists, the data's and the space's.
-    own_names : OwnNames, the names by which the data of a model call the genes of the space. Genes
+    own_names : OwnNames (below), the genes' names in the data that a model was trained on. Genes
         found neither by identifier nor by symbol are looked up by these names.
 
     Returns
@@ -1410,7 +1412,8 @@ class OwnNames:
 
     def also_placed(self, where, var_names):
         """Places of the genes of other data, completed by name. A gene of the other data without a
-        place gets the place that these data give to the same name, if no other gene has it.
+        place gets the place of the gene of that name in the model's data, unless the place is
+        taken.
 
         where : int (genes of the other data,), places in the space, or negative.
         var_names : their names. Returns a completed copy of where.

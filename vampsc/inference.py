@@ -157,8 +157,8 @@ class _Cells:
         return X, cells
 
     def _encoded(self, adata, indices):
-        """The same for what looks at the posterior alone, where batch and covariates matter only to
-        an encoder that is conditioned on them.
+        """As `_cells`, for verbs that need only the posterior: batch and covariates are read only
+        if the encoder is conditioned on them.
         """
         needed = self.architecture.encode_batch
         return self._cells(adata, indices, of_batch=needed, of_covariates=needed)
@@ -178,8 +178,8 @@ class _Cells:
         return X, report
 
     def _name_genes(self, X, adata, others=None):
-        """Note with Counts X what adata calls the model's genes, and which of them each column of
-        adata is: OwnNames.
+        """Store in Counts X the genes' names in adata and the model's gene in each of its columns;
+        returns the OwnNames.
 
         others : (genes,) what to call those that adata lacks. The counts may be those of adata.raw,
             which has other
@@ -208,7 +208,8 @@ class _Cells:
         return self.X
 
 # %% ../nbs/10_inference.ipynb #passes
-COMPILE_FROM_VALUES = 1e8  # cells x genes x draws; or so many calls for minibatches of 512
+# a verb compiles its functions from so many cells x genes x draws on, or from so many calls
+COMPILE_FROM_VALUES = 1e8
 COMPILE_FROM_CALLS = 20
 COMPILED_METHODS = (
     "encode_counts",
@@ -223,7 +224,7 @@ COMPILED_METHODS = (
 class _Passes(_Cells):
     "The network as verbs use it: mixed into CountAutoencoder."
 
-    # loaded: it was transferred, and has no history of its own
+    # a loaded model that came from `transfer` (chapter 13): trained, but without a history
     _began_trained = False
 
     @property
@@ -418,8 +419,8 @@ def log_odds_of_both(draws):
     """Logarithms of twice the shares of posterior and prior among the draws, which come from the
     two in turn: float32 (2,), 0 where the shares are equal.
 
-    Of an odd number of draws the posterior has one more. With equal weights the mean of the draws
-    would then be above p(x), and its logarithm no bound.
+    Of an odd number of draws the posterior has one more. With factors of 1/2 for both, the mean
+    importance weight would then be above p(x) on average, and its logarithm no bound.
     """
     from_prior = draws // 2
     twice = 2 * np.array([draws - from_prior, from_prior]) / draws
@@ -766,8 +767,8 @@ class _Decoded(_GeneNames):
         return known[batch_name(batch)]
 
     def _decodable(self, adata, indices, transform_batch):
-        """As _cells; where all are decoded as of one batch, their own does not matter to the
-        decoder.
+        """As _cells; if all cells are decoded as cells of one batch, their own batches are not
+        read.
         """
         if transform_batch is not None:
             self._code_of(transform_batch)
@@ -980,8 +981,8 @@ class Sampling(Redrawn):
         ----------
         n_samples : how many cells. seed : of the draws.
         batch : the name of the batch that all are of. None: each is of the batch of the training
-            cell whose library size it has. Covariates are those of this cell, too, which with
-            `batch` is one of that batch.
+            cell whose library size it has. Covariates are those of this cell, too; if `batch` is
+            given, it is a cell of that batch.
 
         Returns
         -------
@@ -1048,8 +1049,8 @@ class Generative(Sampling):
         Returns
         -------
         pandas.DataFrame (genes, latent), float32, genes as in model.gene_table: the change of the
-        gene's log-rate for a step of 1 in the unit. Units of another scale than 1 are compared by
-        loading times spread of the unit.
+        gene's log-rate for a step of 1 in the unit. To compare units of different spread, multiply
+        the loadings of each by its standard deviation over cells.
 
         Raises
         ------

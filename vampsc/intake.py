@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EMPTY_CELLS_REMEDY', 'MAX_CELLS_EXAMINED', 'mean_log_rates', 'residual_variances', 'variable_genes',
-           'genes_of_column', 'is_mask', 'genes_to_keep', 'genes_present', 'name_of_layer', 'batch_name',
-           'names_of_batches', 'batch_codes', 'warn_if_alike', 'covariate_keys', 'numbers_of_column', 'Covariates']
+           'genes_of_column', 'is_mask', 'genes_to_keep', 'genes_present', 'name_of_layer', 'batch_name', 'batch_codes',
+           'warn_if_alike', 'covariate_keys', 'numbers_of_column', 'Covariates']
 
 # %% ../nbs/09_intake.ipynb #imports
 import dataclasses
@@ -283,7 +283,8 @@ def names_of_batches(adata, key, what="batch"):
     twice = spellings[spellings["name"].duplicated(keep=False)].sort_values(["name", "text"])
     if len(twice):
         warnings.warn(
-            f"in obs[{key!r}], spellings that differ only by blanks or by the kind of number are"
+            f"in obs[{key!r}], spellings that differ only by blanks at their ends or by the kind of
+            number are"
             f" taken as one {key}: {', '.join(twice['text'])}.",
             stacklevel=4,
         )
@@ -296,7 +297,8 @@ def batch_codes(adata, key, names=None, what="batch", remedy="model.transfer(ada
 
     what : as in names_of_batches. remedy : for a name that is not among `names`.
     Names are compared as `batch_name` writes them. Raises ValueError where obs has no such column,
-    or several, cells have no batch, there are as many batches as cells, or one that is not among
+    or several, cells have no batch, there are more batches than half the cells, or one that is not
+    among
     `names`; warns of names that differ only by case or blanks.
     """
     values = names_of_batches(adata, key, what)

@@ -118,7 +118,7 @@ def _nonzero_gradient(x, m, r):
 
 # %% ../nbs/02_likelihood.ipynb #with-gradient
 def _with_gradient(value, gradient, x, m, r):
-    """`value(x, m, r)`, whose derivatives by m and r are `gradient(x, m, r)`; the three have one
+    """`value(x, m, r)`, whose derivatives by m and r are `gradient(x, m, r)`; x, m and r have one
     shape.
     """
 
