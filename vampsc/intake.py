@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EMPTY_CELLS_REMEDY', 'MAX_CELLS_EXAMINED', 'mean_log_rates', 'residual_variances', 'variable_genes',
-           'genes_of_column', 'is_mask', 'genes_to_keep', 'genes_present', 'name_of_layer', 'batch_name', 'batch_codes',
-           'warn_if_alike', 'covariate_keys', 'numbers_of_column', 'Covariates']
+           'genes_of_column', 'is_mask', 'genes_to_keep', 'genes_present', 'name_of_layer', 'batch_name',
+           'names_of_batches', 'batch_codes', 'warn_if_alike', 'covariate_keys', 'numbers_of_column', 'Covariates']
 
 # %% ../nbs/09_intake.ipynb #imports
 import dataclasses
@@ -283,9 +283,8 @@ def names_of_batches(adata, key, what="batch"):
     twice = spellings[spellings["name"].duplicated(keep=False)].sort_values(["name", "text"])
     if len(twice):
         warnings.warn(
-            f"in obs[{key!r}], spellings that differ only by blanks at their ends or by the kind of
-            number are"
-            f" taken as one {key}: {', '.join(twice['text'])}.",
+            f"in obs[{key!r}], spellings that differ only by blanks at their ends or by the kind"
+            f" of number are taken as one {key}: {', '.join(twice['text'])}.",
             stacklevel=4,
         )
     return names
