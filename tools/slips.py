@@ -266,7 +266,7 @@ SLIPS = [
         (
             "genes-by-test-cells",
             "models.py",
-            "variable_genes(X, n_genes, split.train, seed)",
+            "variable_genes(X, n_genes, train, seed)",
             "variable_genes(X, n_genes, None, seed)",
             "counts/test_by_hand.py::test_genes_are_chosen_by_the_training_cells",
         ),
