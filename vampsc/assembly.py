@@ -187,23 +187,27 @@ class _Terms(_Passes):
 class _Weights(_Terms):
     "The logarithms of importance weights, for each cell."
 
-    def log_weight(self, cells, parameters, noise, components):
+    def log_importance_weight(self, cells, parameters, noise, components):
         """log p(x, z) - log q(z|x) at the z drawn with this noise: (cells,), in nats; never by a
         closed KL.
         """
         z, log_q = self.posterior.sample(parameters, noise)
         return self.prior.log_prob(z, components) - log_q - self.reconstruction(cells, z)
 
-    def log_weight_of_both(self, cells, parameters, z, components, log_odds=np.zeros(2, "float32")):
+    def log_importance_weight_of_both(
+        self, cells, parameters, z, components, log_twice_shares=np.zeros(2, "float32")
+    ):
         """log p(x, z) less the log-density of the mixture of posterior and prior from which z was
         drawn: (cells,), in nats.
 
-        log_odds : of `log_odds_of_both` (chapter 10); default: half of the draws are from the
-            prior.
+        log_twice_shares : of `log_twice_the_shares` (chapter 10); default: half of the draws are
+            from the prior.
         """
         log_p = self.prior.log_prob(z, components)
         log_q = self.posterior.log_prob(z, parameters)
-        log_draws = ops.logaddexp(log_q + log_odds[0], log_p + log_odds[1]) - np.log(2)
+        log_draws = ops.logaddexp(
+            log_q + log_twice_shares[0], log_p + log_twice_shares[1]
+        ) - np.log(2)
         return log_p - self.reconstruction(cells, z) - log_draws
 
 # %% ../nbs/07_assembly.ipynb #network-in-keras
@@ -235,10 +239,12 @@ class Network(_Weights):
         ) / devices.replicas()
 
     def penalty(self):
-        "The L1/L2 penalties; where `kernels.is_fused`, the optimiser adds their gradient."
+        """The L1/L2 penalties. Where `kernels.adds_penalty_gradient`, the optimiser adds their
+        gradient.
+        """
         return (
             kernels.penalty(self.trainable_variables)
-            if kernels.is_fused(getattr(self, "optimizer", None))
+            if kernels.adds_penalty_gradient(getattr(self, "optimizer", None))
             else sum(self.losses)
         )
 
@@ -333,10 +339,10 @@ class Architecture:
         set_checked("precision", choice, ("float32", "mixed_bfloat16"))
         set_checked("dispersion", choice, ("gene-cell", "gene"))
         set_checked("likelihood", choice, tuple(LIKELIHOODS))
-        if self.prior not in (fitting := PRIORS_OF[self.posterior]):
+        if self.prior not in (allowed := PRIORS_OF[self.posterior]):
             raise ValueError(
                 f"posterior={self.posterior!r} does not go with prior={self.prior!r}; "
-                f"it takes {' or '.join(map(repr, fitting))}."
+                f"it takes {' or '.join(map(repr, allowed))}."
             )
 
         set_checked("n_latent", whole_number, 1)

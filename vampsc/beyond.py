@@ -501,7 +501,7 @@ class CountUnits(keras.callbacks.Callback):
             return
         self.next = (step // self.every + 1) * self.every
         losses = {"val_loss": logs["val_loss"], "val_kl": logs.get("val_kl", np.nan)}
-        counted = study.without_noise(
+        counted = study.units_and_pcs(
             *study.embed(self.trained, n_mc_samples=10, indices=self.cells)
         )
         self.rows.append({"step": step, **counted, **losses})
@@ -546,16 +546,16 @@ def units_by_step(
     return pd.read_csv(path).assign(variant=variant.name, seed=seed)
 
 # %% ../nbs/20_beyond.ipynb #compare
-def compare(frame, more, less, metric):
-    """The difference of two variants in one metric, seed by seed.
+def compare(frame, first, second, metric):
+    """The difference of two variants in one metric, first minus second, seed by seed.
 
-    frame : of `sweep`. more, less : names of variants. metric : a column.
+    frame : of `sweep`. first, second : names of variants. metric : a column.
     Returns a dict: mean, low, high (95 % t interval for seeds that divide the same cells anew,
     tables.interval), seeds, p (of no difference), clear (True where 0 lies outside the interval).
     ValueError : a name that is not in the frame; variants that were tested on other cells with the
     same seed.
     """
-    for name in (more, less):
+    for name in (first, second):
         if name not in set(frame["variant"]):
             raise ValueError(
                 f"no variant {name!r}; there are {', '.join(frame['variant'].unique())}."
@@ -563,12 +563,12 @@ def compare(frame, more, less, metric):
     if metric not in frame:
         raise ValueError(f"no column {metric!r}; there are {', '.join(frame)}.")
     wide = frame.pivot(index="seed", columns="variant", values=metric)
-    differences = (wide[more] - wide[less]).dropna()
-    runs = frame[frame["variant"].isin([more, less]) & frame["seed"].isin(differences.index)]
+    differences = (wide[first] - wide[second]).dropna()
+    runs = frame[frame["variant"].isin([first, second]) & frame["seed"].isin(differences.index)]
     if "test_cells" in runs and (seeds := tables.tested_otherwise(runs)):
         raise ValueError(
-            f"{more} and {less} were tested on other cells with seed {', '.join(map(str, seeds))},"
-            " so they cannot be compared seed by seed."
+            f"{first} and {second} were tested on other cells with seed"
+            f" {', '.join(map(str, seeds))}, so they cannot be compared seed by seed."
         )
     ratio = tables.test_ratio(runs)
     mean, low, high = tables.interval(differences, ratio=ratio)
@@ -759,21 +759,21 @@ def part_of(frame, data):
     return frame[frame["data"] == data].dropna(axis=1, how="all")
 
 # %% ../nbs/20_beyond.ipynb #changes
-def changes(frame, more, less, judged):
+def changes(frame, first, second, judged):
     """In which metrics one variant is clearly better, and in which clearly worse, than another, in
     words. In brackets are the mean differences, data set by data set; a dash: not clear.
 
     A difference is clear if it is so after Holm's correction (tables.holm) over all columns of
     `judged` in all data sets.
 
-    frame : of `gather`. more, less : names of variants. judged : dict from a column to its name,
+    frame : of `gather`. first, second : names of variants. judged : dict from a column to its name,
         digits, and 1 or -1: higher, or lower, is better.
     """
     parts = [part_of(frame, data) for data in frame["data"].unique()]
     phrases = {"better": [], "worse": []}
 
     def of(part, column):
-        return compare(part, more, less, column) if column in part else {"p": np.nan}
+        return compare(part, first, second, column) if column in part else {"p": np.nan}
 
     rows = {column: [of(part, column) for part in parts] for column in judged}
     family = [d for each in rows.values() for d in each]

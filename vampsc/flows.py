@@ -150,7 +150,7 @@ class InverseAutoregressiveFlow(layers.Layer):
 
     z and z' (cells, D), context (cells, any), the log-determinant (cells,) in nats. n_steps MADEs
     of widths `hidden`; the order of the units is reversed between them. Source: Kingma et al.
-    (2016), Algorithm 1. `bend` also transforms the log-density, by unit:
+    (2016), Algorithm 1. `transform` also transforms the log-density, by unit:
     (z, log_q) -> (z', log_q'), all (cells, D).
     """
 
@@ -164,7 +164,7 @@ class InverseAutoregressiveFlow(layers.Layer):
         for made in self.steps:
             made.build(z_shape, context_shape)
 
-    def bend(self, z, log_q, context):
+    def transform(self, z, log_q, context):
         for i, made in enumerate(self.steps):
             if i:
                 z = ops.flip(z, axis=-1)
@@ -174,7 +174,7 @@ class InverseAutoregressiveFlow(layers.Layer):
         return z, log_q
 
     def call(self, z, context):
-        z, minus_log_det = self.bend(z, ops.zeros_like(z), context)
+        z, minus_log_det = self.transform(z, ops.zeros_like(z), context)
         return z, -ops.sum(minus_log_det, axis=-1)
 
     def inverse(self, z, context):
@@ -230,5 +230,10 @@ class IAFPosterior(GaussianPosterior):
     def call(self, h):
         return (*super().call(h), h)
 
+    def log_prob(self, z, parameters):
+        raise NotImplementedError(
+            "log q(z|x) at a given z takes the flow backwards, unit by unit: see `flow.inverse`."
+        )
+
     def sample_by_unit(self, parameters, noise):
-        return self.flow.bend(*super().sample_by_unit(parameters, noise), parameters[2])
+        return self.flow.transform(*super().sample_by_unit(parameters, noise), parameters[2])

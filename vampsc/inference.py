@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SMALLEST_INTEGERS', 'FLAGS', 'OTHER_PACKAGES_ARGUMENTS', 'COMPILE_FROM_VALUES', 'COMPILE_FROM_CALLS',
-           'COMPILED_METHODS', 'suggestion', 'verb', 'Inference', 'importance_bound', 'log_odds_of_both', 'Elbo',
+           'COMPILED_METHODS', 'suggestion', 'verb', 'Inference', 'importance_bound', 'log_twice_the_shares', 'Elbo',
            'MarginalLikelihood', 'KLPerUnit', 'Bounds', 'Expression', 'Redrawn', 'Sampling', 'Generative']
 
 # %% ../nbs/10_inference.ipynb #imports
@@ -215,8 +215,8 @@ COMPILED_METHODS = (
     "encode_counts",
     "sample",
     "terms_at",
-    "log_weight",
-    "log_weight_of_both",
+    "log_importance_weight",
+    "log_importance_weight_of_both",
     "reconstruction",
 )
 
@@ -415,7 +415,7 @@ def importance_bound(log_weights):
     return first - np.log(n), np.sqrt(relative_variance)
 
 # %% ../nbs/10_inference.ipynb #log-odds-of-both
-def log_odds_of_both(draws):
+def log_twice_the_shares(draws):
     """Logarithms of twice the shares of posterior and prior among the draws, which come from the
     two in turn: float32 (2,), 0 where the shares are equal.
 
@@ -528,11 +528,13 @@ class MarginalLikelihood(Elbo):
         rows = []
         X, cells = self._cells(adata, indices)
         net = self._network(cells, n_mc_samples)
-        log_odds = log_odds_of_both(n_mc_samples)
+        log_twice_shares = log_twice_the_shares(n_mc_samples)
 
-        def log_weight(x, parameters, draw):
+        def log_importance_weight(x, parameters, draw):
             if proposal == "posterior":
-                return net.log_weight(x, parameters, self._noise_for(rng, parameters), components)
+                return net.log_importance_weight(
+                    x, parameters, self._noise_for(rng, parameters), components
+                )
             z = (
                 self.network.prior.sample(
                     len(parameters[0]), self.network.n_latent, components, rng
@@ -540,12 +542,14 @@ class MarginalLikelihood(Elbo):
                 if draw % 2
                 else net.sample(parameters, self._noise_for(rng, parameters))[0]
             )
-            return net.log_weight_of_both(x, parameters, z, components, log_odds)
+            return net.log_importance_weight_of_both(x, parameters, z, components, log_twice_shares)
 
         for x in Batches(X, cells, batch_size):
             parameters = net.encode_counts(x)
             rows.append(
-                importance_bound(log_weight(x, parameters, draw) for draw in range(n_mc_samples))
+                importance_bound(
+                    log_importance_weight(x, parameters, draw) for draw in range(n_mc_samples)
+                )
             )
         bound, error = np.concatenate(rows, axis=1)
         if per_cell:

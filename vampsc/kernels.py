@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PATHS', 'F', 'inlined', 'summing', 'ZERO', 'BLOCK_SIZE', 'MAX_DENSE_BYTES', 'FLOPS_PER_CALL', 'compiled', 'use_path',
            'jit', 'nb_log_prob_of_heads', 'dense_rows', 'fits_on_device', 'RowsOnDevice', 'row_reader', 'penalty',
-           'adam_in_place', 'own_memory', 'updates_in_place', 'is_fused', 'MinibatchReader', 'minibatch_reader',
-           'number_of_minibatches', 'each_minibatch', 'steps_at_once', 'traced']
+           'adam_in_place', 'own_memory', 'updates_in_place', 'adds_penalty_gradient', 'MinibatchReader',
+           'minibatch_reader', 'number_of_minibatches', 'each_minibatch', 'steps_at_once', 'traced']
 
 # %% ../nbs/a4_speed.ipynb #imports
 import contextlib
@@ -734,7 +734,7 @@ def updates_in_place():
     return not tf.config.functions_run_eagerly() and _shares_memory()
 
 # %% ../nbs/a4_speed.ipynb #is-fused
-def is_fused(optimizer, traced=None):
+def adds_penalty_gradient(optimizer, traced=None):
     """Does this optimiser's update add the penalties' gradient? Asked within the traced function;
     traced=True: asked before it is traced.
 

@@ -259,7 +259,7 @@ class Transferable(Trainable):
             a, self.genes, split, seed, self.layer, X.totals[split.train], self.use_raw, batch
         )
         new._condition_on(self.covariates, X, split.train)
-        new._own(X, adata, mapping)
+        new._adopt(X, adata, mapping)
         grown = []
         decoder = {id(weight) for weight in new.network.decoder.weights}
         for i, (new_weight, old_weight) in enumerate(
@@ -377,7 +377,7 @@ class _Assembled(Groups, Transferable, Persistence, _OtherPackagesMethods):
         self.covariates = covariates
         self.library_covariates = X.covariates[train] if covariates else None
 
-    def _own(self, X, adata, mapping):
+    def _adopt(self, X, adata, mapping):
         "Take these counts as the model's own cells."
         self.X = X
         self.mapping = mapping
@@ -542,7 +542,7 @@ class CountAutoencoder(_Assembled):
         a = _enough_cells(a, len(split.train))
         self._assemble(a, space, split, seed, layer, X.totals[split.train], use_raw, batch)
         self._condition_on(covariates, X, split.train)
-        self._own(X, adata, mapping)
+        self._adopt(X, adata, mapping)
         self.network.decoder.start_at(mean_log_rates(X, split.train, seed))
         if a.has_pseudo_inputs:
             self._start_pseudo_inputs(pseudo_inputs_from)

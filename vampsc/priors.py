@@ -312,6 +312,9 @@ class HierarchicalPosterior(GaussianPosterior):
     def call(self, h):
         return (*super().call(h), h)
 
+    def log_prob(self, z, parameters):
+        raise NotImplementedError("log q(z|x) is known at samples only: see `sample`.")
+
     def sample_by_unit(self, parameters, noise):
         mean, log_var, h = parameters
         second, log_q2 = gaussian_sample(mean, log_var, noise[:, self.n_first :])

@@ -504,7 +504,7 @@ class Persistence(_Copying):
         if self.covariates:
             self._take_covariates(X, train[in_order], self.library_covariates[in_order])
         self.split = Split(*(places[part] for part in self.split._parts()))
-        self._own(X, adata, mapping)
+        self._adopt(X, adata, mapping)
 
     def _take_batches(self, X, train, batches):
         """Keep the batches (cells,) of the training cells at these positions; warn where cells have

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UMAP_FILE', 'EMBEDDED_FILE', 'RUN_FILES', 'UMAP_OF_BATCHES_FILE', 'IN_A_RUN', 'MAX_CELLS_DRAWN', 'METRICS',
-           'TEMPLATE', 'ERROR_KINDS', 'KERNEL_ARGUMENTS', 'IN_A_REPORT', 'NO_ALT', 'STYLE', 'embed', 'without_noise',
+           'TEMPLATE', 'ERROR_KINDS', 'KERNEL_ARGUMENTS', 'IN_A_REPORT', 'NO_ALT', 'STYLE', 'embed', 'units_and_pcs',
            'compactness', 'judge', 'judge_by_labels', 'hash_of', 'data_hash', 'Run', 'read_run', 'configuration',
            'difference', 'preset', 'run', 'transfer', 'check_replaceable_run', 'evaluation_labels', 'when_finished',
            'cells_of', 'draw', 'division_of', 'Metric', 'table', 'show_table', 'findings', 'refuse_unknown', 'report',
@@ -63,7 +63,7 @@ def embed(model, n_mc_samples=25, indices=None):
     return (halves[0] + halves[1]) / 2, halves
 
 # %% ../nbs/18_study.ipynb #compactness
-def without_noise(z, halves):
+def units_and_pcs(z, halves):
     """Active units and PCs95 free of sampling noise, a dict of whole numbers.
 
     z, halves : of `embed`, (cells, latent units).
@@ -85,11 +85,11 @@ def compactness(model, z, halves):
     than 2 units are active.
     """
     if halves is None:
-        return without_noise(z, halves)
+        return units_and_pcs(z, halves)
     plain = model.get_latent_representation(n_mc_samples=10, seed=3)
     together = metrics.co_variation_split_half(*halves)
     return {
-        **without_noise(z, halves),
+        **units_and_pcs(z, halves),
         "active_units_10_samples": metrics.active_units(plain),
         "pcs95_10_samples": metrics.n_components(plain),
         "co_variation_split_half": together if np.isfinite(together) else None,

@@ -184,7 +184,7 @@ class FusedAdam(keras.optimizers.Adam):
     """Keras' Adam whose update is one fused operation under TensorFlow.
 
     adds_penalty: where the kernels of appendix A4 are in use, the update adds the gradient of the
-    L1/L2 penalties; the loss must then not give it (see `kernels.is_fused`).
+    L1/L2 penalties; the loss must then not give it (see `kernels.adds_penalty_gradient`).
     """
 
     def __init__(self, *args, adds_penalty=False, **kwargs):
@@ -193,11 +193,11 @@ class FusedAdam(keras.optimizers.Adam):
 
     def build(self, variables):
         super().build(variables)
-        if kernels.is_fused(self, traced=True):
+        if kernels.adds_penalty_gradient(self, traced=True):
             kernels.own_memory([*variables, *self._momentums, *self._velocities])
 
     def apply(self, grads, trainable_variables=None):
-        if not kernels.is_fused(self):
+        if not kernels.adds_penalty_gradient(self):
             return super().apply(grads, trainable_variables)
         import tensorflow as tf
 
@@ -985,7 +985,7 @@ class _Prepared:
         )
         return pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="epoch"))
 
-    def _alone(self):
+    def _only_writer(self):
         "A context in which only this process may write the checkpoint, if there is one."
         path = self.checkpoint[0]
         return (
@@ -1071,7 +1071,7 @@ class _Prepared:
     def _begin_epoch(self, epoch, logs):
         self.train.epoch = epoch  # Keras moves a data set on once before the first epoch
         devices.separate_noise(self.network)
-        if kernels.is_fused(self.network.optimizer, traced=True):
+        if kernels.adds_penalty_gradient(self.network.optimizer, traced=True):
             # a callback may hold arrays that share the memory of the weights
             kernels.own_memory(self.network.trainable_variables)
 
@@ -1189,7 +1189,7 @@ class Run(_Retried):
         the loss goes wrong, and does so again at a half and at a quarter of the learning rate.
         """
         try:
-            with self._alone():
+            with self._only_writer():
                 devices.spread(self._go)(self.network)
         finally:
             forget_compiled(self.network)

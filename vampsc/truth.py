@@ -362,7 +362,7 @@ def bound_at(model, cells, n_mc_samples=50, seed=0):
     components = network.components()
     rng = np.random.default_rng(seed)
 
-    def log_weight():
+    def log_importance_weight():
         noise = rng.normal(size=(len(x), network.n_latent)).astype("float32")
         z, log_q = network.posterior.sample(parameters, noise)
         parameters_of_counts = network.decoder(z, log_size)
@@ -370,7 +370,7 @@ def bound_at(model, cells, n_mc_samples=50, seed=0):
         log_p = np.asarray(network.prior.log_prob(z, components), float)
         return log_likelihood + log_p - np.asarray(log_q, float)
 
-    return inference.importance_bound(log_weight() for _ in range(n_mc_samples))[0]
+    return inference.importance_bound(log_importance_weight() for _ in range(n_mc_samples))[0]
 
 # %% ../nbs/24_truth.ipynb #judge-by-truth
 RARE = 0.02  # a type with a smaller share of the cells

@@ -27,7 +27,7 @@ def log_weights(net, x, parameters, components, n, draw):
 
     noise = draw.standard_normal((n * len(x), net.n_latent)).astype("float32")
     return np.asarray(
-        net.log_weight(many(x), [many(p) for p in parameters], noise, components)
+        net.log_importance_weight(many(x), [many(p) for p in parameters], noise, components)
     ).reshape(n, -1)
 
 
@@ -248,7 +248,7 @@ def test_log_weight_is_minus_the_terms(posterior, prior):
     if (posterior, prior) == ("gaussian", "normal"):
         z, log_q = made.posterior.sample(parameters, noise)
         kl = log_q - made.prior.log_prob(z)
-    found = made.log_weight(counts, parameters, noise, made.components())
+    found = made.log_importance_weight(counts, parameters, noise, made.components())
     np.testing.assert_allclose(
         found, -(np.asarray(reconstruction) + np.asarray(kl)), rtol=1e-5, atol=1e-4
     )
@@ -269,7 +269,7 @@ def test_verb_is_the_bound_by_hand():
     draw = np.random.default_rng(0)
     parameters = net.encode(log_normalise(x))
     truth, error = importance_bound(
-        net.log_weight(
+        net.log_importance_weight(
             x, parameters, draw.standard_normal((120, 4)).astype("float32"), net.components()
         )
         for _ in range(30)
@@ -344,7 +344,7 @@ def test_both_proposals_find_what_a_wrong_posterior_misses(prior):
     wrong = [np.repeat(v, 1000, 0) for v in wrong]
     noise = draw.standard_normal((5000, 2)).astype("float32")
     narrow, _ = importance_bound(
-        np.asarray(made.log_weight(many, wrong, noise, components)).reshape(5, 1000).T
+        np.asarray(made.log_importance_weight(many, wrong, noise, components)).reshape(5, 1000).T
     )
     from_prior = np.arange(5000)[:, None] % 2 == 1
     z = np.where(
@@ -353,7 +353,9 @@ def test_both_proposals_find_what_a_wrong_posterior_misses(prior):
         wrong[0] + np.exp(wrong[1] / 2) * noise,
     ).astype("float32")
     both, error = importance_bound(
-        np.asarray(made.log_weight_of_both(many, wrong, z, components)).reshape(5, 1000).T
+        np.asarray(made.log_importance_weight_of_both(many, wrong, z, components))
+        .reshape(5, 1000)
+        .T
     )
     assert np.all(np.abs(both - truth) < 5 * error + 0.02) and np.all(narrow < truth - 1)
 
@@ -447,9 +449,11 @@ def test_shares_of_the_draws(one_unit):
     """
     model, truth = one_unit
     assert (
-        inference.log_odds_of_both(4).tolist() == [0, 0] == inference.log_odds_of_both(200).tolist()
+        inference.log_twice_the_shares(4).tolist()
+        == [0, 0]
+        == inference.log_twice_the_shares(200).tolist()
     )
-    np.testing.assert_allclose(np.exp(inference.log_odds_of_both(3)), [4 / 3, 2 / 3], rtol=1e-6)
+    np.testing.assert_allclose(np.exp(inference.log_twice_the_shares(3)), [4 / 3, 2 / 3], rtol=1e-6)
     np.testing.assert_allclose(
         model.get_marginal_ll(n_mc_samples=1, proposal="both", per_cell=True), truth, atol=2e-4
     )
@@ -462,4 +466,6 @@ def test_shares_of_the_draws(one_unit):
         - net.reconstruction(model.x, z)
         - (ops.logaddexp(net.posterior.log_prob(z, parameters), log_p) - np.log(2))
     )
-    np.testing.assert_array_equal(net.log_weight_of_both(model.x, parameters, z, None), even)
+    np.testing.assert_array_equal(
+        net.log_importance_weight_of_both(model.x, parameters, z, None), even
+    )

@@ -230,7 +230,7 @@ def test_order_is_reversed_between_steps():
     # in the order of the units at the end
     by_unit = np.asarray(a)[:, ::-1] + np.asarray(b)
     np.testing.assert_allclose(log_det, by_unit.sum(1), rtol=1e-5)
-    bent = made.bend(z, np.float32([[1, 2, 3, 4, 5]]) + 0 * z, context)
+    bent = made.transform(z, np.float32([[1, 2, 3, 4, 5]]) + 0 * z, context)
     np.testing.assert_allclose(bent[0], two, atol=1e-6)
     np.testing.assert_allclose(bent[1], np.arange(5, 0, -1) - by_unit, rtol=1e-5, atol=1e-6)
 
@@ -316,6 +316,12 @@ class Wrapped(keras.Model):
 
     def build(self, shape):
         self.built = True
+
+
+def test_density_at_a_given_point_is_not_that_of_the_base_gaussian():
+    made = posterior()
+    with pytest.raises(NotImplementedError, match="flow.inverse"):
+        made.log_prob(draws(6, 4), made(draws(6, CONTEXT)))
 
 
 def test_saved_and_loaded_weights_give_the_same_outputs(tmp_path):
