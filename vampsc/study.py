@@ -1250,6 +1250,15 @@ def _image(figure, words):
     )
 
 # %% ../nbs/18_study.ipynb #settings-of
+def _labels_in_words(run):
+    "The column of labels, and how many cells have one."
+    key = run.config["label_key"]
+    if not key:
+        return "none"
+    n = run.metrics.get("n_labelled")
+    return key if n is None else f"{key}; {n:,} of {len(run.cells):,} cells have one"
+
+
 def settings_of(run):
     "The settings of a run in words, as (name, value) pairs."
     model = json.loads((run.folder / "model" / "model.json").read_text())
@@ -1286,7 +1295,7 @@ def settings_of(run):
             f"{training_of}; best epoch {run.metrics['best_epoch']} of {run.metrics['epochs']}",
         ),
         ("seed", run.config["seed"]),
-        ("labels", run.config["label_key"] or "none"),
+        ("labels", _labels_in_words(run)),
         ("data", f"hash {run.config['data']}"),
         ("versions", ", ".join(f"{k} {v}" for k, v in model["versions"].items())),
     ]

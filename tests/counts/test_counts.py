@@ -119,6 +119,34 @@ def test_logarithms_refused(transform, genes):
         )
 
 
+def of_cells(n, genes, seed=0):
+    "Counts of some 600 molecules a cell, whose genes differ a thousandfold."
+    rng = np.random.default_rng(seed)
+    shares = rng.lognormal(sigma=2, size=genes)
+    mean = 600 * shares / shares.sum() * rng.lognormal(sigma=0.4, size=(n, 1))
+    return rng.poisson(mean * rng.gamma(2, 0.5, (n, genes))).astype("float32")
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        lambda X: np.log1p(per_cell(X, 1e4)),
+        lambda X: np.log1p(per_cell(X, 1e6)),
+        lambda X: np.log10(1 + per_cell(X, 1e6)),
+    ],
+)
+def test_rounded_logarithms_are_noticed(log):
+    X = of_cells(150, 800)
+    rounded = np.round(log(X))
+    with pytest.warns(UserWarning, match=r"logarithms that were rounded\?.*layer='counts'"):
+        check_counts(sparse.csr_matrix(rounded))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_counts(sparse.csr_matrix(X))
+        check_counts(sparse.csr_matrix(rounded[:99]))
+        check_counts(sparse.csr_matrix(rounded[:, :499]))
+
+
 @pytest.mark.parametrize(
     "values, hint",
     [

@@ -144,6 +144,8 @@ def test_a_run(folder):
         metrics.silhouette(chosen.embedding, adata.obs["cell_type"], unlabelled="unknown")
     )
     assert set(chosen.cells["label"]) == {"alpha", "beta", ""}
+    in_words = dict(study.settings_of(chosen))["labels"]
+    assert in_words == "cell_type; 80 of 120 cells have one"
     with pytest.raises(FileExistsError, match="unlabelled was"):
         study.run(
             adata, "ae", folder / "chosen", BRIEF, label_key="cell_type", unlabelled="", **TINY
