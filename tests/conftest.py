@@ -31,6 +31,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 # Where files are tested side by side, those that take longest begin first, so that none is left
 # alone at the end.
 LONGEST = (
+    "test_question_pages",
     "test_study",
     "test_beyond",
     "test_models",
@@ -96,6 +97,7 @@ OF_STUDIES = (
     "test_peers",
     "test_pipeline",
     "test_precision",
+    "test_question_pages",
     "test_read_only",
     "test_registry",
     "test_registry_hostile",

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CODES', 'app', 'organs_app', 'DATA', 'JSON', 'N_GENES', 'KEEP_GENES', 'LABELS', 'NO_UMAP', 'STEPS', 'MAX_EPOCHS',
-           'LEARNING_RATE', 'BATCH_SIZE', 'KL_WARMUP', 'BACKED', 'UNLABELLED', 'KINDS', 'with_exit_code', 'printing',
-           'new_file', 'option', 'flag', 'vampsc', 'fit', 'transfer', 'embed', 'label', 'differences', 'sample',
-           'report', 'tables', 'beyond', 'organs_list', 'organs_fetch', 'organs_callback', 'main']
+           'LEARNING_RATE', 'BATCH_SIZE', 'KL_WARMUP', 'BACKED', 'UNLABELLED', 'KINDS', 'OF_ITS_OWN', 'with_exit_code',
+           'printing', 'new_file', 'option', 'flag', 'vampsc', 'fit', 'transfer', 'embed', 'label', 'differences',
+           'sample', 'report', 'tables', 'beyond', 'organs_list', 'organs_fetch', 'organs_callback', 'main']
 
 # %% ../nbs/23_command_line.ipynb #imports
 import contextlib
@@ -174,8 +174,17 @@ def _number_or_name(text):
 
 
 def _names(text):
-    "The names in a text with commas between them, as a list."
-    return [name.strip() for name in text.split(",") if name.strip()]
+    "The names in a text with commas between them, as a list; None where there are none."
+    return [name.strip() for name in (text or "").split(",") if name.strip()] or None
+
+
+def _given(**options):
+    "The options that were given: those that are not None and not False."
+    return {
+        name: value
+        for name, value in options.items()
+        if value is not None and value is not False  # 0 is given, too
+    }
 
 # %% ../nbs/23_command_line.ipynb #folder
 N_GENES = (
@@ -328,28 +337,21 @@ def fit(
         "use_raw": use_raw,
         "batch_key": batch_key,
     }
-    if n_genes is not None:
-        settings["n_genes"] = _number_or_name(n_genes)
-    if keep_genes:
-        settings["keep_genes"] = _names(keep_genes)
-    of_the_model = {
-        "likelihood": likelihood,
-        "n_latent": n_latent,
-        "n_pseudo_inputs": n_pseudo_inputs,
-    }
-    settings |= {name: value for name, value in of_the_model.items() if value is not None}
-    for name, keys in (
-        ("categorical_covariate_keys", categorical_covariate_keys),
-        ("continuous_covariate_keys", continuous_covariate_keys),
-    ):
-        if keys:
-            settings[name] = _names(keys)
-    if encode_batch:
-        if not (batch_key or categorical_covariate_keys or continuous_covariate_keys):
-            raise ValueError(
-                "--encode-batch needs --batch-key or covariates, on which to condition the encoder."
-            )
-        settings["encode_batch"] = True
+    settings |= _given(
+        n_genes=_number_or_name(n_genes),
+        keep_genes=_names(keep_genes),
+        likelihood=likelihood,
+        n_latent=n_latent,
+        n_pseudo_inputs=n_pseudo_inputs,
+        categorical_covariate_keys=_names(categorical_covariate_keys),
+        continuous_covariate_keys=_names(continuous_covariate_keys),
+        encode_batch=encode_batch,
+    )
+    conditions = batch_key, categorical_covariate_keys, continuous_covariate_keys
+    if encode_batch and not any(conditions):
+        raise ValueError(
+            "--encode-batch needs --batch-key or covariates, on which to condition the encoder."
+        )
     with printing(as_json) as results:
         profile = training.get_profile(
             profile,
@@ -900,8 +902,6 @@ def report(
         if Path(source).is_dir() and kind != ".zarr":
             page = study.run_page(source, out, overwrite)
             return results.append(({"page": page}, f"open {page.as_posix()}"))
-        import pandas as pd
-
         out = (out or Path("runs/report")).expanduser()
         given = {"data": source} if kind in (".h5ad", ".zarr") else {"organ": source}
         page = study.report(
@@ -921,22 +921,20 @@ def report(
             unlabelled=unlabelled,
             gene_space=_or_none(gene_space),
         )
-        frame = pd.read_csv(out / "table.csv", index_col="model")
-        files = sorted(p for p in out.iterdir() if p.is_file() and not p.name.startswith("."))
-        results.append(
-            (
-                {"page": page, "table": frame.to_dict("index"), "files": files},
-                "\n".join(
-                    [
-                        "",
-                        study.show_table(frame).T.to_string(),
-                        "",
-                        *(p.as_posix() for p in files),
-                        f"\nopen {page.as_posix()}",
-                    ]
-                ),
-            )
-        )
+        results.append(_of_report(out, page))
+
+
+def _of_report(folder, page):
+    "What the command prints about a report: for --json, and as text."
+    import pandas as pd
+
+    from vampsc import study
+
+    frame = pd.read_csv(folder / "table.csv", index_col="model")
+    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    table = study.show_table(frame).T.to_string()
+    lines = ["", table, "", *(p.as_posix() for p in files), "", f"open {page.as_posix()}"]
+    return {"page": page, "table": frame.to_dict("index"), "files": files}, "\n".join(lines)
 
 # %% ../nbs/23_command_line.ipynb #command-tables
 @app.command()
@@ -1019,31 +1017,10 @@ def beyond(
     """
     from vampsc import beyond
 
-    more = dict(text.split("=", 1) if "=" in text else (text, None) for text in settings)
-    if empty := [name for name, value in more.items() if value is None]:
-        raise ValueError(f"--set {empty[0]}: a value is missing, as in --set weights=1,1e-3.")
-    for name in more:
-        if name in (
-            "organs",
-            "out",
-            "seeds",
-            "profile",
-            "label_key",
-            "n_genes",
-            "max_epochs",
-            "jobs",
-        ):
-            option = "--" + name.replace("_", "-")
-            raise ValueError(f"--set {name}: this has an option of its own, {option} {more[name]}.")
-    given = {
-        name: value
-        for name, value in dict(
-            profile=profile, n_genes=n_genes, max_epochs=max_epochs, jobs=jobs
-        ).items()
-        if value is not None
-    }
-    if overwrite:
-        given["overwrite"] = True
+    parameters = _parameters(settings)
+    given = _given(
+        profile=profile, n_genes=n_genes, max_epochs=max_epochs, jobs=jobs, overwrite=overwrite
+    )
     with printing(as_json) as results:
         page = beyond.make(
             question,
@@ -1052,9 +1029,26 @@ def beyond(
             seeds=seeds,
             label_key=_or_none(label_key),
             **given,
-            **{name: int(value) if value.isdigit() else value for name, value in more.items()},
+            **parameters,
         )
         results.append(({"page": page}, f"open {page.as_posix()}"))
+
+
+OF_ITS_OWN = "organs", "out", "seeds", "profile", "label_key", "n_genes", "max_epochs", "jobs"
+
+
+def _parameters(settings):
+    "The parameters of a notebook in the texts NAME=VALUE, as a dict."
+    values = {}
+    for text in settings:
+        name, is_there, value = text.partition("=")
+        if not is_there:
+            raise ValueError(f"--set {name}: a value is missing, as in --set weights=1,1e-3.")
+        if name in OF_ITS_OWN:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"--set {name}: this has an option of its own, {option} {value}.")
+        values[name] = int(value) if value.isdigit() else value
+    return values
 
 # %% ../nbs/23_command_line.ipynb #command-organs
 @organs_app.command("list")

@@ -746,7 +746,7 @@ def _check_labelled(cells, labelled, groupby, what):
 
 # %% ../nbs/11_groups.ipynb #responses
 class Responses(Generative):
-    "Prediction of cells after a perturbation: mixed into CountAutoencoder."
+    "Prediction of cells after a perturbation; a base of CountAutoencoder."
 
     @verb
     def predict_response(
@@ -825,7 +825,7 @@ class Responses(Generative):
 
 # %% ../nbs/11_groups.ipynb #groups
 class Labelling(Responses):
-    "The verbs that carry labels over: mixed into CountAutoencoder."
+    "The verbs that carry labels over; a base of CountAutoencoder."
 
     @verb
     def predict_labels(
@@ -933,7 +933,7 @@ class Labelling(Responses):
 
 # %% ../nbs/11_groups.ipynb #groups-differences
 class Groups(Labelling):
-    "The verb that compares groups of cells: mixed into CountAutoencoder."
+    "The verb that compares groups of cells; a base of CountAutoencoder."
 
     @verb
     def differential_expression(

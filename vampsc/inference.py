@@ -128,7 +128,7 @@ def _standard_error(values):
 
 # %% ../nbs/10_inference.ipynb #cells-of-a-verb
 class _Cells:
-    "Which cells a verb looks at, on the genes of the model: mixed into CountAutoencoder."
+    "Which cells a verb looks at, on the genes of the model; a base of CountAutoencoder."
 
     # the MappingReport of the cells that were last handed in with adata=
     query_mapping = None
@@ -222,7 +222,7 @@ COMPILED_METHODS = (
 
 # %% ../nbs/10_inference.ipynb #passes-2
 class _Passes(_Cells):
-    "The network as verbs use it: mixed into CountAutoencoder."
+    "The network as verbs use it; a base of CountAutoencoder."
 
     # a loaded model that came from `transfer` (chapter 13): trained, but without a history
     _began_trained = False
@@ -279,7 +279,7 @@ class _Passes(_Cells):
 
 # %% ../nbs/10_inference.ipynb #inference
 class Inference(_Passes):
-    "Verbs that look at cells and need no prior: mixed into CountAutoencoder."
+    "Verbs that look at cells and need no prior; a base of CountAutoencoder."
 
     @verb
     def get_latent_representation(
@@ -430,7 +430,7 @@ def log_twice_the_shares(draws):
 
 # %% ../nbs/10_inference.ipynb #elbo
 class Elbo(Inference):
-    "The prior's components and the ELBO: mixed into CountAutoencoder."
+    "The prior's components and the ELBO; a base of CountAutoencoder."
 
     def _components(self):
         if self.network.prior is None:
@@ -483,7 +483,7 @@ class Elbo(Inference):
 
 # %% ../nbs/10_inference.ipynb #marginal-likelihood
 class MarginalLikelihood(Elbo):
-    "The bound of several draws: mixed into CountAutoencoder."
+    "The bound of several draws; a base of CountAutoencoder."
 
     @verb
     def get_marginal_ll(
@@ -570,7 +570,7 @@ class MarginalLikelihood(Elbo):
 
 # %% ../nbs/10_inference.ipynb #kl-per-unit
 class KLPerUnit(MarginalLikelihood):
-    "The KL term, unit by unit: mixed into CountAutoencoder."
+    "The KL term, unit by unit; a base of CountAutoencoder."
 
     @verb
     def get_kl_per_unit(self, adata=None, indices=None, n_mc_samples=5, seed=0, batch_size=512):
@@ -666,7 +666,7 @@ class Bounds(KLPerUnit):
 
 # %% ../nbs/10_inference.ipynb #gene-names
 class _GeneNames(Bounds):
-    "The names of genes in what verbs return: mixed into CountAutoencoder."
+    "The names of genes in what verbs return; a base of CountAutoencoder."
 
     @property
     def gene_table(self):
@@ -754,7 +754,7 @@ class _GeneNames(Bounds):
 
 # %% ../nbs/10_inference.ipynb #expression
 class _Decoded(_GeneNames):
-    "What the decoder makes of cells, as of their batch or of another: mixed into CountAutoencoder."
+    "What the decoder makes of cells, as of their batch or of another; a base of CountAutoencoder."
 
     def _code_of(self, batch):
         if not self.batches:
@@ -816,7 +816,7 @@ class _Decoded(_GeneNames):
 
 # %% ../nbs/10_inference.ipynb #normalized-expression
 class Expression(_Decoded):
-    "Denoised expression: mixed into CountAutoencoder."
+    "Denoised expression; a base of CountAutoencoder."
 
     @verb
     def get_normalized_expression(
@@ -910,7 +910,7 @@ class Expression(_Decoded):
 
 # %% ../nbs/10_inference.ipynb #redrawn
 class Redrawn(Expression):
-    "Cells drawn again: mixed into CountAutoencoder."
+    "Cells drawn again; a base of CountAutoencoder."
 
     @verb
     def posterior_predictive_sample(
@@ -950,7 +950,7 @@ class Redrawn(Expression):
 
 # %% ../nbs/10_inference.ipynb #sampling
 class Sampling(Redrawn):
-    "New cells from the prior: mixed into CountAutoencoder."
+    "New cells from the prior; a base of CountAutoencoder."
 
     def _drawn_at(self, z, log_size, conditions, rng, batch_size):
         """For block after block of z (cells, units): counts that are drawn there, CSR (cells,

@@ -91,7 +91,7 @@ def run_training(model, profile, progress=True, callbacks=(), checkpoint=None, r
 
 # %% ../nbs/13_models.ipynb #trainable
 class Trainable(Inference):
-    "The verb that trains: mixed into CountAutoencoder."
+    "The verb that trains; a base of CountAutoencoder."
 
     # in a transferred model a NewRows: the only weights that are trained; None: all are trained
     _new_rows = None
@@ -188,7 +188,7 @@ class Trainable(Inference):
 
 # %% ../nbs/13_models.ipynb #transferable
 class Transferable(Trainable):
-    "The verb that takes a model to other cells: mixed into CountAutoencoder."
+    "The verb that takes a model to other cells; a base of CountAutoencoder."
 
     @verb
     def transfer(

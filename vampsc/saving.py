@@ -324,7 +324,7 @@ class _InMemory(io.BytesIO):
 
 # %% ../nbs/12_saving.ipynb #writing
 class Saving:
-    "The method `save`, mixed into CountAutoencoder."
+    "The method `save`; a base of CountAutoencoder."
 
     @verb
     def save(self, path, overwrite=False):
@@ -432,7 +432,7 @@ class Saving:
 
 # %% ../nbs/12_saving.ipynb #copies
 class _Copying(Saving):
-    "Copies in memory and for other processes: mixed into CountAutoencoder."
+    "Copies in memory and for other processes; a base of CountAutoencoder."
 
     def __getstate__(self):
         """All of the model, for pickle, joblib and other processes: its weights as arrays, and its
@@ -473,7 +473,7 @@ class _Copying(Saving):
 
 # %% ../nbs/12_saving.ipynb #persistence-2
 class Persistence(_Copying):
-    "Loads a model from a folder, and gives it its cells again: mixed into CountAutoencoder."
+    "Loads a model from a folder, and gives it its cells again; a base of CountAutoencoder."
 
     @classmethod
     def _from_folder(cls, path, adata, class_of):

@@ -995,16 +995,9 @@ class _Prepared:
         )
 
     def _prepare(self):
-        "The optimiser, the state, the batches and the callbacks."
-        split = self.split
+        "The optimiser, the state, the minibatches and the callbacks."
         profile = self.profile
-        sharing = devices.sharing()
-        if not len(split.validation):
-            raise ValueError(
-                "the split has no validation cells, by which training stops: split_cells(n,"
-                " validation=0.1) draws some."
-            )
-        sharing.check(profile.batch_size, training=split.train, validation=split.validation)
+        self._check_cells()
         compile_network(self.network, profile.learning_rate, profile.beta_2)
         wait = dict(start_from_epoch=profile.kl_warmup)
         schedule = Halving(profile.lr_patience or np.inf, **wait)
@@ -1014,46 +1007,58 @@ class _Prepared:
             restore_best_weights=True,
             **wait,
         )
-        state = Checkpoint(
-            self.network,
-            schedule,
-            stopping,
-            *self.checkpoint,
-            share=0.05 if sharing.processes == 1 else np.inf,
+        alone = devices.sharing().processes == 1
+        self.state = Checkpoint(
+            self.network, schedule, stopping, *self.checkpoint, share=0.05 if alone else np.inf
         )
-        state.begin(self.resume)
-        self.state = state
-        rows = kernels.row_reader(self.X) if sharing.n == 1 else self.X.dense
-        seed = self.seed + len(state.notes["earlier"])
-        kl_weight = (
-            (lambda epoch: rising_weight(epoch, self.network.beta, profile.kl_warmup))
-            if profile.kl_warmup
-            else None
-        )
-        how = dict(rows=rows, steps=self._steps_at_once(), reader=self.network.reader)
-        self.train = _Inputs(
-            self.X,
-            split.train,
-            profile.batch_size,
-            shuffle=True,
-            seed=seed,
-            kl_weight=kl_weight,
-            **how,
-        )
-        self.validation = _Inputs(self.X, split.validation, profile.batch_size, **how)
-        self.inputs = (self.train, self.validation)
-        at_epoch_begin = keras.callbacks.LambdaCallback(on_epoch_begin=self._begin_epoch)
+        self.state.begin(self.resume)
+        self._make_inputs()
         self.callbacks = [
-            at_epoch_begin,
-            Record(len(split.train), kl_weight),
-            Guard(lambda: state.rows),
+            keras.callbacks.LambdaCallback(on_epoch_begin=self._begin_epoch),
+            Record(len(self.split.train), self.train.kl_weight),
+            Guard(lambda: self.state.rows),
             schedule,
             stopping,
         ]
         if profile.steps:
-            rate = profile.learning_rate / 2 ** state.notes["retried"]
+            rate = profile.learning_rate / 2 ** self.state.notes["retried"]
             self.falling = CosineSchedule(rate, self.epochs)
             self.callbacks.insert(0, self.falling)
+
+    def _check_cells(self):
+        "ValueError where no cells are for validation, or where the devices cannot share the cells."
+        if not len(self.split.validation):
+            raise ValueError(
+                "the split has no validation cells, by which training stops: split_cells(n,"
+                " validation=0.1) draws some."
+            )
+        devices.sharing().check(
+            self.profile.batch_size, training=self.split.train, validation=self.split.validation
+        )
+
+    def _make_inputs(self):
+        "The minibatches of the training cells, in another order each epoch, and of the others."
+        read = dict(
+            rows=kernels.row_reader(self.X) if devices.sharing().n == 1 else self.X.dense,
+            steps=self._steps_at_once(),
+            reader=self.network.reader,
+        )
+        size = self.profile.batch_size
+        seed = self.seed + len(self.state.notes["earlier"])
+        self.train = _Inputs(
+            self.X,
+            self.split.train,
+            size,
+            shuffle=True,
+            seed=seed,
+            kl_weight=self._kl_weight if self.profile.kl_warmup else None,
+            **read,
+        )
+        self.validation = _Inputs(self.X, self.split.validation, size, **read)
+        self.inputs = (self.train, self.validation)
+
+    def _kl_weight(self, epoch):
+        return rising_weight(epoch, self.network.beta, self.profile.kl_warmup)
 
     def _steps_at_once(self):
         """How many steps one compiled call does; 0: one step, on the counts of one minibatch.
