@@ -238,3 +238,21 @@ def missing_names(path):
 )
 def test_a_page_takes_only_public_names_that_are_there(path):
     assert list(missing_names(path)) == []
+
+
+PAGES = sorted((ROOT / "nbs").rglob("*.ipynb"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[p.stem for p in PAGES])
+def test_code_and_tables_in_prose_are_whole(page):
+    "Fences are closed, Python in them can be parsed, and each row of a table is one line."
+    for cell in cells(page):
+        if cell["cell_type"] != "markdown":
+            continue
+        text = source(cell)
+        fences = re.findall(r"^\s*```", text, re.M)
+        assert len(fences) % 2 == 0 and text.count("```") == len(fences), cell["id"]
+        for code in re.findall(r"^```python\n(.*?)^```", text, re.M | re.S):
+            ast.parse(code)
+        rows = [line for line in text.splitlines() if line.startswith("|")]
+        assert all(row.rstrip().endswith("|") for row in rows), cell["id"]
