@@ -212,6 +212,16 @@ def notebooks_here(monkeypatch):
     monkeypatch.setattr(papermill, "execute_notebook", notebooks.execute_here)
 
 
+@pytest.fixture
+def one_process(monkeypatch):
+    "Runs of other methods are done in this process, too."
+    import notebooks
+
+    from vampsc import peers
+
+    monkeypatch.setattr(peers, "_call", notebooks.call_here)
+
+
 # A server ends what takes too long, and then nothing is known at all. On a slow machine tests that
 # would begin after this moment, in seconds since 1970, are skipped instead, and counted.
 UNTIL = float(os.environ.get("TESTS_UNTIL", "inf"))

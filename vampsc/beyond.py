@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['N_INVENTED', 'TRAINING', 'ONE_CORE', 'QUESTIONS', 'Variant', 'judge_cells', 'training_halves', 'judge_invented',
-           'judge_real', 'refit_posterior', 'run', 'made_once', 'listed', 'distinct', 'listed_seeds', 'in_processes',
-           'sweep', 'failures_in_words', 'CountUnits', 'units_by_step', 'compare', 'over_seeds', 'in_words', 'summary',
-           'data_sets_of', 'plain', 'bound_by_new_posterior', 'gather', 'check_replaceable', 'part_of', 'changes',
-           'marker_genes', 'programmes', 'marker_agreement', 'component_use', 'make']
+           'judge_real', 'refit_posterior', 'latent_draws', 'fit_prior', 'run', 'made_once', 'listed', 'distinct',
+           'listed_seeds', 'in_processes', 'sweep', 'failures_in_words', 'CountUnits', 'units_by_step', 'compare',
+           'over_seeds', 'in_words', 'summary', 'data_sets_of', 'plain', 'bound_by_new_posterior',
+           'judged_with_fitted_prior', 'gather', 'check_replaceable', 'part_of', 'changes', 'marker_genes',
+           'programmes', 'marker_agreement', 'component_use', 'make']
 
 # %% ../nbs/20_beyond.ipynb #imports
 import contextlib
@@ -30,6 +31,7 @@ from joblib import Parallel, cpu_count, delayed
 from keras import ops
 from scipy import special, stats
 from sklearn.metrics import roc_auc_score
+from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 
 from vampsc import (
@@ -198,6 +200,66 @@ def refit_posterior(model, profile="quick", seed=0, **changes):
     new._new_rows = None  # all of the new weights are trained
     new.history = model.history.iloc[:0]
     return new.train(profile, progress=False, **changes)
+
+# %% ../nbs/20_beyond.ipynb #fit-prior
+def latent_draws(model, cells, n_samples=5, seed=0):
+    """Draws from the posterior of each of these cells of the model, (n_samples * cells, latent).
+
+    cells : positions.
+    """
+    rng = np.random.default_rng(seed)
+    network = model.network
+    draws = []
+    for batch in counts.Batches(model.X, cells, 512):
+        parameters = network.encode_counts(batch)
+        for _ in range(n_samples):
+            noise = rng.standard_normal((len(parameters[0]), network.n_latent))
+            draws.append(network.sample(parameters, noise.astype("float32"))[0])
+    return np.concatenate([np.asarray(z) for z in draws])
+
+
+def fit_prior(model, n_components=(1, 3, 10, 30, 100), n_samples=5, seed=0):
+    """The same encoder and decoder with a prior that is fitted to the latent vectors of the
+    training cells.
+
+    Parameters
+    ----------
+    model : trained, with its cells; a Gaussian posterior.
+    n_components : numbers of Gaussians to try. The one is taken under which draws for the
+        validation cells are most probable.
+    n_samples : draws for each cell. seed : of the draws and of EM's start.
+
+    Returns
+    -------
+    A model whose prior is a plain mixture; `model` stays as it is. Variances are held within the
+    bounds of a posterior's variances (LOG_VAR_BOUNDS).
+
+    Raises
+    ------
+    ValueError : another posterior, or a network that is conditioned on batches.
+    """
+    old = model.architecture
+    if old.posterior != "gaussian" or model.network.n_conditions:
+        raise ValueError("a prior is fitted to a Gaussian posterior, without batches.")
+    train, validation = (
+        latent_draws(model, cells, n_samples, seed)
+        for cells in (model.split.train, model.split.validation)
+    )
+    fits = [
+        GaussianMixture(k, covariance_type="diag", reg_covar=1e-3, random_state=seed).fit(train)
+        for k in n_components
+        if k <= len(model.split.train)
+    ]
+    best = max(fits, key=lambda fit: fit.score(validation))
+    new = copy.copy(model)
+    new.__class__ = models.CountAutoencoder
+    new.architecture = dataclasses.replace(old, prior="mixture", n_pseudo_inputs=best.n_components)
+    new.network = assembly.build_network(new.architecture, len(model.genes), seed + 1)
+    for part in ("encoder", "posterior", "decoder"):
+        getattr(new.network, part).set_weights(getattr(model.network, part).get_weights())
+    new.network.prior.assign(best.means_, np.log(best.covariances_), np.log(best.weights_))
+    new._compiled = {}
+    return new
 
 # %% ../nbs/20_beyond.ipynb #one-run
 # settings of a variant that are not the model's
@@ -677,6 +739,39 @@ def bound_by_new_posterior(name, folder):
         return anew.get_marginal_ll(n_mc_samples=200, proposal="both", **test)["marginal_ll"]
 
     return made_once(folder / "new_posterior.json", bound)
+
+# %% ../nbs/20_beyond.ipynb #judged-with-fitted-prior
+def judged_with_fitted_prior(name, folder):
+    """The numbers of a run whose prior is fitted afterwards: the bound on log p(x) of its test
+    cells, and those of `judge_invented`.
+
+    name : the organ or file of its cells. folder : of the run, in which fitted_prior.json keeps the
+        result.
+
+    Returns
+    -------
+    dict : n_components; log_p, in nats per cell, the higher of the bounds by the run's own
+        posterior and by one that is fitted anew, from 200 draws of posterior and prior; and the
+        numbers that compare 1,000 drawn cells with the test cells.
+    """
+    folder = downloads.user_path(folder)
+
+    def judged():
+        run = study.read_run(folder)
+        profile = training.Profile(**{**run.config["training"], "kl_warmup": 0})
+        model = fit_prior(models.load(folder / "model", organs.load(name)), seed=run.config["seed"])
+        labels = run.cells["label"].to_numpy() if "label" in run.cells else None
+        numbers = judge_invented(model, labels, model.seed)
+        anew = refit_posterior(model, profile, model.seed).get_marginal_ll(
+            indices=model.split.test, n_mc_samples=200, seed=model.seed, proposal="both"
+        )
+        return {
+            **numbers,
+            "n_components": model.architecture.n_pseudo_inputs,
+            "log_p": max(numbers["log_p"], anew["marginal_ll"]),
+        }
+
+    return made_once(folder / "fitted_prior.json", judged)
 
 # %% ../nbs/20_beyond.ipynb #gather
 def gather(

@@ -536,6 +536,46 @@ def test_the_bound_of_a_run_by_a_new_posterior_is_kept(adata, swept, tmp_path):
     assert beyond.bound_by_new_posterior("nowhere.h5ad", row.folder) == bound
 
 
+def test_a_prior_that_is_fitted_later(adata):
+    vae = models.VAE(adata, n_genes=60, hidden=(8,), n_latent=4, beta=1e-3)
+    vae.train(max_epochs=3, progress=False)
+    z = beyond.latent_draws(vae, vae.split.train)
+    assert z.shape == (5 * len(vae.split.train), 4)
+    one = beyond.fit_prior(vae, (1,))
+    # the mean and the variance of the draws
+    means, log_vars, log_shares = one.network.components()
+    np.testing.assert_allclose(means[0], z.mean(0), atol=1e-5)
+    np.testing.assert_allclose(np.exp(log_vars[0]), z.var(0) + 1e-3, rtol=1e-4)
+    assert float(log_shares[0]) == 0
+    np.testing.assert_array_equal(one.get_latent_representation(), vae.get_latent_representation())
+    several = beyond.fit_prior(vae, (1, 2, 5))
+    unseen = beyond.latent_draws(vae, vae.split.validation)
+    density = {
+        name: float(np.mean(m.network.prior.log_prob(unseen, m.network.components())))
+        for name, m in {"normal": vae, "one": one, "several": several}.items()
+    }
+    assert density["normal"] < density["one"] <= density["several"]
+    assert several.architecture.n_pseudo_inputs in (1, 2, 5) and vae.architecture.prior == "normal"
+
+
+@pytest.mark.parametrize("name", ["AE", "IAF"])
+def test_a_prior_is_fitted_to_gaussian_posteriors_only(adata, name):
+    model = getattr(models, name)(adata, n_genes=60, hidden=(8,), n_latent=4)
+    with pytest.raises(ValueError, match="fitted to a Gaussian posterior"):
+        beyond.fit_prior(model)
+
+
+def test_a_run_with_a_prior_that_is_fitted_later_is_kept(adata, swept, tmp_path):
+    _, frame = swept
+    row = frame[frame.variant == "scaled"].iloc[0]
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    found = beyond.judged_with_fitted_prior(str(tmp_path / "cells.h5ad"), row.folder)
+    assert found["n_components"] in (1, 3, 10, 30, 100) and 0.5 <= found["accuracy"] + 0.1 <= 1.1
+    assert np.isfinite(found["log_p"]) and found["log_p"] > row.test_marginal_ll - 20
+    # no cells are needed any more
+    assert beyond.judged_with_fitted_prior("nowhere.h5ad", row.folder) == found
+
+
 def test_changes_name_what_is_clear_data_set_by_data_set():
     rows = [
         ("one", v, seed, loss, asw)

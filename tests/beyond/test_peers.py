@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import traceback
 from pathlib import Path
 
 import numpy as np
@@ -28,24 +27,6 @@ def adata():
 @pytest.fixture(scope="module")
 def task(adata):
     return peers.Task(peers.prepare(adata, seed=1, n_genes=60), seed=1, **SHAPE)
-
-
-@pytest.fixture
-def one_process(monkeypatch):
-    "Runs in this process instead of one each: the same code, without TensorFlow's start."
-
-    def call(python, command, log):
-        work = peers.main if "peers.main()" in command[0] else peers.score
-        if work is peers.score and not peers._has("scib_metrics"):
-            return 0
-        try:
-            work(command[1:])
-        except Exception:
-            log.write_text(traceback.format_exc())
-            return 1
-        return 0
-
-    monkeypatch.setattr(peers, "_call", call)
 
 
 def test_all_get_the_same_cells(adata, task):

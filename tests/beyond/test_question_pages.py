@@ -104,7 +104,7 @@ def test_the_answer_of_a_page_has_the_numbers_of_its_run(question):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("question", beyond.QUESTIONS)
-def test_notebook_of_a_question(question, folder, files, notebooks_here):
+def test_notebook_of_a_question(question, folder, files, notebooks_here, one_process):
     "What cannot be said of a data set is left out, of that one alone."
     given = {**SMALL, "seeds": SEEDS.get(question, "0,1"), **OWN.get(question, {})}
     for name in UNKNOWN.get(question, ()):
@@ -145,7 +145,7 @@ def test_notebook_of_a_question(question, folder, files, notebooks_here):
 
 
 @pytest.mark.slow
-def test_batches_without_a_type_in_one_batch(files, tmp_path, notebooks_here):
+def test_batches_without_a_type_in_one_batch(files, tmp_path, notebooks_here, one_process):
     given = {**SMALL, "methods": "pca", "python": sys.executable, "one_batch": "False"}
     page = beyond.make("integrate", tmp_path, organs=str(files / "some cells.h5ad"), **given)
     raw = pd.read_csv(tmp_path / "some-cells" / "integrate.csv")

@@ -1,10 +1,11 @@
-"""Notebooks that the tests' own process executes.
+"""Notebooks, and runs of other methods, that the tests' own process executes.
 
-A kernel is a process of its own, which first imports TensorFlow and compiles its functions: that
-takes longer than what most pages do with a few small models.
+A kernel, or a run of another method, is a process of its own, which first imports TensorFlow and
+compiles its functions: that takes longer than what most of them do with a few small models.
 """
 
 import gc
+import traceback
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -56,3 +57,18 @@ def joined(output):
             for kind, value in output["data"].items()
         }
     return output
+
+
+def call_here(python, command, log):
+    "As peers._call: one run of a method, or the scores of all."
+    from vampsc import peers
+
+    work = peers.main if "peers.main()" in command[0] else peers.score
+    if work is peers.score and not peers._has("scib_metrics"):
+        return 0
+    try:
+        work(command[1:])
+    except Exception:
+        log.write_text(traceback.format_exc())
+        return 1
+    return 0
