@@ -986,7 +986,7 @@ def beyond(
         "auto", "Column of obs with cell types; auto: cell_type if there is one; none: no labels."
     ),
     n_genes: int = option(
-        None, "Number of most variable genes to keep; the profile decides if not given."
+        None, "Number of most variable genes to keep; the notebook has its own, mostly 1,000."
     ),
     max_epochs: int = option(None, "Instead of the profile's."),
     jobs: int = option(
@@ -1006,7 +1006,7 @@ def beyond(
     ),
     as_json: bool = JSON,
 ):
-    """Answer one of the paper's open questions on your data.
+    """Answer one of the open questions of chapter 20 on your data.
 
     The result is an executed notebook, a page, and the numbers of all runs.
 
