@@ -217,7 +217,7 @@ def latent_draws(model, cells, n_samples=5, seed=0):
             draws.append(network.sample(parameters, noise.astype("float32"))[0])
     return np.concatenate([np.asarray(z) for z in draws])
 
-
+# %% ../nbs/20_beyond.ipynb #fit-prior-2
 def fit_prior(model, n_components=(1, 3, 10, 30, 100), n_samples=5, seed=0):
     """The same encoder and decoder with a prior that is fitted to the latent vectors of the
     training cells.

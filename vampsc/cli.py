@@ -683,7 +683,7 @@ def _only_csv(out):
     if out.suffix != ".csv":
         raise ValueError(f"--out {out}: its ending must be .csv.")
 
-
+# %% ../nbs/23_command_line.ipynb #accuracy-in-words
 def _accuracy_in_words(table, good=0.8, most=3):
     """A table of `label_accuracy` in words: the accuracy over all cells, and the labels with the
     lowest accuracy and the lowest precision.
@@ -701,7 +701,7 @@ def _accuracy_in_words(table, good=0.8, most=3):
     words.append("  for cells of new donors the accuracy is lower")
     return "\n".join(words)
 
-
+# %% ../nbs/23_command_line.ipynb #label
 @app.command()
 @with_exit_code
 def label(
@@ -923,7 +923,7 @@ def report(
         )
         results.append(_of_report(out, page))
 
-
+# %% ../nbs/23_command_line.ipynb #of-report
 def _of_report(folder, page):
     "What the command prints about a report: for --json, and as text."
     import pandas as pd
@@ -1033,7 +1033,7 @@ def beyond(
         )
         results.append(({"page": page}, f"open {page.as_posix()}"))
 
-
+# %% ../nbs/23_command_line.ipynb #parameters-of-a-notebook
 OF_ITS_OWN = "organs", "out", "seeds", "profile", "label_key", "n_genes", "max_epochs", "jobs"
 
 

@@ -474,7 +474,7 @@ def moderated(spread, degrees, level, most=np.inf):
     result[varies] = np.sqrt(share * prior + (1 - share) * spread[varies] ** 2)
     return result, total
 
-
+# %% ../nbs/11_groups.ipynb #inverse-trigamma
 def _inverse_trigamma(y):
     "x with trigamma(x) = y > 0: between 1/y and 1/y + 1/sqrt(y) + 1."
     ends = np.log([0.5 / y, 2 / y + 2 / np.sqrt(y) + 1])

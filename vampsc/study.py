@@ -1073,7 +1073,7 @@ def _end_group(process, patience=5.0):
                 return
             time.sleep(0.05)
 
-
+# %% ../nbs/18_study.ipynb #left-behind
 def _left_behind(pid):
     """Is there a process group with this number, whose leader has ended?
 
@@ -1258,7 +1258,7 @@ def _labels_in_words(run):
     n = run.metrics.get("n_labelled")
     return key if n is None else f"{key}; {n:,} of {len(run.cells):,} cells have one"
 
-
+# %% ../nbs/18_study.ipynb #settings-of-2
 def settings_of(run):
     "The settings of a run in words, as (name, value) pairs."
     model = json.loads((run.folder / "model" / "model.json").read_text())

@@ -556,7 +556,7 @@ def _within_a_type(model, labels, n_genes, n_samples):
     }
     return cells, high, {method: values[:, high] for method, values in shares.items()}
 
-
+# %% ../nbs/21_uses.ipynb #judge-correlations-2
 def judge_correlations(name, folder, n_genes=200, n_samples=25):
     """The share of pairs of genes that are correlated within the most frequent cell type, in counts
     and in what a model and methods without one make of them.
@@ -607,7 +607,7 @@ def agreement(rho, others):
     both = np.isfinite(rho) & np.isfinite(others)
     return float(np.corrcoef(rho[both], others[both])[0, 1])
 
-
+# %% ../nbs/21_uses.ipynb #judge-kept-2
 def judge_kept_correlations(name, folder, n_genes=200, n_samples=25):
     """How well correlations between genes, within the most frequent type, agree with those in
     molecules that were held out.
