@@ -40,7 +40,7 @@ __all__ = [*_MODELS, *_ROOMS]
 
 
 @contextlib.contextmanager
-def _without_startup_log():
+def without_startup_log():
     """TensorFlow announces CPU features and missing GPUs on the error stream as it is imported,
     whatever its log level.
     """
@@ -64,7 +64,7 @@ def __getattr__(name):
     # wanted.
     if name not in __all__:
         raise AttributeError(f"module 'vampsc' has no attribute {name!r}")
-    with _without_startup_log():
+    with without_startup_log():
         if name in _ROOMS:
             return importlib.import_module(f"vampsc.{name}")
         return getattr(importlib.import_module("vampsc.models"), name)

@@ -442,9 +442,7 @@ def in_processes(function, tasks, names, jobs=None, progress=True):
     with contextlib.ExitStack() as within:
         if jobs > 1:
             within.enter_context(_environment(**ONE_CORE, TF_CPP_MIN_LOG_LEVEL="3"))
-        # A worker must end when this process ends. This is arranged before the worker starts
-        # TensorFlow, which takes long.
-        ends = {"initializer": files.end_with_parent, "initargs": (os.getpid(),)}
+        begins = {"initializer": files.begin_worker, "initargs": (os.getpid(), "vampsc.models")}
         pool = within.enter_context(
             Parallel(
                 jobs,
@@ -452,7 +450,7 @@ def in_processes(function, tasks, names, jobs=None, progress=True):
                 batch_size=1,
                 pre_dispatch="n_jobs",
                 max_nbytes=None,
-                **ends,
+                **begins,
             )
         )
         results = pool(delayed(_try)(i, function, task) for i, task in enumerate(tasks))

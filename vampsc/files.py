@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['MARK', 'NOTE', 'WITHOUT_LOCKS', 'check_replaceable', 'is_page', 'recorded_names', 'prepare_folder',
            'check_replaceable_folder', 'atomic_file', 'write_atomic', 'locate_folder', 'bring_back', 'atomic_folder',
-           'locked', 'end_with_parent']
+           'locked', 'end_with_parent', 'begin_worker']
 
 # %% ../nbs/a1_files.ipynb #imports
 import contextlib
 import errno
 import glob
+import importlib
 import json
 import os
 import secrets
@@ -23,6 +24,8 @@ import warnings
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from . import without_startup_log
 
 # %% ../nbs/a1_files.ipynb #check-replaceable
 def check_replaceable(path, ours=False, overwrite=False):
@@ -358,3 +361,14 @@ def end_with_parent(parent, every=1.0):
         os._exit(143)
 
     threading.Thread(target=watch, daemon=True).start()
+
+# %% ../nbs/a1_files.ipynb #begin-worker
+def begin_worker(parent, module):
+    """What a worker does first: it will end with its parent, and it imports a module.
+
+    parent : as in `end_with_parent`. module : the name of one that imports TensorFlow, which takes
+        long, so it comes second; what TensorFlow prints at its start is left out.
+    """
+    end_with_parent(parent)
+    with without_startup_log():
+        importlib.import_module(module)

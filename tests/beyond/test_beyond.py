@@ -217,10 +217,12 @@ def test_what_is_made_once_is_read_afterwards(tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_give_the_same_numbers(adata, swept, tmp_path):
+def test_processes_give_the_same_numbers(adata, swept, tmp_path, capfd):
     frame = beyond.sweep(adata, TWO[:1], tmp_path, seeds=(0, 1), jobs=2, progress=False, **TINY)
     for column in ("test_nats_per_cell", "test_kl"):
         np.testing.assert_allclose(frame[column], swept[1][column][:2], rtol=2e-3)
+    # what TensorFlow prints as it starts
+    assert "oneDNN" not in capfd.readouterr().err
 
 
 def test_the_test_cells_are_a_fifth_and_of_the_seed(swept):
