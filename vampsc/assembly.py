@@ -239,9 +239,7 @@ class Network(_Weights):
         ) / devices.replicas()
 
     def penalty(self):
-        """The L1/L2 penalties. Where `kernels.adds_penalty_gradient`, the optimiser adds their
-        gradient.
-        """
+        """The L1/L2 penalties. Where `kernels.adds_penalty_gradient` is true, this is only their value, and the optimiser adds their gradient."""
         return (
             kernels.penalty(self.trainable_variables)
             if kernels.adds_penalty_gradient(getattr(self, "optimizer", None))
@@ -341,8 +339,8 @@ class Architecture:
         set_checked("likelihood", choice, tuple(LIKELIHOODS))
         if self.prior not in (allowed := PRIORS_OF[self.posterior]):
             raise ValueError(
-                f"posterior={self.posterior!r} does not go with prior={self.prior!r}; "
-                f"it takes {' or '.join(map(repr, allowed))}."
+                f"posterior={self.posterior!r} cannot be combined with prior={self.prior!r};"
+                f" its priors are {' and '.join(map(repr, allowed))}."
             )
 
         set_checked("n_latent", whole_number, 1)

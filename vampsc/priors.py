@@ -38,7 +38,7 @@ class StandardNormal(layers.Layer):
     all priors have the same signature.
     """
 
-    posteriors = ("gaussian", "iaf")  # that it can be combined with
+    posteriors = ("gaussian", "iaf")  # those that this prior can be combined with
 
     @classmethod
     def from_architecture(cls, architecture, n_genes, seeds):

@@ -650,5 +650,5 @@ def test_the_class_behind_the_presets():
     preset = models.VAMPIAF(adata, **small_ae)
     assert plain.architecture == preset.architecture
     assert np.array_equal(plain.get_latent_representation(), preset.get_latent_representation())
-    with pytest.raises(ValueError, match="does not go with"):
+    with pytest.raises(ValueError, match="cannot be combined with"):
         models.CountAutoencoder(adata, "point", "vamp")
