@@ -239,7 +239,9 @@ class Network(_Weights):
         ) / devices.replicas()
 
     def penalty(self):
-        """The L1/L2 penalties. Where `kernels.adds_penalty_gradient` is true, this is only their value, and the optimiser adds their gradient."""
+        """The L1/L2 penalties. Where `kernels.adds_penalty_gradient` is true, this is only their
+        value, and the optimiser adds their gradient.
+        """
         return (
             kernels.penalty(self.trainable_variables)
             if kernels.adds_penalty_gradient(getattr(self, "optimizer", None))

@@ -232,7 +232,7 @@ class IAFPosterior(GaussianPosterior):
 
     def log_prob(self, z, parameters):
         raise NotImplementedError(
-            "log q(z|x) at a given z needs the inverse of the flow, unit by unit: see `flow.inverse`."
+            "log q(z|x) at a given z needs the flow's inverse, unit by unit: see `flow.inverse`."
         )
 
     def sample_by_unit(self, parameters, noise):
