@@ -238,8 +238,8 @@ SLIPS = [
         (
             "pseudo-inputs-in-training-mode",
             "assembly.py",
-            "self.encode(u, batch",
-            "self.encode(u, True, batch",
+            "self.encode(u, conditions",
+            "self.encode(u, True, conditions",
             "parts/test_priors.py::test_pseudo_inputs_pass_in_inference_mode_also_in_training",
         ),
         (

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from . import without_startup_log
+import vampsc
 
 # %% ../nbs/a1_files.ipynb #check-replaceable
 def check_replaceable(path, ours=False, overwrite=False):
@@ -370,5 +370,5 @@ def begin_worker(parent, module):
         long, so it comes second; what TensorFlow prints at its start is left out.
     """
     end_with_parent(parent)
-    with without_startup_log():
+    with vampsc.without_startup_log():
         importlib.import_module(module)

@@ -617,7 +617,9 @@ def _mean_log_expression(model, rng, X, cells, strata, samples, of_samples, pseu
         sums = np.zeros((4, len(model.genes)))
         for block, counts, conditions, parameters in encoded:
             z = model.network.sample(parameters, model._noise_for(rng, parameters))[0]
-            parameters_of_counts = model.network.decoder(z, np.log(size[block]), batch=conditions)
+            parameters_of_counts = model.network.decoder(
+                z, np.log(size[block]), conditions=conditions
+            )
             mu = likelihood.mean(*parameters_of_counts)
             mean += weights[block] @ np.log2(mu / size[block] + np.float32(pseudocount))
             # the weight v of each cell in equation (1)

@@ -811,7 +811,9 @@ class _Decoded(_GeneNames):
             )
             for sample in range(n_samples):
                 z = self.network.sample(parameters, self._noise_for(rng, parameters))[0]
-                parameters_of_counts = self.network.decoder(z, log_size[block], batch=conditions)
+                parameters_of_counts = self.network.decoder(
+                    z, log_size[block], conditions=conditions
+                )
                 yield sample, block, [np.asarray(v) for v in parameters_of_counts]
 
 # %% ../nbs/10_inference.ipynb #normalized-expression
@@ -962,7 +964,7 @@ class Sampling(Redrawn):
         for at in range(0, len(z), batch_size):
             here = slice(at, at + batch_size)
             columns = None if conditions is None else conditions[here]
-            parameters = self.network.decoder(z[here], log_size[here], batch=columns)
+            parameters = self.network.decoder(z[here], log_size[here], conditions=columns)
             drawn = self.network.decoder.likelihood.sample(rng, *parameters)
             yield sp.csr_matrix(drawn), self.network.decoder.likelihood.mean(*parameters)
 

@@ -157,27 +157,29 @@ class Decoder(layers.Layer):
         inside = np.clip(log_rates, -0.9 * HEAD_BOUND, 0.9 * HEAD_BOUND)
         self.log_rate.bias.assign(inside / np.sqrt(1 - np.square(inside / HEAD_BOUND)))
 
-    def heads(self, z, training=False, batch=None):
+    def heads(self, z, training=False, conditions=None):
         """z (cells, latent) -> log-rates (cells, genes) and the other parameters of the likelihood,
         such as log-dispersions, (cells, genes) or (genes,); all before the bound.
         """
         h = self.body(
-            z if batch is None else ops.concatenate([z, batch], axis=-1), training=training
+            z if conditions is None else ops.concatenate([z, conditions], axis=-1),
+            training=training,
         )
         values = [self.log_rate(h)]
         for name in self.likelihood.others:
             of_cell = getattr(self, name)
             values.append(self.gene_dispersion if of_cell is None else of_cell(h))
         values = tuple(ops.cast(v, "float32") for v in values)
-        if batch is None:
+        if conditions is None:
             return values
         return tuple(
-            v + BATCH_OFFSET_SCALE * (batch @ offset) for v, offset in zip(values, self.offsets)
+            v + BATCH_OFFSET_SCALE * (conditions @ offset)
+            for v, offset in zip(values, self.offsets)
         )
 
-    def call(self, z, log_size, training=False, batch=None):
+    def call(self, z, log_size, training=False, conditions=None):
         """z (cells, latent), log s (cells, 1) -> the parameters of the likelihood: log mu (cells,
         genes), and for the negative binomial log theta, (cells, genes) or (genes,).
         """
-        a, *others = self.heads(z, training, batch)
+        a, *others = self.heads(z, training, conditions)
         return soft_bound(a) + log_size, *map(soft_bound, others)

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 
 import anndata as ad
 import filelock
@@ -22,6 +23,8 @@ import pytest
 from scipy import sparse
 
 from vampsc import files, models, study, training
+
+PACKAGE = Path(files.__file__).parents[1]
 
 
 def start(code, *arguments, **more):
@@ -250,6 +253,19 @@ def test_a_worker_ends_with_its_parent(tmp_path):
     assert not psutil.wait_procs([worker], timeout=30)[1]
     # of itself it is no worker
     files.end_with_parent(os.getpid())
+
+
+def test_what_a_worker_imports_is_quiet_as_it_starts(tmp_path):
+    (tmp_path / "loud.py").write_text("import os\nos.write(2, b'noise from C')")
+    code = """
+        import os, sys
+        from vampsc import files
+        files.begin_worker(os.getpid(), "loud")
+        print("loud" in sys.modules)
+        os.write(2, b"an error")
+    """
+    worker = start(code, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{PACKAGE}"})
+    assert worker.communicate(timeout=60) == ("True\n", "an error")
 
 
 def marked(value):

@@ -140,9 +140,9 @@ def test_transform_batch_keeps_the_covariates(adata, trained):
     columns = []
     decoder = trained.network.decoder
 
-    def watched(z, log_size, batch):
-        columns.append(batch)
-        return decoder(z, log_size, batch=batch)
+    def watched(z, log_size, conditions):
+        columns.append(conditions)
+        return decoder(z, log_size, conditions=conditions)
 
     watched.likelihood = decoder.likelihood
     trained.network.decoder = watched
