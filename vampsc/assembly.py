@@ -227,8 +227,8 @@ class Network(_Weights):
         return self.terms(cells, noise, self.components(), training)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """y : no targets. With kl_warmup it is the present weight of the KL term, (cells,); None:
-        beta.
+        """y : no target, but the present weight of the KL term, (cells,), where it rises (chapter
+        8); None: the weight is beta.
         """
         for tracker, term in zip(self.trackers, y_pred):
             tracker.update_state(term)

@@ -137,8 +137,8 @@ class _Cells:
         """(Counts, positions of the cells to look at): of the model's cells, or of those of adata,
         on the model's genes.
 
-        of_batch : is the batch of a cell needed, if the model knows batches? Else cells may be of
-            any, or of none. of_covariates : the same of its covariates.
+        of_batch : whether each cell's batch is read, if the model knows batches; False: cells may
+            be of any batch, or have none. of_covariates : the same for covariates.
         """
         if adata is not None:
             genes.check_adata(adata)
@@ -304,9 +304,9 @@ class Inference(_Passes):
         Raises
         ------
         ValueError : no counts, no gene that the model knows; with encode_batch, a batch that it
-            does not know. Without, the embedding does not depend on the batch, and cells may be of
-            any. All verbs that look at cells take the same four arguments and raise the same
-            errors; those that decode need each cell's batch.
+            does not know. Without encode_batch the embedding does not depend on the batch, and
+            cells may be of any. All verbs that look at cells take adata, indices, seed and
+            batch_size, and raise the same errors; those that decode need each cell's batch.
         """
         self._warn_untrained("the embedding is that of")
         rng = np.random.default_rng(seed)
@@ -435,8 +435,8 @@ class Elbo(Inference):
     def _components(self):
         if self.network.prior is None:
             raise ValueError(
-                "an AE has no prior and so no ELBO, no likelihood and no samples; take VAE, IAF or"
-                " VAMP, or see get_reconstruction_error."
+                "an AE has no prior and so no ELBO, no bound on log p(x) and no samples; take a"
+                " model with a prior, such as VAE or VAMP, or see get_reconstruction_error."
             )
         return self.network.components()
 
@@ -517,8 +517,8 @@ class MarginalLikelihood(Elbo):
         Raises
         ------
         ValueError : for an AE, which has no prior; an unknown proposal; and "both" for a model
-            whose posterior is not a Gaussian: its density at a z drawn from the prior would need
-            the inverse of the flow.
+            whose posterior has no log_prob: IAF and VAMPIAF, where it needs the inverse of the
+            flow, and HVAMP.
         """
         proposal = choice("proposal", proposal, ("posterior", "both"))
         if proposal == "both":
@@ -613,7 +613,7 @@ class KLPerUnit(MarginalLikelihood):
 
 # %% ../nbs/10_inference.ipynb #bounds
 class Bounds(KLPerUnit):
-    "The KL term, divided by cells; with the verbs above, all that need a prior and decode nothing."
+    "The KL term, decomposed over cells; a base of CountAutoencoder."
 
     @verb
     def get_aggregate_kl(self, adata=None, indices=None, n_mc_samples=5, seed=0, batch_size=512):
@@ -629,13 +629,13 @@ class Bounds(KLPerUnit):
         -------
         dict of floats, in nats: `kl`, the mean over cells, is the sum of `aggregate_kl`, equation
         (2), and `mutual_information`. The second
-            is at most the log of the number of cells, `log_n_cells`; where it comes near, more
-            cells would move nats from the first to it.
+            is at most the log of the number of cells, `log_n_cells`. Where it is near this
+            limit, with more cells mutual_information would rise and aggregate_kl fall by as much.
 
         Raises
         ------
-        ValueError : for an AE, which has no prior, and for models whose posterior is no Gaussian,
-            since its density at another cell's z would take the flow backwards.
+        ValueError : for an AE, which has no prior, and for models whose posterior has no log_prob:
+            IAF and VAMPIAF, where it needs the inverse of the flow, and HVAMP.
         """
         net = self.network
         components = self._components()

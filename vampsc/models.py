@@ -110,8 +110,8 @@ class Trainable(Inference):
             epochs.
         progress : show losses and time left.
         callbacks : more Keras callbacks.
-        checkpoint : path of a file, such as "runs/x.checkpoint", in which the run is kept as it
-            goes.
+        checkpoint : path of a file, such as "runs/x.checkpoint", to which the run is saved while it
+            lasts.
         resume : go on from that file, if it is there. With the same settings the finished run
             equals one that was never interrupted. max_epochs may be larger than before, and the
             learning rate of a profile
@@ -128,8 +128,8 @@ class Trainable(Inference):
         ------
         ValueError : the checkpoint is damaged or of another run; a transferred model without new
             batches. OSError : it cannot be written.
-        FloatingPointError : the loss became NaN or infinite, or jumped, and did so again at half
-            the learning rate.
+        FloatingPointError : the loss became NaN or infinite, or jumped, and did so again at a half
+            and at a quarter of the learning rate.
         """
         if foreign := [name for name in changes if name in OTHER_PACKAGES_ARGUMENTS]:
             raise TypeError(f"train has no argument {foreign[0]!r}{suggestion(foreign[0])}.")

@@ -53,7 +53,7 @@ class StandardNormal(layers.Layer):
 
     def log_prob_by_unit(self, z, components=None):
         """log p(z) of each unit, (cells, D), and the cost of choosing a component, which is 0
-        because there is only one.
+        since this prior has no components.
         """
         return -0.5 * (ops.square(z) + LOG_2PI), 0.0
 
@@ -172,8 +172,8 @@ def start_pseudo_inputs(prior, X, train, start, rng):
 
     Parameters
     ----------
-    prior : with `initialise`. X : counts (cells, genes), sparse. train : positions of the training
-        cells, at least K.
+    prior : one with the method `initialise`. X : counts (cells, genes), sparse. train : positions
+        of the training cells, at least K.
     start : "cells"; or "random": the values of each gene are shuffled among the drawn cells,
         independently of the other genes, so that no pseudo-input is a real cell. rng : of numpy.
 
@@ -313,7 +313,9 @@ class HierarchicalPosterior(GaussianPosterior):
         return (*super().call(h), h)
 
     def log_prob(self, z, parameters):
-        raise NotImplementedError("log q(z|x) is known at samples only: see `sample`.")
+        raise NotImplementedError(
+            "log q(z|x) of two levels is computed at samples only: see `sample`."
+        )
 
     def sample_by_unit(self, parameters, noise):
         mean, log_var, h = parameters

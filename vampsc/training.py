@@ -1288,7 +1288,8 @@ class NewRows:
         weights = whole_numbers("weights", d["weights"], least=0) if d["weights"] else ()
         if rows > max(0, n_batches - 1) or bool(rows) != bool(weights):
             raise ValueError(
-                f"{rows} new rows in {len(weights)} weights of a model of {n_batches} batches"
+                f"a model of {n_batches} batches cannot have {rows} new rows in {len(weights)}"
+                " weights: the saved model is damaged; save it again"
             )
         return cls(tuple(weights), rows)
 
