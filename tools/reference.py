@@ -50,29 +50,75 @@ def signature(symbol, name):
 
 
 def entries(block):
-    """A section's lines as (name, text); continued lines are joined, and what names nothing has an
-    empty name.
+    """A section's entries as (name, text); lines that begin no entry belong to the one before, and
+    what names nothing has an empty name.
     """
-    joined = re.sub(r"\n +", " ", block.strip()).splitlines()
+    joined = []
+    for line in re.sub(r"\n +", " ", block.strip()).splitlines():
+        if joined and not ENTRY.match(line):
+            joined[-1] += " " + line
+        else:
+            joined.append(line)
     for line in joined:
         match = ENTRY.match(line)
-        yield (match[1], match[2]) if match else ("", line)
+        named = match and not match[1].startswith(("Returns ", "Raises "))
+        yield (match[1], match[2]) if named else ("", line)
+
+
+def parameters(symbol):
+    "The names of its parameters, with their stars."
+    try:
+        found = inspect.signature(symbol).parameters.values()
+    except (TypeError, ValueError):
+        return set()
+    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    return {stars.get(p.kind, "") + p.name for p in found}
+
+
+def separated(text, known):
+    """The parts of a text that holds several entries, `a : ... b : ...`, one after the other; each
+    begins with names that are known, with what is returned, or with an error.
+    """
+    start = re.compile(r"(?:^|(?<=[.;]) )(?=(\*{0,2}\w+(?:, \*{0,2}\w+)*) : |Returns |Raises )")
+    places = [
+        match.end()
+        for match in start.finditer(text)
+        if not match[1]
+        or known.issuperset(match[1].split(", "))
+        or match[1].endswith(("Error", "Interrupt", "Warning"))
+    ]
+    bounds = sorted({0, *places, len(text)})
+    return [text[a:b].rstrip(" ;") for a, b in zip(bounds, bounds[1:])]
+
+
+def item(name, text):
+    return f"- `{name}`: {escape(text)}" if name else f"- {escape(text)}"
+
+
+def paragraph(text, known):
+    "A paragraph as Markdown: a list, if it begins with an entry about a parameter."
+    joined = re.sub(r"\s*\n\s*", " ", text.strip())
+    match = ENTRY.match(joined)
+    if not match or not known.issuperset(match[1].split(", ")):
+        return escape(text.strip())
+    return "\n".join(item(*next(entries(part))) for part in separated(joined, known))
 
 
 def docstring(symbol):
-    "The docstring as Markdown: paragraphs, then each section as a list."
+    "The docstring as Markdown: paragraphs, then each section as a list, an entry for each name."
     text = inspect.getdoc(symbol) or ""
+    known = parameters(symbol)
     first, *rest = RULE.split(text)
-    lines = [escape(first.strip())]
+    lines = [paragraph(part, known) for part in first.strip().split("\n\n")]
     for heading, block in zip(rest[::2], rest[1::2]):
         body, _, after = block.strip("\n").partition("\n\n")
         lines.append(f"**{heading}**")
-        lines.append(
-            "\n".join(
-                f"- `{name}`: {escape(said)}" if name else f"- {escape(said)}"
-                for name, said in entries(body)
-            )
-        )
+        parts = [
+            (name, part) if i == 0 else next(entries(part))
+            for name, said in entries(body)
+            for i, part in enumerate(separated(said, known))
+        ]
+        lines.append("\n".join(item(*part) for part in parts))
         if after.strip():
             lines.append(escape(after.strip()))
     return "\n\n".join(line for line in lines if line)
@@ -161,7 +207,8 @@ def page(module, chapter):
         lines.append(Doc(symbol, title_level=2, links=[link])._repr_markdown_())
         for base, verbs in inherited(symbol) if symbol.__name__ == "CountAutoencoder" else ():
             said = ", ".join(f"[{name}](#{anchor(f'{base.__name__}.{name}')})" for name, _ in verbs)
-            lines.append(f"- {(base.__doc__ or base.__name__).split(':')[0]}: {said}\n")
+            about = (base.__doc__ or base.__name__).split("; a base of")[0].removesuffix(".")
+            lines.append(f"- {about}: {said}\n")
         lines += [
             Doc(f, name=f"{symbol.__name__}.{name}", title_level=3, links=())._repr_markdown_()
             for name, f in methods(symbol)

@@ -308,6 +308,53 @@ def test_docstrings_become_lists():
     )
 
 
+def several(a, b=2, *more, c=None):
+    """One line.
+
+    a : counts, as at : 3 o'clock. b, c : others;
+    *more : the rest. Returns a number. ValueError : sometimes.
+
+    Parameters
+    ----------
+    a : counts. c : another one, which is
+        explained. d : no parameter.
+
+    Returns
+    -------
+    A number that takes
+    two lines.
+    """
+
+
+def test_each_parameter_is_an_item():
+    assert reference.docstring(several).splitlines() == [
+        "One line.",
+        "",
+        "- `a`: counts, as at : 3 o'clock.",
+        "- `b, c`: others",
+        "- `*more`: the rest.",
+        "- Returns a number.",
+        "- `ValueError`: sometimes.",
+        "",
+        "**Parameters**",
+        "",
+        "- `a`: counts.",
+        "- `c`: another one, which is explained. d : no parameter.",
+        "",
+        "**Returns**",
+        "",
+        "- A number that takes two lines.",
+    ]
+
+
+def test_bases_of_a_model_are_named_by_what_they_do():
+    from vampsc import models
+
+    lines = [line for line in reference.page(models, "models").splitlines() if "](#" in line]
+    assert any(line.startswith("- The KL term, unit by unit: [get_kl_per_unit]") for line in lines)
+    assert not any("a base of" in line for line in lines)
+
+
 def test_signatures_and_links():
     assert reference.signature(sample, "sample") == "sample(a, b=2, *, c=None)"
     from vampsc import counts, metrics, models
