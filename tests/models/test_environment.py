@@ -254,9 +254,9 @@ def test_every_verb_works_in_mixed_precision(name, more):
     z = np.ones((2, 3), "float32")
     size = np.full((2, 1), 1.23456789, "float32")
     batch = np.eye(2, dtype="float32") if "batch_key" in more else None
-    log_mu, log_theta = mixed.network.decoder(z, size, batch=batch)
+    log_mu, log_theta = mixed.network.decoder(z, size, conditions=batch)
     assert {keras.backend.standardize_dtype(v.dtype) for v in (log_mu, log_theta)} == {"float32"}
-    plain, _ = mixed.network.decoder(z, 0 * size, batch=batch)
+    plain, _ = mixed.network.decoder(z, 0 * size, conditions=batch)
     # sizes keep their digits
     np.testing.assert_allclose(np.asarray(log_mu) - np.asarray(plain), 1.2345679, atol=1e-5)
 

@@ -406,7 +406,7 @@ def rates_at_zero(model, batch=None):
     z = np.zeros((1, model.architecture.n_latent), "float32")
     return np.exp(
         np.asarray(
-            model.network.decoder(z, np.zeros((1, 1), "float32"), batch=batch)[0], "float64"
+            model.network.decoder(z, np.zeros((1, 1), "float32"), conditions=batch)[0], "float64"
         )[0]
     )
 
