@@ -283,9 +283,11 @@ def fit(
         None, "Column of obs with donors or studies, on which the decoder is conditioned."
     ),
     categorical_covariate_keys: str = option(
-        None, "Further columns of obs that are categories, as in sex,site."
+        None, "Further columns of obs that are categories, such as sex,site."
     ),
-    continuous_covariate_keys: str = option(None, "Further such columns of numbers, as in age."),
+    continuous_covariate_keys: str = option(
+        None, "Further columns of obs that are numbers, such as age."
+    ),
     encode_batch: bool = flag(
         "--encode-batch", "Condition the encoder on batch and covariates, too."
     ),
@@ -445,8 +447,8 @@ def transfer(
     ),
     as_json: bool = JSON,
 ):
-    """Take new batches into a trained model, judge it on their cells, and record it in a folder, as
-    fit does.
+    """Add new batches to a copy of a trained model, judge it on the new cells, and record it in a
+    folder, as fit does.
 
     \b
     vampsc transfer runs/vamp-seed0 new.h5ad --out runs/new
@@ -718,7 +720,7 @@ def label(
         0.01,
         "Call a cell unknown if its typicality is below this. Of all labelled cells, the"
         " typicality is the share that lie at least as far from other cells of their label as"
-        " the new cell does: near 0, the new cell lies outside.",
+        " the new cell does; near 0, it lies further away than nearly all of them.",
     ),
     out: Path = option(Path("labels.csv"), "The table: a row for each cell."),
     overwrite: bool = flag("--overwrite", "Replace the file if it exists."),
@@ -827,7 +829,9 @@ def sample(
     run_folder: Path = typer.Argument(help="A run's folder, or a saved model's."),
     n: int = option(1000, "How many cells."),
     out: Path = option(Path("sampled.h5ad"), "An .h5ad of counts, with the draws of z in obsm."),
-    batch: str = option(None, "The batch that all cells are of; else as in the training data."),
+    batch: str = option(
+        None, "The batch of all generated cells; if not given, as in the training data."
+    ),
     seed: int = option(0, "Decides which cells are drawn."),
     overwrite: bool = flag("--overwrite", "Replace the file if it exists."),
     as_json: bool = JSON,
@@ -954,8 +958,8 @@ def tables(
 ):
     """The paper's tables and figures, from a folder of runs.
 
-    Tables 1 and 2 and Figures 1 and 2 of all organs in the folder, those of the paper beside its
-    numbers. Nothing is trained.
+    Tables 1 and 2 and Figures 1 and 2 of all organs in the folder; organs that the paper has, too,
+    stand beside its numbers. Nothing is trained.
 
     \b
     vampsc tables runs/quick
@@ -1058,7 +1062,8 @@ def organs_list(as_json: bool = JSON):
     get them.
 
     The name of an organ stands for its embedded study, or for those that the paper probably used
-    (in paper: how sure we are, 0 to 1); ORGAN:paper and ORGAN:all say it explicitly.
+    (in paper: how sure we are that the paper used it, 0 to 1); ORGAN:paper and ORGAN:all say it
+    explicitly.
     """
     from vampsc import organs
 
