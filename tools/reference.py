@@ -96,12 +96,20 @@ def item(name, text):
 
 
 def paragraph(text, known):
-    "A paragraph as Markdown: a list, if it begins with an entry about a parameter."
+    "A paragraph as Markdown: sentences, then its entries about parameters as a list."
     joined = re.sub(r"\s*\n\s*", " ", text.strip())
-    match = ENTRY.match(joined)
-    if not match or not known.issuperset(match[1].split(", ")):
+    parts = separated(joined, known)
+    first = next((i for i, part in enumerate(parts) if names_parameters(part, known)), len(parts))
+    if first == len(parts):
         return escape(text.strip())
-    return "\n".join(item(*next(entries(part))) for part in separated(joined, known))
+    said = [escape(" ".join(parts[:first]))] if first else []
+    listed = "\n".join(item(*next(entries(part))) for part in parts[first:])
+    return "\n\n".join([*said, listed])
+
+
+def names_parameters(part, known):
+    match = ENTRY.match(part)
+    return bool(match) and known.issuperset(match[1].split(", "))
 
 
 def docstring(symbol):

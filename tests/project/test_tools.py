@@ -309,7 +309,7 @@ def test_docstrings_become_lists():
 
 
 def several(a, b=2, *more, c=None):
-    """One line.
+    """One line. And a second. b : too.
 
     a : counts, as at : 3 o'clock. b, c : others;
     *more : the rest. Returns a number. ValueError : sometimes.
@@ -328,7 +328,9 @@ def several(a, b=2, *more, c=None):
 
 def test_each_parameter_is_an_item():
     assert reference.docstring(several).splitlines() == [
-        "One line.",
+        "One line. And a second.",
+        "",
+        "- `b`: too.",
         "",
         "- `a`: counts, as at : 3 o'clock.",
         "- `b, c`: others",
