@@ -225,8 +225,8 @@ def fit_prior(model, n_components=(1, 3, 10, 30, 100), n_samples=5, seed=0):
     Parameters
     ----------
     model : trained, with its cells; a Gaussian posterior.
-    n_components : numbers of Gaussians to try. The one is taken under which draws for the
-        validation cells are most probable.
+    n_components : numbers of Gaussians to try, of which those above the number of training cells
+        are left out. The one is taken under which draws for the validation cells are most probable.
     n_samples : draws for each cell. seed : of the draws and of EM's start.
 
     Returns
@@ -236,11 +236,21 @@ def fit_prior(model, n_components=(1, 3, 10, 30, 100), n_samples=5, seed=0):
 
     Raises
     ------
-    ValueError : another posterior, or a network that is conditioned on batches.
+    ValueError : another posterior, a network that is conditioned on batches, or only numbers above
+        that of the training cells.
     """
     old = model.architecture
-    if old.posterior != "gaussian" or model.network.n_conditions:
-        raise ValueError("a prior is fitted to a Gaussian posterior, without batches.")
+    if old.posterior != "gaussian":
+        raise ValueError(
+            f"a prior can be fitted to a Gaussian posterior, not to a {old.posterior} one:"
+            " take VAE, VAMP or MOG."
+        )
+    if model.network.n_conditions:
+        raise ValueError(
+            "a prior cannot be fitted to a model with batches or covariates: train one without."
+        )
+    if (least := min(n_components)) > (n := len(model.split.train)):
+        raise ValueError(f"n_components: {least:,} Gaussians are more than {n:,} training cells.")
     train, validation = (
         latent_draws(model, cells, n_samples, seed)
         for cells in (model.split.train, model.split.validation)
@@ -248,7 +258,7 @@ def fit_prior(model, n_components=(1, 3, 10, 30, 100), n_samples=5, seed=0):
     fits = [
         GaussianMixture(k, covariance_type="diag", reg_covar=1e-3, random_state=seed).fit(train)
         for k in n_components
-        if k <= len(model.split.train)
+        if k <= n
     ]
     best = max(fits, key=lambda fit: fit.score(validation))
     new = copy.copy(model)

@@ -567,6 +567,12 @@ def test_a_prior_is_fitted_to_gaussian_posteriors_only(adata, name):
         beyond.fit_prior(model)
 
 
+def test_a_prior_needs_more_cells_than_components(adata):
+    model = models.VAE(adata, n_genes=60, hidden=(8,), n_latent=4)
+    with pytest.raises(ValueError, match="1,000 Gaussians are more than 320 training cells"):
+        beyond.fit_prior(model, (1000,))
+
+
 def test_a_run_with_a_prior_that_is_fitted_later_is_kept(adata, swept, tmp_path):
     _, frame = swept
     row = frame[frame.variant == "scaled"].iloc[0]

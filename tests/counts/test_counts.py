@@ -145,6 +145,9 @@ def test_rounded_logarithms_are_noticed(log):
         check_counts(sparse.csr_matrix(X))
         check_counts(sparse.csr_matrix(rounded[:99]))
         check_counts(sparse.csr_matrix(rounded[:, :499]))
+    with pytest.warns(UserWarning) as caught:
+        check_counts(sparse.csr_matrix(X * (10 / X.max())))  # scaled, and not whole
+    assert len(caught) == 1 and "rounded" not in str(caught[0].message)
 
 
 @pytest.mark.parametrize(
